@@ -1,0 +1,107 @@
+"""Settings of RAG-PT tuning and their three recipes, importable without torch.
+
+Place in the picture: pairs ─► *train_dpo* ─► adapter. ``DpoTraining.recipe("paper")`` gives the
+published values, ``released`` those of the released stage-2 script, ``default`` ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from mmedrag.types import UserError
+
+Reference = Literal["base", "init"]
+
+
+@dataclass(frozen=True)
+class DpoTraining:
+    """How a preference tuning runs.
+
+    Args:
+        beta: strength of the pull to the reference policy (α in the paper).
+        learning_rate, projector_lr: of the adapter, and of the projector when it is trained
+            (None: the same).
+        epochs: passes over the pairs; ``max_steps`` > 0 stops earlier.
+        batch_size: pairs per step and device; ``accumulation``: steps per update.
+        lora_r, lora_alpha: rank and scale of the one adapter, on every linear layer of the
+            language model except ``lm_head``. Dropout is off, as DPO's two passes must agree.
+        train_projector: also train the image projector (kept inside the adapter, so that the
+            reference keeps the original).
+        schedule, warmup_ratio, weight_decay, max_grad_norm: as in transformers.
+        max_length: tokens of prompt, image and answer together; only answers are ever cut.
+        dtype: ``auto`` = bfloat16 on a GPU that has it, else float32.
+        redraw_noise: draw the rejected image's noise anew at every access (released). None:
+            as the pairs say. Redrawn noise is neither cached nor are its reference log-probs.
+        cache_features, cache_reference: keep frozen vision features and reference log-probs
+            on disk.
+        save_steps: checkpoint interval in updates (0: at each epoch's end); log_steps likewise.
+        report_to: ``none``, ``tensorboard``, ``wandb``, ``trackio`` (their own log-in applies).
+        workers: data loading processes (needed only when images are decoded at each step).
+    """
+
+    beta: float = 0.1
+    learning_rate: float = 1e-4
+    projector_lr: float | None = None
+    epochs: float = 3
+    max_steps: int = 0
+    batch_size: int = 16
+    accumulation: int = 1
+    lora_r: int = 32
+    lora_alpha: float = 64
+    train_projector: bool = False
+    schedule: str = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int = 1024
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    share_prefix: bool = True
+    group_by_length: bool = True
+    redraw_noise: bool | None = None
+    cache_features: bool = True
+    cache_reference: bool = True
+    save_steps: int = 0
+    log_steps: int = 10
+    report_to: str = "none"
+    workers: int = 0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "learning_rate", "epochs", "batch_size", "accumulation", "lora_r"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"train dpo: {name} is {getattr(self, name)}, expected above 0")
+
+    @classmethod
+    def recipe(cls, name: str, **changes: Any) -> DpoTraining:
+        """A named recipe with some values changed; unknown names and fields are errors."""
+        if name not in RECIPES:
+            raise UserError(f"train dpo: recipe {name!r}, expected one of {', '.join(RECIPES)}")
+        return cls().changed(**{**RECIPES[name], **changes})
+
+    def changed(self, **changes: Any) -> DpoTraining:
+        unknown = sorted(changes.keys() - {f.name for f in fields(self)})
+        if unknown:
+            raise UserError(f"train dpo: setting {unknown[0]!r} is not known")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# SPEC §1.4: LoRA r 128, α 256, β 0.1, 3 epochs, cosine, 3 % warm-up, bf16, 4 GPUs × 1.
+_PUBLISHED: dict[str, Any] = {
+    "beta": 0.1, "learning_rate": 1e-7, "epochs": 3, "batch_size": 1, "lora_r": 128,
+    "lora_alpha": 256, "schedule": "cosine", "warmup_ratio": 0.03, "weight_decay": 0.0,
+    "max_length": 1024, "gradient_checkpointing": True,
+}  # fmt: skip
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {**_PUBLISHED, "train_projector": True, "projector_lr": 2e-5},
+    "released": {
+        **_PUBLISHED, "learning_rate": 2e-7, "batch_size": 2, "train_projector": True,
+        "projector_lr": 2e-5, "redraw_noise": True, "share_prefix": False,
+        "group_by_length": False,
+    },
+}  # fmt: skip

@@ -1,0 +1,295 @@
+"""RAG-PT preference pairs: traces under four conditions become D_cm, D_oa1, D_oa2 and stage 1.
+
+Place in the picture: traces × {clean, noise} × {with, without references} ─► pairs ─► train_dpo.
+
+Paper, Algorithm 1 (x* is the noisy image, x_r the references, y the ground truth):
+
+    cross_modal  M(x, q+x_r) = y  and  M(x*, q+x_r) = y   (x, y) ≻ (x*, M(x*, q+x_r))    D_cm
+    copy         M(x, q+x_r) = y  and  M(x, q) ≠ y               y ≻ M(x, q)              D_oa1
+    resist       M(x, q) = y      and  M(x, q+x_r) ≠ y           y ≻ M(x, q+x_r)          D_oa2
+    stage1       M(x, q) = y      and  M(x*, q) ≠ y       (x, y) ≻ (x*, M(x*, q))    released only
+
+The four kinds differ only in the table ``KINDS``. ``mode="paper"`` prefers the ground truth and
+reads answers strictly; ``mode="released"`` follows the released construction script: the chosen
+text is the model's own right answer (reports: the ground truth), its permissive parser, reports
+right by first-sentence BLEU against the mean, and D_cm sampled down to half of the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mmedrag.pairs_heldout import HeldOut
+from mmedrag.pairs_judge import Criterion, Verdict, judge
+from mmedrag.types import Noise, Pair, PairKind, Prompt, Side, Trace, UserError
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["paper", "released"]
+CLEAN, CLEAN_REF = "clean", "clean+references"
+NOISE, NOISE_REF = "noise", "noise+references"
+CONDITIONS = (CLEAN, CLEAN_REF, NOISE, NOISE_REF)
+
+
+class Kind(NamedTuple):
+    """One row of the construction: ``better`` must be right, ``worse`` must be as ``verdict``."""
+
+    better: str
+    worse: str
+    verdict: Verdict
+    prompt: str  # condition whose prompt both sides carry (as released)
+    reason: str
+
+
+KINDS: dict[PairKind, Kind] = {
+    "cross_modal": Kind(
+        CLEAN_REF, NOISE_REF, "right", CLEAN_REF,
+        "right with references on the clean image and on the noise image: prefer the clean image",
+    ),
+    "resist": Kind(
+        CLEAN, CLEAN_REF, "wrong", CLEAN_REF,
+        "right without references, wrong with them: resist wrong references",
+    ),
+    "copy": Kind(
+        CLEAN_REF, CLEAN, "wrong", CLEAN_REF,
+        "wrong without references, right with them: use right references",
+    ),
+    "stage1": Kind(
+        CLEAN, NOISE, "wrong", CLEAN,
+        "without references right on the clean image, wrong on the noise image",
+    ),
+}  # fmt: skip
+PAPER_KINDS: tuple[PairKind, ...] = ("cross_modal", "resist", "copy")  # order as released: a, b, c
+
+
+@dataclass
+class PairSet:
+    """The pairs and how many candidates went where.
+
+    ``counts``: ``pairs`` per kind · ``dropped`` per reason · ``refused`` (held-out rule) per
+    reason · ``examples`` how many had traces · ``score_means`` the report thresholds used.
+    """
+
+    pairs: list[Pair]
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+def condition_of(trace: Trace) -> str:
+    """Which of the four conditions a trace was made under."""
+    return trace.condition.image + ("" if trace.condition.references == "none" else "+references")
+
+
+def by_condition(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
+    """Group traces of any number of runs into the four conditions."""
+    groups: dict[str, list[Trace]] = {name: [] for name in CONDITIONS}
+    for trace in traces:
+        groups[condition_of(trace)].append(trace)
+    return groups
+
+
+def trace_id(trace: Trace) -> str:
+    """``example@condition``: unique among the traces that pairs are built from."""
+    return f"{trace.example_id}@{condition_of(trace)}"
+
+
+def build_pairs(
+    traces_by_condition: Mapping[str, Sequence[Trace]],
+    mode: Mode = "paper",
+    kinds: Sequence[PairKind] = PAPER_KINDS,
+    seed: int = 42,
+    *,
+    held_out: HeldOut | None = None,
+    criterion: Criterion | None = None,
+    prompts: Literal["with_references", "own"] = "with_references",
+    balance: float | None | Literal["mode"] = "mode",
+    root: Path | None = None,
+) -> PairSet:
+    """Build preference pairs from traces, joined by example id (never by position).
+
+    Args:
+        traces_by_condition: keys of ``CONDITIONS`` → traces (see :func:`by_condition`). Only
+            the conditions that the asked ``kinds`` compare need to be there.
+        mode: ``paper`` or ``released`` (see the module's text).
+        kinds: which sets to build, in output order.
+        seed: of the D_cm sample.
+        held_out: patients and images that no pair may come from; test traces are always refused.
+        criterion: when a report or an open answer is right.
+        prompts: ``with_references`` gives both sides the with-references prompt (as released and
+            as at test time); ``own`` gives each side the prompt its text was produced with.
+        balance: D_cm is sampled down to this share of the other two sets together; ``"mode"``:
+            0.5 in ``released``, no sampling in ``paper``.
+        root: DATA folder that image paths are relative to.
+
+    Raises:
+        UserError: unknown mode or kind, a condition that is missing, one example twice in it.
+    """
+    if mode not in ("paper", "released"):
+        raise UserError(f"pairs: mode {mode!r} is not known, expected paper or released")
+    index = _index(traces_by_condition, kinds)
+    criterion = criterion or Criterion()
+    dropped: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    means: dict[str, dict[str, float]] = {}
+    built: dict[PairKind, list[Pair]] = {}
+    for kind in kinds:
+        rule = KINDS[kind]
+        better, worse = _aligned(index[rule.better], index[rule.worse], dropped)
+        verdicts, means[kind] = judge(better, worse, mode, criterion)
+        built[kind] = []
+        for first, second, verdict in zip(better, worse, verdicts, strict=True):
+            if "unclear" in verdict:
+                dropped["unclear"] += 1
+                continue
+            if verdict != ("right", rule.verdict):
+                continue
+            source = index[rule.prompt][first.example_id]
+            pair = _pair(kind, rule, first, second, source, mode, prompts, root)
+            reason = _unusable(pair, kind, first, second)
+            if reason is not None:
+                dropped[reason] += 1
+                continue
+            violation = _violation(first, pair, held_out)
+            if violation is not None:
+                refused[violation] += 1
+                continue
+            built[kind].append(pair)
+    share = (0.5 if mode == "released" else None) if balance == "mode" else balance
+    if share is not None and "cross_modal" in built:
+        rest = sum(len(built.get(kind, [])) for kind in ("resist", "copy"))
+        keep = int(share * rest)
+        have = built["cross_modal"]
+        if len(have) > keep:
+            dropped["balance"] += len(have) - keep
+            built["cross_modal"] = random.Random(seed).sample(have, keep)
+    pairs = [pair for kind in kinds for pair in built[kind]]
+    counts = {
+        "mode": mode,
+        "examples": len({i for group in index.values() for i in group}),
+        "pairs": {kind: len(built[kind]) for kind in kinds},
+        "dropped": dict(sorted(dropped.items())),
+        "refused": dict(sorted(refused.items())),
+        "score_means": {kind: value for kind, value in means.items() if value},
+    }
+    log.info("pairs: %s", counts)
+    return PairSet(pairs, counts)
+
+
+def _index(
+    groups: Mapping[str, Sequence[Trace]], kinds: Sequence[PairKind]
+) -> dict[str, dict[str, Trace]]:
+    """Traces by condition and example id, for the conditions that the kinds need."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or len(set(kinds)) != len(kinds) or not kinds:
+        raise UserError(
+            f"pairs: kinds {list(kinds)!r} not understood, expected some of {', '.join(KINDS)}"
+        )
+    needed = {name for kind in kinds for name in (KINDS[kind].better, KINDS[kind].worse)}
+    index: dict[str, dict[str, Trace]] = {}
+    for name in CONDITIONS:
+        if name not in needed:
+            continue
+        if not groups.get(name):
+            raise UserError(
+                f"pairs: no traces under condition {name!r}, needed for {', '.join(kinds)}"
+            )
+        index[name] = {}
+        for trace in groups[name]:
+            if condition_of(trace) != name:
+                raise UserError(
+                    f"pairs: {trace.example_id}: trace of condition {condition_of(trace)!r} "
+                    f"given as {name!r}"
+                )
+            if trace.example_id in index[name]:
+                raise UserError(f"pairs: {trace.example_id}: two traces under condition {name!r}")
+            index[name][trace.example_id] = trace
+    return index
+
+
+def _aligned(
+    first: Mapping[str, Trace], second: Mapping[str, Trace], dropped: Counter[str]
+) -> tuple[list[Trace], list[Trace]]:
+    """The examples answered under both conditions, in the order of the first."""
+    ids = [i for i in first if i in second]
+    dropped["incomplete"] += len(first.keys() ^ second.keys())
+    good = []
+    for i in ids:
+        failed = any(t.error or t.answer is None or t.prompt is None for t in (first[i], second[i]))
+        if failed:
+            dropped["failed"] += 1
+        elif not (first[i].target or "").strip():
+            dropped["no_target"] += 1
+        else:
+            good.append(i)
+    return [first[i] for i in good], [second[i] for i in good]
+
+
+def _pair(
+    kind: PairKind,
+    rule: Kind,
+    better: Trace,
+    worse: Trace,
+    source: Trace,
+    mode: Mode,
+    prompts: str,
+    root: Path | None,
+) -> Pair:
+    assert better.answer and worse.answer and source.prompt  # _aligned let only such through
+    own_answer = mode == "released" and better.task == "vqa"
+    chosen_text = better.answer.text if own_answer else better.target or ""
+
+    def side(trace: Trace, text: str) -> Side:
+        prompt = trace.prompt if prompts == "own" else source.prompt
+        assert prompt is not None
+        noise = trace.condition.noise
+        if noise is not None and mode == "released":  # trained on pure noise whatever was asked on
+            noise = Noise(kind="gaussian_clip", seed=noise.seed)
+        return Side(prompt=prompt, image=trace.image, noise=noise, text=text.strip())
+
+    return Pair(
+        id=f"{kind}:{better.example_id}",
+        kind=kind,
+        chosen=side(better, chosen_text),
+        rejected=side(worse, worse.answer.text),
+        reference_ids=list(source.prompt.references),
+        trace_ids=sorted({trace_id(t) for t in (better, worse, source)}),
+        reason=rule.reason,
+        patient=better.patient,
+        meta={
+            "task": better.task,
+            "domain": better.target_domain or (better.domain.label if better.domain else None),
+            "mode": mode,
+            **({"redraw_noise": True} if mode == "released" else {}),
+        },
+        root=root,
+    )
+
+
+def _unusable(pair: Pair, kind: PairKind, better: Trace, worse: Trace) -> str | None:
+    """Why a pair carries no signal, or None."""
+    if not pair.chosen.text or not pair.rejected.text:
+        return "empty"
+    if not pair.chosen.image:
+        return "no_image"
+    if kind != "stage1" and not pair.reference_ids:
+        return "no_references"  # unknown domain or nothing kept: the conditions do not differ
+    if kind == "cross_modal" and _text(better.prompt) != _text(worse.prompt):
+        return "prompts_differ"  # x_r must be the clean image's on both sides
+    if pair.chosen == pair.rejected:
+        return "identical"
+    return None
+
+
+def _text(prompt: Prompt | None) -> str:
+    return prompt.text if prompt else ""
+
+
+def _violation(trace: Trace, pair: Pair, held_out: HeldOut | None) -> str | None:
+    if trace.split == "test":
+        return "test_split"
+    return held_out.violation(trace, pair.root) if held_out else None
