@@ -1,0 +1,197 @@
+"""What every command shares: its common options, one JSON result, one-line errors.
+
+Imports click alone, so that ``--help`` answers at once; the library is imported inside the
+commands. Exit codes: 0 done, 1 a check failed or some rows were rejected, 2 usage or
+unreadable input.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+T = TypeVar("T")
+log = logging.getLogger("mmedrag")
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+ANY = click.Path(path_type=Path)
+
+
+class Call:
+    """One invocation: the common options, and how its result leaves the process."""
+
+    def __init__(self, table: str, recipe: dict[str, dict[str, Any]], options: dict[str, Any]):
+        self.table, self.recipe = table, recipe
+        self.json: bool = options["json_"]
+        self.seed: int = options["seed"]
+
+    def settings(self, cls: type[T], table: str | None = None, **flags: Any) -> T:
+        """Settings of ``cls`` from a recipe table, with the flags that were given on top."""
+        from mmedrag import config
+
+        name = table or self.table
+        given = {key: value for key, value in flags.items() if value is not None}
+        rest = self.recipe.get(name, {})
+        return config.settings(cls, {**rest, **given}, f"[{name}]")
+
+    def finish(self, result: Mapping[str, Any], text: str | None = None, ok: bool = True) -> None:
+        """Print the one result and leave with 0, or with 1 when ``ok`` is false."""
+        if self.json:
+            click.echo(json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False))
+        else:
+            click.echo(lines(result) if text is None else text)
+        if not ok:
+            raise SystemExit(1)
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """A callback ``(done, total)`` that draws a bar on a terminal, else logs now and then."""
+        return Progress(what)
+
+
+class Command(click.Command):
+    """A command with the common options; its recipe table gives defaults to its own options."""
+
+    table = ""
+    has_settings = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        asked, _, _ = self.make_parser(ctx).parse_args(list(args))
+        if not ctx.resilient_parsing and "help" not in asked:
+            recipe = load_recipe(asked.get("config"), asked.get("set_") or (), self.table)
+            own = recipe.get(self.table, {})
+            names = {p.name for p in self.params}
+            ctx.default_map = {key: own.pop(key) for key in list(own) if key in names}
+            if own and not self.has_settings:
+                unknown = ", ".join(sorted(own))
+                raise click.UsageError(f"[{self.table}]: unknown key {unknown}", ctx)
+            ctx.obj = recipe
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        common = {
+            key: ctx.params.pop(key) for key in ("json_", "seed", "config", "set_", "verbose")
+        }
+        logging.getLogger("mmedrag").setLevel(logging.DEBUG if common["verbose"] else logging.INFO)
+        ctx.params["call"] = Call(self.table, ctx.obj or {}, common)
+        return super().invoke(ctx)
+
+
+def load_recipe(config: str | None, overrides: Iterable[str], table: str) -> dict[str, Any]:
+    """Recipe tables; a key of ``--set`` without a table belongs to the command's own."""
+    if config is None and not overrides:
+        return {}
+    from mmedrag import config as settings
+
+    full = []
+    for override in overrides:
+        key = override.partition("=")[0]
+        full.append(override if "." in key else f"{table}.{override}")
+    return settings.load(config, full)
+
+
+def command(
+    name: str, table: str | None = None, settings: bool = False, group: click.Group | None = None
+) -> Callable[[Callable[..., None]], Command]:
+    """Declare a command (of a noun's group). Its recipe table holds defaults of its options and,
+    with ``settings``, the fields of a settings class too."""
+
+    def declare(function: Callable[..., None]) -> Command:
+        for option in reversed(COMMON):
+            function = option(function)
+        made = click.command(name, cls=Command)(function)
+        made.table, made.has_settings = table or name, settings
+        if group is not None:
+            group.add_command(made)
+        return made
+
+    return declare
+
+
+class DefaultGroup(click.Group):
+    """A noun that is a command itself: ``run DATA`` means ``run batch DATA``.
+
+    A data folder that is named like a subcommand is written ``./merge``.
+    """
+
+    default = ""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+COMMON = (
+    click.option("--json", "json_", is_flag=True, help="One JSON result on stdout."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of every draw."),
+    click.option("--config", metavar="RECIPE", help="A .toml recipe, or default|paper|released."),
+    click.option("--set", "set_", metavar="KEY=VALUE", multiple=True, help="Change one setting."),
+    click.option("-v", "--verbose", is_flag=True, help="Log debug messages to stderr."),
+)
+
+
+class Progress:
+    """Progress with throughput and time left, on stderr: a bar, or a line each 30 seconds."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.start, self.logged = what, time.monotonic(), time.monotonic()
+        self.first: int | None = None
+        self.bar: Any = None
+        self.task: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.first is None:  # rows that an earlier, interrupted call finished
+            self.first, self.start = done, time.monotonic()
+        if sys.stderr.isatty():
+            self._draw(done, total)
+            return
+        now = time.monotonic()
+        if now - self.logged >= 30 or done == total:
+            self.logged = now
+            rate = (done - self.first) / max(now - self.start, 1e-9)
+            left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
+            log.info("%s: %d of %d, %.1f/s%s", self.what, done, total, rate, left)
+
+    def _draw(self, done: int, total: int) -> None:
+        if self.bar is None:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn,
+            )  # fmt: skip
+
+            self.bar = Progress(
+                TextColumn(self.what), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(self.what, total=total, completed=done, rate="")
+        rate = (done - (self.first or 0)) / max(time.monotonic() - self.start, 1e-9)
+        self.bar.update(self.task, completed=done, total=total, rate=f"{rate:.1f}/s")
+        if done >= total:
+            self.bar.stop()
+            self.bar = None
+
+
+def plain(value: Any) -> Any:
+    """A result as plain JSON data (paths as text, records and dataclasses as objects)."""
+    from mmedrag.config import as_dict
+
+    return as_dict(value)
+
+
+def lines(result: Mapping[str, Any]) -> str:
+    """A flat result for people: one ``key: value`` a line, nested data as JSON."""
+    shown = plain(result)
+    return "\n".join(
+        f"{key}: {json.dumps(v, ensure_ascii=False) if isinstance(v, (dict, list)) else v}"
+        for key, v in shown.items()
+    )

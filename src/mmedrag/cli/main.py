@@ -1,0 +1,74 @@
+"""``mmedrag``: finds the noun, runs the command, turns every failure into one line.
+
+Nouns are loaded lazily, from one file each. ``UserError`` and unreadable input end with
+exit code 2 and one line on stderr, never with a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import import_module
+
+import click
+
+# noun (a file of this folder) → its line in `mmedrag --help`
+NOUNS = {
+    "data": "make, import, check and count data folders",
+}
+
+
+class Lazy(click.Group):
+    """A group that imports a noun's file only when that noun is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(NOUNS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in NOUNS:
+            return None
+        return import_module(f"mmedrag.cli.{name}").noun
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(NOUNS.items()))
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["--help"]})
+@click.version_option(package_name=None, version=import_module("mmedrag").__version__)
+def cli() -> None:
+    """Retrieval-augmented generation for medical vision-language models.
+
+    Research software, not a medical device. `mmedrag demo` shows the whole of it.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `mmedrag` script."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = cli.main(args=argv, prog_name="mmedrag", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        code = 130
+    except BrokenPipeError:  # the reader, such as `head`, has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        from mmedrag.types import UserError
+
+        if not isinstance(error, (UserError, OSError)):
+            raise
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
