@@ -113,8 +113,8 @@ FINDINGS = (
         "tortuous_veins", "venous tortuosity",
         positive=("Venous tortuosity.", "There is venous tortuosity.", "The veins are tortuous.",
                   "Wide and tortuous veins."),
-        negative=("No venous tortuosity.", "The veins are normal.", "There is no venous tortuosity.",
-                  "The veins are not tortuous."),
+        negative=("No venous tortuosity.", "The veins are normal.",
+                  "There is no venous tortuosity.", "The veins are not tortuous."),
         hedged=("Possible venous tortuosity.", "The veins may be tortuous.",
                 "Questionable venous tortuosity.", "Venous tortuosity cannot be excluded."),
         questions=("Is there venous tortuosity?", "Are the veins tortuous?",
@@ -176,14 +176,14 @@ NORMAL = (
 
 # Retina red, green, blue; and how plainly the choroid shows through.
 PIGMENT: dict[str, tuple[Colour, float]] = {
-    "light": ((0.90, 0.50, 0.27), 0.10),
+    "light": ((0.90, 0.50, 0.27), 0.085),
     "medium": ((0.75, 0.36, 0.17), 0.045),
     "dark": ((0.50, 0.22, 0.11), 0.02),
 }
 # Main vessels from the disc (0, 0); x towards the macula at (0.33, 0.02), y away from the axis.
 ARCADES: tuple[tuple[Point, ...], ...] = (
-    ((0.0, 0.0), (0.03, 0.15), (0.18, 0.29), (0.42, 0.28), (0.62, 0.15)),
-    ((0.0, 0.0), (-0.04, 0.12), (-0.14, 0.22), (-0.30, 0.30), (-0.50, 0.38)),
+    ((-0.012, 0.0), (0.02, 0.15), (0.18, 0.29), (0.42, 0.28), (0.62, 0.15)),
+    ((-0.016, 0.0), (-0.05, 0.12), (-0.14, 0.22), (-0.30, 0.30), (-0.50, 0.38)),
 )
 # Where countable lesions may lie, apart from each other: x and height over the midline.
 BLOT_PLACES: tuple[Point, ...] = (
@@ -354,8 +354,8 @@ def render(
 
     # Retina: blotches of pigment, choroidal vessels between them, and the macula's pigment.
     blotches = canvas.clouds(skin, 5) * np.float32(0.05)
-    ridge = canvas.clouds(skin, 11)
-    ridge = smooth(np.float32(1) - ridge * ridge * np.float32(16)) * np.float32(choroid)
+    ridge = canvas.clouds(skin, 9) + canvas.clouds(skin, 16)
+    ridge = smooth(np.float32(1) - ridge * ridge * np.float32(6)) * np.float32(choroid)
     image *= np.float32(1) + blotches + ridge * np.array((1, 1.5, 1.5), np.float32)[:, None, None]
     mx, my = eye.disc(*eye.macula)
     for radius, depth in ((0.135, 0.22), (0.05, 0.28)):
@@ -371,12 +371,12 @@ def render(
         grow = 1.12 + 0.6 * grade * shape_contrast
         ax, ay = eye.disc(0.03 * grade, place.spread(0.004))
         at, mask = canvas.ellipse(ax, ay, rx * grow + 0.012, ry * grow + 0.012, 0.15, eye.angle)
-        _blend(image, at, mask, (0.22, 0.11, 0.07), 0.4 * contrast)
+        _blend(image, at, mask, (0.20, 0.10, 0.07), 0.8 * contrast)
         at, mask = canvas.ellipse(ax, ay, rx * grow, ry * grow, 0.12, eye.angle)
-        _blend(image, at, mask, (0.93, 0.74, 0.50), 0.75 * contrast)
+        _blend(image, at, mask, (0.94, 0.78, 0.56), 1.0 * contrast)
     pale = nerve.spread(0.03)
     at, mask = canvas.ellipse(px, py, rx, ry, 0.14, eye.angle)
-    _blend(image, at, mask, (0.97, 0.68 + pale, 0.38 + pale), 0.95)
+    _blend(image, at, mask, (0.95, 0.62 + pale, 0.33 + pale), 0.95)
     ratio = 0.34 + nerve.spread(0.025)
     if grade := state("cup_to_disc"):
         ratio += 0.47 * grade * shape_contrast
@@ -402,7 +402,7 @@ def render(
     light = light + np.float32(lx) * x * 4 + np.float32(ly) * y * 4
     image *= light
     if attributes["media"] == "hazy":
-        veil = np.float32(0.52) + canvas.clouds(dice("haze"), 3) * np.float32(0.08)
+        veil = np.float32(0.46) + canvas.clouds(dice("haze"), 3) * np.float32(0.08)
         veil = veil * (np.float32(1.1) - np.float32(1.2) * r2)
         image += (np.array((0.66, 0.58, 0.46), np.float32)[:, None, None] - image) * veil
     gain = 1.0 + camera.spread(0.055)
@@ -452,8 +452,10 @@ def _draw_deep(
             cos, sin = turn(0.382 * k + place.uniform(-0.04, 0.04))
             far = 0.035 + 0.105 * place.unit()
             cx, cy = mx + far * cos, my + far * sin * 0.85
-            dots.append((cx, cy, cx, cy, place.uniform(0.011, 0.0175)))
-        _blend(image, whole, _strokes(canvas, dots), (1.0, 0.84, 0.44), 0.75 * contrast)
+            dots.append((cx, cy, cx, cy, place.uniform(0.013, 0.020)))
+        halos = [(a, b, c, d, w * 1.4) for a, b, c, d, w in dots]
+        _blend(image, whole, _strokes(canvas, halos), (0.30, 0.13, 0.06), 0.4 * contrast)
+        _blend(image, whole, _strokes(canvas, dots), (1.0, 0.90, 0.52), 1.1 * contrast)
     for side, sign in HALVES:
         if has(SPEC, findings["laser_scars"], side):
             place = dice(f"laser_scars/{side}")
@@ -464,11 +466,11 @@ def _draw_deep(
                     cos, sin = turn(turns)
                     far = ring + place.spread(0.006)
                     cx, cy = eye.middle(far * cos, sign * far * sin)
-                    spots.append((cx, cy, cx, cy, place.uniform(0.019, 0.024)))
+                    spots.append((cx, cy, cx, cy, place.uniform(0.021, 0.026)))
             ring_mask = _strokes(canvas, spots, soft=0.4)
             _blend(image, whole, ring_mask, (0.94, 0.80, 0.52), 0.8 * contrast)
-            cores = [(a, b, c, d, w * 0.5) for a, b, c, d, w in spots]
-            _blend(image, whole, _strokes(canvas, cores), (0.16, 0.09, 0.07), 0.85 * contrast)
+            cores = [(a, b, c, d, w * 0.66) for a, b, c, d, w in spots]
+            _blend(image, whole, _strokes(canvas, cores), (0.14, 0.08, 0.06), 1.2 * contrast)
         if grade := state("hard_exudates", side):
             place = dice(f"hard_exudates/{side}")
             cx, cy = place.uniform(-0.13, 0.13), sign * place.uniform(0.16, 0.21)
@@ -480,7 +482,7 @@ def _draw_deep(
                 x1, y1 = x0 + place.spread(0.006), y0 + place.spread(0.006)
                 specks.append((x0, y0, x1, y1, place.uniform(0.008, 0.014)))
             mask = _strokes(canvas, specks, soft=0.5)
-            _blend(image, whole, mask, (1.0, 0.95, 0.55), 0.95 * contrast)
+            _blend(image, whole, mask, (1.0, 0.98, 0.58), 1.4 * contrast)
 
 
 def _draw_superficial(
@@ -497,16 +499,16 @@ def _draw_superficial(
             for u, v in place.shuffled(WOOL_PLACES)[: wool.count or 1]:
                 cx, cy = eye.middle(u + place.spread(0.008), sign * (v + place.spread(0.008)))
                 for _ in range(4):
-                    x0, y0 = cx + place.spread(0.011), cy + place.spread(0.008)
+                    x0, y0 = cx + place.spread(0.008), cy + place.spread(0.006)
                     tufts.append(
                         (x0, y0, x0 + place.spread(0.008), y0, place.uniform(0.026, 0.034))
                     )
-            _blend(image, whole, _strokes(canvas, tufts), (1.0, 0.96, 0.88), 0.85 * contrast)
+            _blend(image, whole, _strokes(canvas, tufts), (1.0, 0.96, 0.88), 1.1 * contrast)
         if has(SPEC, findings["neovascularisation"], side):
             place = dice(f"neovascularisation/{side}")
             cx, cy = place.uniform(-0.2, 0.2), sign * place.uniform(0.2, 0.27)
             at, mask = canvas.ellipse(*eye.middle(cx, cy), 0.085, 0.085, 0.8)
-            _blend(image, at, mask, (0.72, 0.16, 0.12), 0.35 * contrast)
+            _blend(image, at, mask, (0.66, 0.12, 0.10), 0.6 * contrast)
             curls: list[Line] = []
             for k in range(8):
                 cos, sin = turn((k + place.uniform(-0.3, 0.3)) / 8)
@@ -519,7 +521,7 @@ def _draw_superficial(
                 ]
                 curls += _lines([eye.middle(*p) for p in _path(ends, 7)], 0.0075, 0.006)
             mask = _strokes(canvas, curls, soft=0.8)
-            _blend(image, whole, mask, (0.42, 0.03, 0.05), 0.85 * contrast)
+            _blend(image, whole, mask, (0.36, 0.02, 0.04), 1.3 * contrast)
         blood = findings["haemorrhage"]
         if has(SPEC, blood, side):
             place = dice(f"haemorrhage/{side}")
@@ -531,7 +533,7 @@ def _draw_superficial(
                     x1, y1 = x0 + place.spread(0.010), y0 + place.spread(0.010)
                     blots.append((x0, y0, x1, y1, place.uniform(0.017, 0.026)))
             mask = _strokes(canvas, blots, soft=0.4)
-            _blend(image, whole, mask, (0.30, 0.02, 0.03), 0.9 * contrast)
+            _blend(image, whole, mask, (0.28, 0.02, 0.03), 1.1 * contrast)
 
 
 SPEC = DomainSpec(
