@@ -1,0 +1,1 @@
+"""A controllable three-domain benchmark: images, reports, questions and exact ground truth."""

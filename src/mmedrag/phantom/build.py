@@ -1,0 +1,257 @@
+"""Writes a benchmark DATA folder: images, reports, questions and exact truth."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmedrag.phantom.canvas import Canvas, Dice
+from mmedrag.phantom.grammar import DOMAINS, DomainSpec, load_domain
+from mmedrag.phantom.questions import Balance, Question, ask_closed, ask_open, balance
+from mmedrag.phantom.sample import Knobs, Study, flip, picture, report, studies
+from mmedrag.types import Example, Reference, Truth, UserError, write_jsonl
+
+LICENCE = "CC0-1.0"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one study contributes to the data folder."""
+
+    truth: list[Truth]
+    corpus: list[Reference]
+    examples: list[Example]
+
+
+@lru_cache(maxsize=4)
+def _canvas(size: int) -> Canvas:
+    return Canvas(size)
+
+
+def _save(domain: DomainSpec, study: Study, out: Path, knobs: Knobs) -> str:
+    name = f"images/{study.id}.png"
+    path = out / name
+    if not path.exists():  # a finished image is complete: it is renamed into place
+        part = path.with_suffix(".part")
+        pixels = picture(domain, study, _canvas(knobs.size), knobs)
+        Image.fromarray(pixels).save(part, format="PNG", compress_level=3)
+        os.replace(part, path)
+    return name
+
+
+def questions(
+    domain: DomainSpec, study: Study, knobs: Knobs, fair: Balance | None
+) -> list[Question]:
+    """The study's questions; no text twice."""
+    dice = Dice(study.key, "questions")
+    asked = [ask_closed(domain, study.findings, dice, fair) for _ in range(knobs.closed)]
+    asked += [q for q in (ask_open(domain, study.findings, dice) for _ in range(knobs.open)) if q]
+    return list({q.text: q for q in asked}.values())
+
+
+def _meta(study: Study, question: Question | None = None, **more: Any) -> dict[str, Any]:
+    meta: dict[str, Any] = {"study": study.id}
+    if question:
+        meta |= {"finding": question.finding, "side": question.side, "form": question.form}
+        if question.other:
+            meta["other"] = question.other
+    return meta | more
+
+
+def _example(study: Study, image: str, question: Question, number: str, **meta: Any) -> Example:
+    return Example(
+        id=f"{study.id}-{number}", task="vqa", image=image, question=question.text,
+        answer=question.answer, answer_type="closed" if question.closed else "open",
+        domain=study.domain, patient=study.patient, split=study.split, source="phantom",
+        licence=LICENCE, meta=_meta(study, question, **meta),
+    )  # fmt: skip
+
+
+def rows(
+    domain: DomainSpec,
+    study: Study,
+    out: Path,
+    knobs: Knobs,
+    twins: str | None,
+    fair: Balance | None,
+) -> Rows:
+    """Draw a study (and its twins) and give its rows."""
+    image = _save(domain, study, out, knobs)
+    text = report(domain, study, knobs)
+    asked = questions(domain, study, knobs, fair)
+    shared: dict[str, Any] = dict(
+        domain=study.domain, patient=study.patient, split=study.split, source="phantom",
+        licence=LICENCE, image=image,
+    )  # fmt: skip
+    truth = [_truth(study)]
+    corpus = [Reference(id=study.id, text=text, meta=_meta(study), **shared)]
+    examples = [_example(study, image, q, f"q{i}") for i, q in enumerate(asked)]
+    examples.append(
+        Example(id=f"{study.id}-report", task="report", answer=text, meta=_meta(study), **shared)
+    )
+    if twins and study.split == "test":
+        _add_twins(domain, study, out, knobs, twins, asked, image, truth, corpus, examples)
+    return Rows(truth, corpus, examples)
+
+
+def _truth(study: Study) -> Truth:
+    return Truth(
+        study=study.id, patient=study.patient, domain=study.domain, findings=study.findings
+    )
+
+
+def _add_twins(
+    domain: DomainSpec, study: Study, out: Path, knobs: Knobs, kind: str,
+    asked: list[Question], image: str, truth: list[Truth], corpus: list[Reference],
+    examples: list[Example],
+) -> None:  # fmt: skip
+    """The same study with one finding flipped, in the image only or in the report only.
+
+    The flipped finding is that of the first presence question; a second presence question
+    about another finding is asked of both pictures too, and must not change.
+    """
+    presence = [(f"q{i}", q) for i, q in enumerate(asked) if q.form == "presence"]
+    if not presence:
+        return
+    asked_first, first = presence[0]
+    others = [(n, q) for n, q in presence[1:] if q.finding != first.finding]
+    flipped = flip(domain, study.findings, first.finding, first.side, Dice(study.key, "twin"))
+    twin = replace(study, id=f"{study.id}-twin-{kind}", findings=flipped)
+    if kind == "report":
+        text = report(domain, twin, knobs)
+        meta = _meta(study, twin_of=study.id, flipped=first.finding, twin="report")
+        corpus.append(
+            Reference(
+                id=twin.id, text=text, image=image, domain=study.domain, patient=study.patient,
+                split=study.split, source="phantom-twin", licence=LICENCE, meta=meta,
+            )
+        )  # fmt: skip
+        return
+    picture_name = _save(domain, twin, out, knobs)  # study.key unchanged: all else stays
+    truth.append(_truth(twin))
+    for number, question in [(asked_first, first), *others[:1]]:
+        same = question.finding != first.finding
+        answer = question.answer if same else ("no" if question.answer == "yes" else "yes")
+        examples.append(
+            _example(
+                twin, picture_name, replace(question, answer=answer), number, twin="image",
+                twin_of=f"{study.id}-{number}", flipped=first.finding,
+            )
+        )  # fmt: skip
+
+
+Job = tuple[str, list[Study], str, Knobs, str | None, Balance | None]
+
+
+def _work(job: Job) -> list[Rows]:
+    name, batch, out, knobs, twins, fair = job
+    domain = load_domain(name)
+    return [rows(domain, study, Path(out), knobs, twins, fair) for study in batch]
+
+
+def _jobs(
+    domains: Sequence[str], count: int, seed: int, knobs: Knobs, out: Path, twins: str | None
+) -> Iterator[Job]:
+    for name in domains:
+        domain = load_domain(name)
+        everyone = list(studies(domain, count, seed, knobs))
+        balanced = knobs.prior == "balanced"
+        fair = balance(domain, [s.findings for s in everyone]) if balanced else None
+        for start in range(0, len(everyone), 50):
+            yield name, everyone[start : start + 50], str(out), knobs, twins, fair
+
+
+def build(
+    out: str | Path,
+    studies: int = 200,
+    domains: Sequence[str] | None = None,
+    seed: int = 0,
+    twins: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **knobs: Any,
+) -> dict[str, int]:
+    """Write ``studies`` studies per domain into the DATA folder ``out``.
+
+    Args:
+        domains: names of the benchmark's domains; all by default.
+        twins: "image" or "report": adds counterfactual twins of the test studies.
+        workers: processes (default: as many as there are CPUs). The output does not depend on it.
+        progress: called with (studies done, studies in all).
+        knobs: fields of :class:`mmedrag.phantom.sample.Knobs`.
+
+    Returns:
+        Counts of rows. The same arguments give the same bytes; an interrupted build goes on
+        where it stopped.
+
+    Raises:
+        UserError: unknown domain or knob, or a folder that holds another build.
+    """
+    out = Path(out)
+    names = list(domains or DOMAINS)
+    for name in names:
+        load_domain(name)
+    unknown = sorted(set(knobs) - set(Knobs.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(Knobs.__dataclass_fields__)
+        raise UserError(f"phantom: unknown knob {unknown[0]!r}, expected one of {known}")
+    if studies < 1:
+        raise UserError(f"phantom: studies is {studies}, expected at least 1")
+    if twins not in (None, "image", "report"):
+        raise UserError(f"phantom: twins is {twins!r}, expected image or report")
+    setting = Knobs(**knobs)
+    if setting.prior not in ("balanced", "natural"):
+        raise UserError(f"phantom: prior is {setting.prior!r}, expected balanced or natural")
+    if setting.size < 32:
+        raise UserError(f"phantom: size is {setting.size}, expected at least 32 pixels")
+    plan = dict(
+        generator="mmedrag.phantom", version=1, studies=studies, domains=names, seed=seed,
+        twins=twins, knobs=asdict(setting),
+    )  # fmt: skip
+    _claim(out, plan)
+    jobs = list(_jobs(names, studies, seed, setting, out, twins))
+    total, done = studies * len(names), 0
+    made: list[Rows] = []
+    workers = workers or os.cpu_count() or 1
+    if workers == 1 or len(jobs) == 1:
+        results: Iterator[list[Rows]] = map(_work, jobs)
+        pool = None
+    else:
+        pool = ProcessPoolExecutor(min(workers, len(jobs)))
+        results = pool.map(_work, jobs)
+    try:
+        for batch in results:
+            made += batch
+            done += len(batch)
+            if progress:
+                progress(done, total)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    return {
+        "studies": total,
+        "truth": write_jsonl(out / "truth.jsonl", (t for r in made for t in r.truth)),
+        "corpus": write_jsonl(out / "corpus.jsonl", (c for r in made for c in r.corpus)),
+        "examples": write_jsonl(out / "examples.jsonl", (e for r in made for e in r.examples)),
+    }
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> None:
+    """Mark the folder as this build's; refuse to mix two builds."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    path, text = out / "phantom.json", json.dumps(plan, indent=1, sort_keys=True) + "\n"
+    if path.exists() and path.read_text() != text:
+        raise UserError(
+            f"{out}: holds another phantom build (see {path.name}); choose a new folder"
+        )
+    if not path.exists() and any((out / "images").iterdir()):
+        raise UserError(f"{out}: images/ is not empty and is no phantom build; choose a new folder")
+    path.write_text(text)

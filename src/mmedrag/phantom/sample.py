@@ -1,0 +1,141 @@
+"""Who is imaged: patients, phenotypes, studies, and counterfactual twins.
+
+A phenotype is one combination of a domain's visible attributes (view, habitus, ...). Each has
+a typical set of findings. ``similarity`` is the probability that a finding of a patient is the
+phenotype's own rather than drawn from the prevalence: at 0 a similar-looking case says nothing
+about the findings, at 1 it says all. That is what makes retrieval useful by degrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmedrag.phantom.canvas import Canvas, Dice, grain, to_uint8
+from mmedrag.phantom.grammar import DomainSpec, Findings, FindingSpec, has, states, write_report
+from mmedrag.types import Finding
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What can be turned; all have the default of the shipped benchmark."""
+
+    size: int = 128
+    prevalence: float = 1.0  # multiplies every finding's own prevalence
+    similarity: float = 0.75
+    contrast: float = 0.55
+    noise: float = 1.0  # multiplies the domain's pixel noise
+    omission: float = 0.6
+    hedging: float = 0.1
+    report_errors: float = 0.0  # share of findings misreported
+    prior: str = "balanced"  # of closed questions, or "natural"
+    closed: int = 4  # closed questions per study
+    open: int = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    id: str
+    patient: str
+    domain: str
+    split: str
+    key: str  # names the randomness of picture and report
+    attributes: Mapping[str, str]
+    findings: Findings
+
+
+def _draw(domain: DomainSpec, spec: FindingSpec, dice: Dice, knobs: Knobs) -> Finding:
+    if dice.chance(min(spec.prevalence * knobs.prevalence, 1.0)):
+        return dice.choice(states(domain, spec))
+    return Finding(present=False)
+
+
+def typical(domain: DomainSpec, seed: int, attributes: Mapping[str, str], knobs: Knobs) -> Findings:
+    """The findings that belong to a phenotype (a combination of attributes) of this seed."""
+    name = "/".join(f"{key}={attributes[key]}" for key in sorted(attributes))
+    return {
+        spec.name: _draw(domain, spec, Dice(seed, domain.name, "typical", name, spec.name), knobs)
+        for spec in domain.findings
+    }
+
+
+def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator[Study]:
+    """``count`` studies of patients with one to three studies each; splits go by patient.
+
+    60 % of patients are train, 15 % val, 25 % test. Later studies of a patient keep most
+    findings of the one before (each is redrawn with probability 0.2).
+    """
+    made = number = 0
+    while made < count:
+        dice = Dice(seed, domain.name, "patient", number)
+        patient = f"{domain.name[:3]}-s{seed}-p{number:05d}"
+        where = dice.unit()
+        split = "train" if where < 0.6 else "val" if where < 0.75 else "test"
+        attributes = {spec.name: dice.choice(list(spec.values)) for spec in domain.attributes}
+        own = typical(domain, seed, attributes, knobs)
+        findings = {
+            spec.name: own[spec.name]
+            if dice.chance(knobs.similarity)
+            else _draw(domain, spec, dice, knobs)
+            for spec in domain.findings
+        }
+        for visit in range(dice.weighted((1, 2, 3), (0.6, 0.3, 0.1))):
+            if made == count:
+                break
+            if visit:
+                findings = {
+                    spec.name: _draw(domain, spec, dice, knobs)
+                    if dice.chance(0.2)
+                    else findings[spec.name]
+                    for spec in domain.findings
+                }
+            study = f"{patient}-{visit}"
+            key = f"{seed}/{domain.name}/{study}"
+            yield Study(study, patient, domain.name, split, key, attributes, findings)
+            made += 1
+        number += 1
+
+
+def picture(domain: DomainSpec, study: Study, canvas: Canvas, knobs: Knobs) -> np.ndarray:
+    """The study's image, uint8 [S, S] or [S, S, 3]."""
+    dice: Callable[[str], Dice] = lambda name: Dice(study.key, name)  # noqa: E731
+    image = domain.render(canvas, study.findings, study.attributes, dice, knobs.contrast)
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    noise = grain(canvas.size, channels, study.key, "grain")
+    return to_uint8(image, noise, domain.grain * knobs.noise)
+
+
+def report(domain: DomainSpec, study: Study, knobs: Knobs) -> str:
+    """The study's report, with the knob's share of findings misreported."""
+    told = dict(study.findings)
+    for spec in domain.findings:
+        slip = Dice(study.key, "slip", spec.name)
+        if slip.chance(knobs.report_errors):
+            told[spec.name] = (
+                Finding(present=False)
+                if told[spec.name].present
+                else slip.choice(states(domain, spec))
+            )
+    dice = Dice(study.key, "report")
+    return write_report(domain, told, study.attributes, dice, knobs.omission, knobs.hedging)
+
+
+def flip(
+    domain: DomainSpec, findings: Findings, name: str, side: str | None, dice: Dice
+) -> Findings:
+    """The findings with one cell (finding, side) switched and everything else as it was."""
+    spec, state = domain.by_name[name], findings[name]
+    if has(domain, state, side):
+        if side is not None and state.side == domain.both:
+            rest = [s for s in domain.single_sides if s != side]
+            new = state.model_copy(update={"side": dice.choice(rest)})
+        else:
+            new = Finding(present=False)
+    elif state.present:  # on another side only
+        new = state.model_copy(update={"side": domain.both})
+    else:
+        options = [s for s in states(domain, spec) if s.side == side]
+        new = dice.choice(options or states(domain, spec))
+    return {**findings, name: new}

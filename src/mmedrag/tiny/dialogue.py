@@ -1,0 +1,129 @@
+"""Training dialogues of the small vision-language model, in the exact strings it will meet.
+
+Three kinds, as a person would write them: looking (image, questions), reading (image, similar
+cases' reports that mostly agree, questions), and reading practice (reports beside an image that
+has nothing to do with them; the questions are about the first report).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from mmedrag.phantom.canvas import Dice
+from mmedrag.phantom.grammar import Findings, has, label_report, write_report
+from mmedrag.phantom.questions import (
+    Question,
+    ask_closed,
+    ask_open,
+    ask_presence,
+    balance,
+    cells,
+)
+from mmedrag.phantom.sample import Study
+from mmedrag.prompts import TemplateSet
+from mmedrag.tiny.data import KNOBS, StudySet
+from mmedrag.types import Domain, Hit, Trace
+
+Turn = tuple[str, str]  # user text, answer
+
+
+@dataclass
+class Dialogue:
+    image: int  # row of the study set
+    turns: list[Turn]
+
+
+@dataclass
+class Writer:
+    """Makes dialogues about the studies of one set; ``dice`` names the randomness of each."""
+
+    studies: StudySet
+    templates: TemplateSet = field(default_factory=TemplateSet)
+
+    def __post_init__(self) -> None:
+        self.alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        everyone = [study.findings for study in self.studies.studies]
+        self.fair = balance(self.studies.domain, everyone)
+        for i, study in enumerate(self.studies.studies):
+            self.alike[self._phenotype(study)].append(i)
+
+    @staticmethod
+    def _phenotype(study: Study) -> tuple[str, ...]:
+        seed = study.key.split("/")[0]
+        return (seed, *study.attributes.values())
+
+    def prompt(self, task: str, text: str | None, closed: bool, references: list[str]) -> str:
+        domain = self.studies.domain.name
+        trace = Trace(
+            example_id="-", task=task, question=text, domain=Domain(label=domain),
+            answer_type="closed" if closed else "open",
+        )  # type: ignore[arg-type]  # fmt: skip
+        hits = [Hit(id=str(i), text=r, score=1.0, rank=i) for i, r in enumerate(references)]
+        return self.templates.render(trace, hits, None).text
+
+    def report(self, study: Study, dice: Dice) -> str:
+        return write_report(
+            self.studies.domain, study.findings, study.attributes, dice, KNOBS.omission,
+            KNOBS.hedging,
+        )  # fmt: skip
+
+    def questions(self, findings: Findings, dice: Dice, count: int) -> list[Question]:
+        domain, asked = self.studies.domain, []
+        for _ in range(count):
+            question = ask_open(domain, findings, dice) if dice.chance(0.15) else None
+            asked.append(question or ask_closed(domain, findings, dice, self.fair))
+        return asked
+
+    def mentioned(self, study: Study, text: str, dice: Dice, count: int) -> list[Question]:
+        """Presence questions about what a report states, yes and no equally likely."""
+        domain = self.studies.domain
+        stated = label_report(domain.name, text)["findings"]
+        options = [c for c in cells(domain) if c[0] in stated]
+        yes = [c for c in options if has(domain, study.findings[c[0]], c[1])]
+        no = [c for c in options if not has(domain, study.findings[c[0]], c[1])]
+        asked = []
+        for _ in range(count if options else 0):
+            name, side = dice.choice((yes if dice.chance(0.5) else no) or yes or no)
+            asked.append(ask_presence(domain, domain.by_name[name], side, study.findings, dice))
+        return asked
+
+    def look(self, row: int, dice: Dice, count: int = 5) -> Dialogue:
+        study = self.studies.studies[row]
+        turns = [
+            (self.prompt("vqa", q.text, q.closed, []), q.answer)
+            for q in self.questions(study.findings, dice, count)
+        ]
+        if dice.chance(0.3):
+            turns.append((self.prompt("report", None, False, []), self.report(study, dice)))
+        return Dialogue(row, dice.shuffled(turns)[:count])
+
+    def read(self, row: int, dice: Dice, practice: float = 0.5, count: int = 4) -> Dialogue:
+        """References that mostly agree with the study; with ``practice``, beside a stray image."""
+        study = self.studies.studies[row]
+        mates = self.alike[self._phenotype(study)]
+        stray = dice.chance(practice)
+        own = self.report(study, dice)
+        references = [own]
+        for _ in range(dice.integer(0, 2)):
+            mate = self.studies.studies[dice.choice(mates)]
+            references.append(self.report(mate, dice))
+        if not stray:
+            # As retrieval would have it: a similar case stands first about half of the time.
+            if dice.chance(0.5):
+                references = [
+                    self.report(self.studies.studies[dice.choice(mates)], dice),
+                    *references[1:],
+                ]
+            asked = self.questions(study.findings, dice, count)
+        else:
+            references, asked = references[:1], self.mentioned(study, own, dice, count)
+            row = dice.integer(0, len(self.studies.studies) - 1)
+        turns = [
+            (self.prompt("vqa", q.text, q.closed, references if i == 0 else []), q.answer)
+            for i, q in enumerate(asked)
+        ]
+        if not stray and dice.chance(0.2):
+            turns = turns[: count - 2]
+            turns.append((self.prompt("report", None, False, [] if turns else references), own))
+        return Dialogue(row, turns)
