@@ -1,0 +1,476 @@
+"""An index: the references of one domain as vectors and rows in an inspectable folder.
+
+Place in the picture: what ``retriever[d].search`` looks into. Layout::
+
+    INDEX/manifest.json          settings, encoder, sha256 of every file; written last, atomically
+    INDEX/rows-000003.parquet    the references: text, patient, source, hashes of their images
+    INDEX/vectors-000003.faiss   their vectors, in the same order
+    INDEX/cache/*.emb            embeddings by content (may be deleted; then encoding repeats)
+
+Public functions (stable; the commands ``index ...`` call nothing else)::
+
+    build_index(data, out, domain=None, encoder="embedded", split="train", key="text",
+                engine="auto", ...) -> dict     # info, with "added", "skipped" [{id, reason}]
+    add_to_index(path, data, split=None, ...) -> dict
+    update_index(path, data, split=None, ...) -> dict
+    remove_from_index(path, ids) -> dict        # "removed", "missing" [ids]
+    index_info(path) -> dict
+    verify_index(path) -> list[str]             # findings; empty: sound
+    Index.open(path) -> Index
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmedrag.embeddings import EmbeddingCache, HashOnly, Progress, embed_images, embed_texts
+from mmedrag.encoders import load_encoder
+from mmedrag.protocols import Encoder, resolve
+from mmedrag.stores import STORES, folder
+from mmedrag.types import DataFolder, Reference, UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+CHECK_AT_OPEN = 64 << 20  # files up to this size are hashed at each open; verify hashes all
+COLUMNS = ("id", "text", "domain", "patient", "split", "source", "licence", "attribution")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which references may be found; None means any. Dates are ISO strings, ends included."""
+
+    patient: Sequence[str] | None = None
+    source: Sequence[str] | None = None
+    split: Sequence[str] | None = None
+    domain: Sequence[str] | None = None
+    date_from: str | None = None
+    date_to: str | None = None
+
+
+class Index:
+    """A read-only view of a committed index; a writer's later commit does not disturb it.
+
+    Attributes:
+        manifest, store, domain, ids; ``patients`` object [n] (None: unknown); ``pixels`` S32
+        [n, views] and ``phash`` uint64 [n, views] of the rows' own images.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        import pyarrow.parquet as pq
+
+        self.path, self.manifest = path, manifest
+        wrong = folder.check_files(path, manifest, CHECK_AT_OPEN)
+        if wrong:
+            raise folder.Damaged(f"{path}: index is damaged: {'; '.join(wrong)}; {folder.REPAIR}")
+        names = {name.split("-")[0]: path / name for name in manifest["files"]}
+        light = ["id", "domain", "patient", "split", "source", "date", "pixels", "phash"]
+        self.table = pq.read_table(names["rows"], columns=light)
+        self._rows_file = names["rows"]
+        self._texts: pa.ChunkedArray | None = None
+        self.ids: list[str] = self.table["id"].to_pylist()
+        store = resolve(manifest["store"], STORES, "store")
+        self.store = store.open(names["vectors"], manifest["vectors"], self.ids)
+        self.patients = np.array(self.table["patient"].to_pylist(), dtype=object)
+        self.pixels, self.phash = _hash_arrays(self.table)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Index:
+        """Open the committed state.
+
+        Raises:
+            UserError: no index, another format, or a damaged one (with what to do).
+        """
+        path = Path(path)
+        return folder.consistent(path, lambda manifest: cls(path, manifest))
+
+    @property
+    def domain(self) -> str | None:
+        return self.manifest["domain"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        import pyarrow.parquet as pq
+
+        if self._texts is None:
+            self._texts = pq.read_table(self._rows_file, columns=["text"])["text"]
+        return self._texts.take(list(rows)).to_pylist() if len(rows) else []
+
+    def references(self) -> list[Reference]:
+        """The stored rows, in order."""
+        import pyarrow.parquet as pq
+
+        return [_reference(row) for row in pq.read_table(self._rows_file).to_pylist()]
+
+    def mask(self, wanted: Filter) -> np.ndarray:
+        """bool [n]: rows that pass the filter (a row without the field does not)."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        keep = np.ones(len(self), dtype=bool)
+        for name in ("patient", "source", "split", "domain"):
+            values = getattr(wanted, name)
+            if values is not None:
+                values = [values] if isinstance(values, str) else list(values)
+                found = pc.is_in(self.table[name], value_set=pa.array(values, pa.string()))
+                keep &= found.to_numpy(zero_copy_only=False)
+        for bound, compare in (
+            (wanted.date_from, pc.greater_equal),
+            (wanted.date_to, pc.less_equal),
+        ):
+            if bound is not None:
+                found = pc.fill_null(compare(self.table["date"], bound), False)
+                keep &= found.to_numpy(zero_copy_only=False)
+        return keep
+
+    def encoder(self, spec: str | None = None, device: str | None = None) -> Encoder:
+        """The encoder this index was built with, from where it was or from ``spec``.
+
+        Raises:
+            UserError: not there any more, or another encoder than the index was built with.
+        """
+        made_with = self.manifest["encoder"]
+        encoder = load_encoder(
+            spec or _from_index(made_with["spec"], self.path), device, None, made_with["long_text"]
+        )
+        self.check(encoder)
+        return encoder
+
+    def check(self, encoder: Encoder) -> None:
+        expected = self.manifest["encoder"]["fingerprint"]
+        if encoder.fingerprint != expected:
+            raise UserError(
+                f"{self.path}: built with encoder {self.manifest['encoder']['spec']} "
+                f"({expected[:12]}), got {encoder.fingerprint[:12]}; scores of two encoders "
+                "cannot be compared: give the same one, or build the index again"
+            )
+
+    def info(self) -> dict[str, Any]:
+        m = self.manifest
+        return {
+            "count": len(self), "domain": m["domain"], "encoder": m["encoder"],
+            "dim": m["encoder"]["dim"], "engine": m["vectors"], "key": m["key"],
+            "generation": m["generation"], "format": m["format"],
+            "patients": len({p for p in self.patients if p is not None}),
+            "bytes": sum(entry["bytes"] for entry in m["files"].values()),
+        }  # fmt: skip
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def build_index(
+    data: Sequence[DataFolder],
+    out: str | Path,
+    domain: str | None = None,
+    encoder: str | Encoder = "embedded",
+    split: str | None = "train",
+    key: str = "text",
+    engine: str = "auto",
+    recall: float = 0.99,
+    views: str = "mean",
+    device: str | None = None,
+    long_text: str = "window",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Build (or build again) the index of one domain; ``domain`` None takes every row (generic).
+
+    Args:
+        key: what a query image is compared with: the references' "text" (paper) or "image".
+        engine: auto | flat | ivf | hnsw; ``recall``: recall@10 that ivf and hnsw must reach.
+        long_text: "window" or "truncate" (as released) for texts over the encoder's context.
+
+    Returns:
+        ``info`` with ``added``, ``skipped`` ([{id, reason}]) and ``windowed``/``truncated``
+        (texts longer than the context).
+    """
+    path = Path(out)
+    if path.exists() and any(path.iterdir()) and not _is_index(path):
+        raise UserError(f"{path}: not empty and no index, expected a new folder or an index")
+    model = load_encoder(encoder, device, None, long_text) if isinstance(encoder, str) else encoder
+    spec = encoder if isinstance(encoder, str) else getattr(model, "spec", "")
+    manifest = {
+        "domain": domain,
+        "encoder": {
+            "spec": _to_index(spec, path), "fingerprint": model.fingerprint, "dim": model.dim,
+            "long_text": long_text,
+        },
+        "key": key, "views": views, "store": "faiss", "split": split,
+    }  # fmt: skip
+    if key not in ("text", "image"):
+        raise UserError(f"index: key: got {key!r}, expected 'text' or 'image'")
+    references = [r for folder_ in data for r in folder_.corpus(split, domain)]
+    with folder.writer(path):
+        try:
+            folder.read_manifest(path)
+        except folder.Damaged as error:
+            log.warning("%s", error)
+            (path / folder.MANIFEST).unlink()
+        except UserError:
+            log.debug("%s: a new index", path)
+        rows, vectors, skipped = _encode(references, model, path, manifest, progress)
+        if not rows:
+            raise UserError(
+                f"{path}: no reference to index (split {split!r}, domain {domain!r}, "
+                f"{len(skipped)} skipped), expected corpus rows with {key}"
+            )
+        store = resolve("faiss", STORES, "store")(model.dim, engine, recall)
+        store.add([row["id"] for row in rows], vectors)
+        _commit(path, manifest, rows, store)
+    return _result(path, model, added=len(rows), skipped=skipped)
+
+
+def add_to_index(
+    path: str | Path,
+    data: Sequence[DataFolder],
+    split: str | None = None,
+    encoder: str | Encoder | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Append references; only content that was never seen is encoded.
+
+    A row whose id and content are in the index already counts as ``unchanged``; the same id
+    with other content is skipped with a reason (:func:`update_index` replaces it). ``split``
+    None takes the split the index was built from.
+    """
+    path = Path(path)
+    with folder.writer(path):
+        index = Index.open(path)
+        m = index.manifest
+        model = _model(index, encoder, device)
+        split = split or m["split"]
+        given = [r for folder_ in data for r in folder_.corpus(split, m["domain"])]
+        rows, vectors, skipped = _encode(given, model, path, m, progress)
+        old = {row["id"]: row for row in _all_rows(index)}
+        changed = [r["id"] for r in rows if r["id"] in old and r != old[r["id"]]]
+        if not replace:
+            skipped += [
+                {"id": i, "reason": "id is in the index with other content, use update"}
+                for i in changed
+            ]
+        fresh = [
+            n for n, row in enumerate(rows)
+            if row["id"] not in old or (replace and row["id"] in changed)
+        ]  # fmt: skip
+        unchanged = len(rows) - len(fresh) - (0 if replace else len(changed))
+        if fresh:
+            store = _writable(index)
+            store.remove(changed if replace else [])
+            kept = [row for i, row in old.items() if not (replace and i in changed)]
+            store.add([rows[n]["id"] for n in fresh], vectors[fresh])
+            _commit(path, m, kept + [rows[n] for n in fresh], store)
+    replaced = len(changed) if replace else 0
+    return _result(
+        path, model, added=len(fresh) - replaced, replaced=replaced, unchanged=unchanged,
+        skipped=skipped,
+    )  # fmt: skip
+
+
+def update_index(path: str | Path, data: Sequence[DataFolder], **settings: Any) -> dict[str, Any]:
+    """As :func:`add_to_index`; rows whose id is there with other content are replaced."""
+    return add_to_index(path, data, replace=True, **settings)
+
+
+def remove_from_index(path: str | Path, ids: Sequence[str]) -> dict[str, Any]:
+    """Remove references by id, with their vectors and cached embeddings."""
+    path = Path(path)
+    with folder.writer(path):
+        index = Index.open(path)
+        known = set(index.ids)
+        gone = known.intersection(ids)
+        if gone:
+            if len(gone) == len(known):
+                raise UserError(f"{path}: would remove every reference; delete the folder instead")
+            store = _writable(index)
+            store.remove(gone)
+            rows = [row for row in _all_rows(index) if row["id"] not in gone]
+            _commit(path, index.manifest, rows, store)
+            _forget(path, index.manifest, rows)
+    return {**index_info(path), "removed": len(gone), "missing": sorted(set(ids) - known)}
+
+
+def index_info(path: str | Path) -> dict[str, Any]:
+    return Index.open(path).info()
+
+
+def verify_index(path: str | Path) -> list[str]:
+    """Every file against the manifest, rows against vectors, and the caches. Empty: sound."""
+    path = Path(path)
+    try:
+        manifest = folder.read_manifest(path)
+        findings = folder.check_files(path, manifest)
+        if not findings:
+            index = Index.open(path)
+            norms = np.linalg.norm(index.store.vectors(), axis=1)
+            if not np.allclose(norms, 1, atol=1e-3):
+                findings.append("vectors: not all of unit length")
+    except folder.Damaged as error:
+        return [str(error)]
+    encoder = _Named(manifest["encoder"])
+    for kind, of in (("text", encoder), ("image", encoder), ("image", HashOnly())):
+        cache = EmbeddingCache(path / "cache", of, kind)
+        if cache.path:
+            findings += [f"cache/{cache.path.name}: {p}" for p in cache.problems()]
+    return findings
+
+
+# --- inside ------------------------------------------------------------------------------------
+
+
+class _Named:
+    """The identity of an encoder that is not loaded."""
+
+    def __init__(self, manifest_encoder: dict[str, Any]) -> None:
+        self.fingerprint, self.dim = manifest_encoder["fingerprint"], manifest_encoder["dim"]
+
+
+def _encode(
+    references: list[Reference],
+    model: Encoder,
+    path: Path,
+    manifest: dict[str, Any],
+    progress: Progress | None,
+) -> tuple[list[dict[str, Any]], np.ndarray, list[dict[str, str]]]:
+    """Rows and vectors of the usable references, and why the others are not."""
+    views = manifest["views"]
+    skipped, usable = [], []
+    seen: set[str] = set()
+    for r in references:
+        missing = not (r.images if manifest["key"] == "image" else r.text.strip())
+        reason = f"no {manifest['key']}" if missing else "id stands twice" if r.id in seen else None
+        seen.add(r.id)
+        if reason:
+            skipped.append({"id": r.id, "reason": reason})
+        else:
+            usable.append(r)
+    cache = path / "cache"
+    of_image: Any = model if manifest["key"] == "image" else None
+    image_cache = EmbeddingCache(cache, of_image or HashOnly(), "image")
+    pictures = embed_images([r.images for r in usable], of_image, image_cache, views, progress)
+    bad = {n for n in pictures.errors if usable[n].images}
+    skipped += [{"id": usable[n].id, "reason": pictures.errors[n]} for n in sorted(bad)]
+    good = [n for n in range(len(usable)) if n not in bad]
+    if manifest["key"] == "text":
+        texts = [usable[n].text for n in good]
+        vectors = embed_texts(texts, model, EmbeddingCache(cache, model, "text"), progress)
+    else:
+        vectors = pictures.vectors[good]
+    rows = [_row(usable[n], pictures.pixels[n], pictures.phash[n]) for n in good]
+    return rows, vectors, skipped
+
+
+def _row(r: Reference, pixels: np.ndarray, phash: np.ndarray) -> dict[str, Any]:
+    known = [(bytes(p).ljust(32, b"\0").hex(), int(h)) for p, h in zip(pixels, phash, strict=True)]
+    known = [(p, h) for p, h in known if p.strip("0")]
+    date = r.meta.get("date")
+    return {
+        **{name: getattr(r, name) for name in COLUMNS},
+        "images": [r.image] if isinstance(r.image, str) else list(r.image or []),
+        "date": date if isinstance(date, str) else None,
+        "meta": json.dumps(r.meta, sort_keys=True, ensure_ascii=False),
+        "pixels": [p for p, _ in known],
+        "phash": [h for _, h in known],
+    }
+
+
+def _reference(row: dict[str, Any]) -> Reference:
+    given = {name: row[name] for name in COLUMNS if row[name] is not None}
+    if row["images"]:
+        given["image"] = row["images"][0] if len(row["images"]) == 1 else row["images"]
+    return Reference(**given, meta=json.loads(row["meta"]))
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    text = [(name, pa.string()) for name in (*COLUMNS, "date", "meta")]
+    lists = [("images", pa.list_(pa.string())), ("pixels", pa.list_(pa.string()))]
+    return pa.schema([*text, *lists, ("phash", pa.list_(pa.uint64()))])
+
+
+def _commit(path: Path, manifest: dict[str, Any], rows: list[dict[str, Any]], store: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write_rows(target: Path) -> None:
+        table = pa.Table.from_pylist(rows, schema=_schema())
+        pq.write_table(table, target, compression="zstd")
+
+    folder.commit(path, manifest, {"rows.parquet": write_rows, "vectors.faiss": store.save})
+
+
+def _all_rows(index: Index) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(index._rows_file).to_pylist()
+
+
+def _writable(index: Index) -> Any:
+    """A store with the same rows that may change (the opened one is mapped read-only)."""
+    settings = index.manifest["vectors"]
+    store = type(index.store)(index.store.dim, settings["engine"], settings["recall"])
+    store.add(index.ids, index.store.vectors())
+    return store
+
+
+def _forget(path: Path, manifest: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Drop what no remaining row has from the text cache (image caches hold queries, too)."""
+    from mmedrag.embeddings import text_key
+
+    cache = EmbeddingCache(path / "cache", _Named(manifest["encoder"]), "text")
+    cache.keep_only({text_key(row["text"]) for row in rows})
+
+
+def _model(index: Index, encoder: str | Encoder | None, device: str | None) -> Encoder:
+    if encoder is None or isinstance(encoder, str):
+        return index.encoder(encoder, device)
+    index.check(encoder)
+    return encoder
+
+
+def _result(path: Path, model: Encoder, **counts: Any) -> dict[str, Any]:
+    long = {name: getattr(model, name, 0) for name in ("windowed", "truncated")}
+    return {**index_info(path), **counts, **long}
+
+
+def _is_index(path: Path) -> bool:
+    names = {p.name for p in path.iterdir()}
+    return folder.MANIFEST in names or names <= {folder.LOCK, "cache"} or folder.LOCK in names
+
+
+def _hash_arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    pixels, phash = table["pixels"].to_pylist(), table["phash"].to_pylist()
+    width = max((len(p) for p in pixels), default=0) or 1
+    of_pixels = np.zeros((len(pixels), width), "S32")
+    of_phash = np.zeros((len(pixels), width), np.uint64)
+    for i, (p, h) in enumerate(zip(pixels, phash, strict=True)):
+        of_pixels[i, : len(p)] = [bytes.fromhex(x) for x in p]
+        of_phash[i, : len(h)] = h
+    return of_pixels, of_phash
+
+
+def _to_index(spec: str, path: Path) -> str:
+    """Folders are stored relative to the index, so that both can move together."""
+    return f"relative:{os.path.relpath(spec, path)}" if spec and Path(spec).is_dir() else spec
+
+
+def _from_index(spec: str, path: Path) -> str:
+    if not spec.startswith("relative:"):
+        return spec
+    target = Path(os.path.normpath(path / spec.removeprefix("relative:")))
+    if not target.is_dir():
+        raise UserError(f"{path}: its encoder is not at {target} any more, give --retriever")
+    return str(target)
