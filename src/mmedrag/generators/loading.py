@@ -48,8 +48,10 @@ def load(
     """
     torchvision_shim.ready()
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging as progress
 
     name = str(model)
+    progress.disable_progress_bar()
     chosen_device = torch.device(device or best_device())
     try:
         # backend "pil": the same pixels whether or not torchvision is installed

@@ -50,10 +50,9 @@ def random_llava(
     )
 
     sizes = SHAPES[shape]
+    eye = sizes["vision"]
     tokenizer = byte_tokenizer(corpus)
-    processor = llava_processor(
-        tokenizer, sizes["vision"]["image_size"], sizes["vision"]["patch_size"]
-    )
+    processor = llava_processor(tokenizer, eye["image_size"], eye["patch_size"])
     text = MistralConfig(
         **{"sliding_window": None, **sizes["text"]},
         vocab_size=len(tokenizer) if shape == "tiny" else 32064,
@@ -62,16 +61,16 @@ def random_llava(
         eos_token_id=tokenizer.eos_token_id,
     )
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes["vision"]),
+        vision_config=CLIPVisionConfig(**eye),
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config)
+    model: Any = LlavaForConditionalGeneration(config)
     if shape != "tiny":
-        model = model.to(torch.bfloat16)
+        model.to(torch.bfloat16)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)
