@@ -164,7 +164,11 @@ class Progress:
         if self.bar is None:
             from rich.console import Console
             from rich.progress import (
-                BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn,
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
             )  # fmt: skip
 
             self.bar = Progress(

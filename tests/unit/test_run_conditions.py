@@ -1,0 +1,117 @@
+"""Plans and substituted references are pure functions of (seed, example id)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmedrag.conditions import Plan, Pool, draw, is_own
+from mmedrag.types import DataFolder, Domain, Example, Hit, Trace, UserError
+
+
+def live(example: Example, hits: int = 3, **condition: object) -> Trace:
+    trace = Trace.of(example)
+    trace.domain = Domain(label=example.domain or "unknown")
+    trace.hits = [Hit(id=f"h{i}", text=f"hit {i}", score=0.9 - i / 10, rank=i) for i in range(hits)]
+    return trace
+
+
+@pytest.fixture
+def pool(small_data: Path) -> Pool:
+    data = DataFolder(small_data)
+    return Pool(data.examples(), data.corpus(), data.truth(), seed=7)
+
+
+def test_draw_is_a_fixed_function() -> None:
+    assert draw(0, "a") == draw(0, "a")
+    assert len({draw(0, "a"), draw(1, "a"), draw(0, "b"), draw(0, "a", "b")}) == 4
+
+
+def test_unknown_patient_never_matches() -> None:
+    one = Example(id="1", task="report", image="a.png")
+    other = Example(id="2", task="report", image="b.png")
+    assert not is_own(one, other)
+    assert is_own(one, Example(id="3", task="report", image="a.png"))
+
+
+def test_partner_is_another_patient_of_the_domain(pool: Pool) -> None:
+    for example in pool.examples:
+        partner = pool.partner(example, "shuffle")
+        assert partner is not None
+        assert partner.domain == example.domain
+        assert partner.patient != example.patient
+
+
+def test_partner_does_not_depend_on_the_shard(small_data: Path, pool: Pool) -> None:
+    again = Pool(pool.examples, pool.corpus, pool.truth, seed=7)
+    first = pool.examples[5]
+    assert again.partner(first, "x").id == pool.partner(first, "x").id  # type: ignore[union-attr]
+    other = Pool(pool.examples, pool.corpus, pool.truth, seed=8)
+    moved = [
+        e
+        for e in pool.examples
+        if other.partner(e, "x").id != pool.partner(e, "x").id  # type: ignore[union-attr]
+    ]
+    assert moved
+
+
+def test_nobody_to_swap_with() -> None:
+    alone = Example(id="1", task="report", image="a.png", domain="radiology")
+    assert Pool([alone]).partner(alone, "x") is None
+
+
+def test_random_keeps_number_scores_and_domain(pool: Pool) -> None:
+    for example in pool.examples:
+        trace = live(example)
+        hits = pool.random(trace)
+        assert [h.score for h in hits] == [h.score for h in trace.hits]
+        assert len({h.id for h in hits}) == 3
+        rows = {row.id: row for row in pool.corpus}
+        assert {rows[h.id].domain for h in hits} == {example.domain}
+        assert example.patient not in {rows[h.id].patient for h in hits}
+
+
+def test_random_ends_when_the_corpus_does(pool: Pool) -> None:
+    assert len(pool.random(live(pool.examples[0], hits=40))) <= 6
+
+
+def test_own_is_the_study_report(pool: Pool) -> None:
+    for example in pool.examples:
+        assert [h.id for h in pool.own(live(example))] == [example.meta["study"]]
+
+
+def test_contradicting_states_the_opposite(pool: Pool) -> None:
+    asked = [e for e in pool.examples if e.domain == "radiology"]
+    for example in asked:
+        (hit,) = pool.contradicting(live(example))
+        present = pool.truth[example.meta["study"]].findings["cardiomegaly"].present
+        assert ("not enlarged" in hit.text) == present
+        assert hit.id != example.meta["study"]
+
+
+def test_contradicting_needs_a_question_that_one_finding_decides(pool: Pool) -> None:
+    example = pool.examples[0].model_copy(update={"meta": {"study": "s00"}})
+    assert pool.contradicting(live(example)) == []
+    both = pool.examples[0].model_copy(update={"meta": {**pool.examples[0].meta, "form": "both"}})
+    assert pool.contradicting(live(both)) == []
+
+
+def test_plan_draws_noise_per_example(pool: Pool) -> None:
+    plan = Plan(noise="gaussian_clip")
+    first, second = (plan.condition(e, pool).noise for e in pool.examples[:2])
+    assert first and second and first.seed != second.seed
+    assert plan.condition(pool.examples[0], pool).noise == first
+
+
+def test_plan_other_patient_names_a_file(pool: Pool) -> None:
+    example = pool.examples[0]
+    noise = Plan(noise="other_patient").condition(example, pool).noise
+    assert noise and Path(noise.params["path"]).is_file()
+    assert noise.params["path"] != str(example.images[0])
+
+
+@pytest.mark.parametrize("wrong", [{"references": "some"}, {"noise": "fog"}])
+def test_plan_refuses_unknown_names(wrong: dict) -> None:
+    with pytest.raises(UserError, match="expected one of"):
+        Plan(**wrong)
