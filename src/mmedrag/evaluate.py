@@ -1,0 +1,384 @@
+"""Evaluation of run folders: traces -> metrics with intervals, controls and marks.
+
+Place in the picture: Trace -> metrics -> Score -> summary + interval + controls -> report. No
+model is needed. One *arm* is one system under one condition, the unit of a table row; a run
+folder whose traces have several conditions gives several arms.
+
+A score is *marked* when it cannot be told apart from its best control: the 95 % interval of
+the paired difference to that control reaches 0 or below.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedrag import controls as ctrl
+from mmedrag import metrics, metrics_text
+from mmedrag.arms import OVERALL, TASKS, Arm, load_arms
+from mmedrag.compare import compare_arms, subgroup_tables
+from mmedrag.controls import Prediction, TrainingData, group_of
+from mmedrag.metrics_stats import (
+    RESAMPLES,
+    AnyStat,
+    clean,
+    clusters,
+    difference,
+    interval,
+    resample,
+)
+from mmedrag.reliance import missing, reliance
+from mmedrag.types import DataFolder, Score, Trace, UserError, write_jsonl
+
+log = logging.getLogger(__name__)
+
+# metrics that a control can meaningfully beat; parse_rate, ece and the like only describe
+UNMARKED = frozenset({"parse_rate", "ece", "unreadable_rate", "finding_precision",
+                      "finding_recall"})  # fmt: skip
+DESCRIPTIVE = frozenset({"question_prior_loo"})  # reads test labels: shown, marks nothing
+
+
+class Scorer:
+    """Turns predictions for one list of traces into metrics, for the model and every control."""
+
+    def __init__(self, task: str, traces: Sequence[Trace], data: DataFolder | None) -> None:
+        self.task, self.traces = task, traces
+        self.targets = [t.target for t in traces]
+        self.meteor = task == "report" and metrics_text.meteor_ready()
+        known = data.truth() if data and task == "report" else {}
+        self.truth = [known.get(str(t.meta.get("study"))) for t in traces]
+
+    def __call__(self, said: Prediction) -> dict[str, AnyStat]:
+        if self.task == "vqa_closed":
+            asked = [t.question for t in self.traces]
+            return metrics.closed(said.texts, self.targets, said.p_yes, asked)
+        if self.task == "vqa_open":
+            return metrics.open_answers(said.texts, self.targets)
+        out = metrics_text.reports(said.texts, self.targets, self.meteor)
+        if self.traces and all(self.truth):
+            out |= self.finding_level(said.texts)
+        return out
+
+    def finding_level(self, texts: Sequence[str]) -> dict[str, AnyStat]:
+        """Exact finding-level scores on the benchmark."""
+        from mmedrag.phantom.grammar import label_report
+
+        wanted, said, unreadable = [], [], []
+        for truth, text in zip(self.truth, texts, strict=True):
+            assert truth is not None
+            wanted.append({n for n, state in truth.findings.items() if state.present})
+            said.append(ctrl.present_in(truth.domain, text))
+            read = label_report(truth.domain, text)
+            unreadable.append(len(read["unreadable"]) / max(read["sentences"], 1))
+        found = metrics.findings(said, wanted)
+        return found | {"unreadable_rate": metrics.average(unreadable)}
+
+
+def said_by(traces: Sequence[Trace]) -> Prediction:
+    """The model's own answers; a failed row says nothing."""
+    return Prediction(
+        [t.answer.text if t.answer and not t.error else "" for t in traces],
+        [t.answer.p_yes if t.answer and not t.error else None for t in traces],
+    )
+
+
+def control_predictions(
+    arm: Arm, task: str, arms: Sequence[Arm], train: TrainingData | None, seed: int
+) -> ctrl.Controls:
+    """All controls of an arm: from data and hits, and from other runs of the same system."""
+    traces = arm.of_task(task)
+    make = {"vqa_closed": ctrl.closed_controls, "vqa_open": ctrl.open_controls,
+            "report": ctrl.report_controls}[task]  # fmt: skip
+    found, missing_ = make(traces, train, seed)
+    image, _, references = arm.condition.partition("/")
+    if image == "clean":
+        missing_ |= {"noise_image": "needs a run of this system with --noise",
+                     "blank_image": "needs a run of this system with --noise blank"}  # fmt: skip
+        if references in ("selected", "all"):
+            missing_["run_shuffled"] = "needs a run of this system with --references shuffled"
+            missing_["run_random"] = "needs a run of this system with --references random"
+    for other in arms:
+        if other is arm or other.system != arm.system or image != "clean":
+            continue
+        noise, _, theirs = other.condition.partition("/")
+        name = None
+        if noise != "clean" and theirs == references:
+            name = "blank_image" if noise == "noise:blank" else "noise_image"
+        elif noise == "clean" and theirs in ("shuffled", "random") and references != theirs:
+            name = f"run_{theirs}" if references in ("selected", "all") else None
+        if not name or name in found:
+            continue
+        rows = {t.example_id: t for t in other.of_task(task)}
+        covered = sum(t.example_id in rows for t in traces)
+        if covered == len(traces):
+            found[name] = said_by([rows[t.example_id] for t in traces])
+            missing_.pop(name, None)
+        elif covered:
+            missing_[name] = f"{other.name} covers {covered} of {len(traces)} rows"
+    return found, missing_
+
+
+def evaluate(
+    runs: Sequence[str | Path],
+    data: DataFolder | None = None,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    subgroups: Sequence[str] = (),
+    clinical: bool = False,
+) -> dict[str, Any]:
+    """Score run folders: the content of ``metrics.json``.
+
+    Args:
+        runs: run folders; the first is the baseline of the paired tests.
+        data: the DATA folder of the runs: gives the train controls and the benchmark's truth.
+        out: where to write ``metrics.json``; the per-example scores go beside it as
+            ``<stem>.scores.jsonl``. Nothing is written by default.
+        seed, resamples: of the bootstrap and of the seeded controls.
+        subgroups: trace fields to break scores down by (``source``, ``meta.sex``, ...).
+        clinical: also compute RadEval's clinical metrics (needs the extra and its weights).
+
+    Returns:
+        ``runs`` {arm: {condition, system, n, tasks {task: {overall|domain: {n, patients,
+        failed, metrics {name: {value, low, high, n}}, controls {name: {metric: {...,
+        difference}}}, not_computed {control: why}, marked {metric: control}}}}}},
+        ``reliance`` {system: {metric: {value, low, high, n, denominator}}}, ``comparisons``,
+        ``subgroups``, ``signatures``, ``environment``. Equal inputs and seed, equal bytes.
+
+    Raises:
+        UserError: an unreadable run folder, or nothing in it to score.
+    """
+    arms = load_arms(runs)
+    train = TrainingData.of(data)
+    scores: list[Score] = []
+    kept: dict[str, dict[str, Scored]] = {}
+    result: dict[str, Any] = {"schema": 1, "seed": seed, "resamples": resamples, "runs": {}}
+    for arm in arms:
+        tasks = [task for task in TASKS if arm.of_task(task)]
+        kept[arm.name] = {}
+        result["runs"][arm.name] = {
+            "condition": arm.condition, "system": arm.system, "n": len(arm.traces),
+            "failed": sum(t.error is not None for t in arm.traces), "tasks": {},
+        }  # fmt: skip
+        for task in tasks:
+            log.info("scoring %s: %s", arm.name, task)
+            scored = score(arm, task, arms, train, data, seed)
+            if clinical and task == "report":
+                _add_clinical(scored)
+            kept[arm.name][task] = scored
+            result["runs"][arm.name]["tasks"][task] = tables(scored, resamples, seed)
+            scores += example_scores(arm.name, scored)
+    if not any(kept.values()):
+        raise UserError(f"{', '.join(map(str, runs))}: no trace has a target, nothing to score")
+    systems: dict[str, list[Trace]] = {}
+    for arm in arms:
+        systems.setdefault(arm.system, []).extend(arm.traces)
+    result["reliance"] = {
+        name: {"metrics": (found := reliance(traces, resamples, seed)),
+               "not_computed": missing(found)}
+        for name, traces in systems.items()
+    }  # fmt: skip
+    result["comparisons"] = compare_arms(kept, resamples, seed)
+    result["subgroups"] = {
+        name: {task: subgroup_tables(scored, subgroups, resamples, seed)
+               for task, scored in tasks.items()}
+        for name, tasks in kept.items() if subgroups
+    }  # fmt: skip
+    result["signatures"] = metrics_text.signatures()
+    if not metrics_text.meteor_ready():
+        result["not_computed"] = {"meteor": metrics_text.METEOR_HELP}
+    result["environment"] = environment(arms)
+    if out is not None:
+        write_metrics(result, scores, Path(out))
+    return result
+
+
+@dataclass
+class Scored:
+    """Metrics of one arm and task, for the model ("model") and each control, over its rows."""
+
+    task: str
+    traces: list[Trace]
+    stats: dict[str, dict[str, AnyStat]]
+    not_computed: dict[str, str]
+
+    @property
+    def domains(self) -> list[str]:
+        return sorted({group_of(t) for t in self.traces})
+
+    def rows(self, domain: str) -> np.ndarray:
+        keep = [domain in (OVERALL, group_of(t)) for t in self.traces]
+        return np.flatnonzero(keep)
+
+
+def score(
+    arm: Arm, task: str, arms: Sequence[Arm], train: TrainingData | None,
+    data: DataFolder | None, seed: int,
+) -> Scored:  # fmt: skip
+    """All metrics of one arm and task, and of its controls, before any resampling."""
+    traces = arm.of_task(task)
+    scorer = Scorer(task, traces, data)
+    found, why = control_predictions(arm, task, arms, train, seed)
+    stats = {"model": scorer(said_by(traces))}
+    stats |= {name: scorer(said) for name, said in found.items()}
+    if task == "report" and "finding_f1" not in stats["model"]:
+        why["finding_f1"] = "needs the benchmark's truth: give --data"
+    if task != "report":
+        stats["model"] |= _retrieval(traces, data)
+    return Scored(task, traces, stats, why)
+
+
+def _retrieval(traces: Sequence[Trace], data: DataFolder | None) -> dict[str, AnyStat]:
+    """recall@k and MRR where a relevant reference exists: one of the example's own study.
+
+    By default a study's own report is excluded from its hits; then there is nothing to find.
+    """
+    if data is None or not any(t.hits for t in traces):
+        return {}
+    study = {r.id: r.meta.get("study") for r in data.corpus()}
+    ranks = [
+        next((h.rank for h in t.hits if study.get(h.id) == t.meta.get("study") is not None), None)
+        for t in traces
+    ]
+    return metrics.retrieval(ranks) if any(r is not None for r in ranks) else {}
+
+
+def tables(scored: Scored, resamples: int, seed: int) -> dict[str, Any]:
+    """Overall and per domain: metrics, controls, paired differences and marks."""
+    domains = scored.domains
+    return {
+        domain: table(scored, scored.rows(domain), resamples, seed)
+        for domain in (OVERALL, *domains)
+    }
+
+
+def table(scored: Scored, rows: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    """One group of rows: every metric with interval, each control with its difference."""
+    shared: dict[int, np.ndarray] = {}
+    groups = clusters([scored.traces[i].patient for i in rows])
+    names = [(who, name) for who, own in scored.stats.items() for name in own]
+    stats = [scored.stats[who][name].take(rows, shared) for who, name in names]
+    draws = dict(zip(names, resample(stats, groups, resamples, seed), strict=True))
+    by_name = dict(zip(names, stats, strict=True))
+    values = {key: interval(by_name[key], draws[key], groups) for key in names}
+    controls: dict[str, dict[str, Any]] = {}
+    for who, name in names:
+        if who == "model" or ("model", name) not in values:
+            continue
+        sign = -1 if name in metrics.LOWER_IS_BETTER else 1
+        own, theirs = ("model", name), (who, name)
+        gap = difference(
+            sign * (values[own].value - values[theirs].value),
+            sign * draws[own], sign * draws[theirs], len(rows), int(groups.max()) + 1,
+        )  # fmt: skip
+        controls.setdefault(who, {})[name] = {
+            **values[theirs].as_dict(), "difference": gap.as_dict(),
+        }  # fmt: skip
+    failed = sum(scored.traces[i].error is not None or scored.traces[i].answer is None
+                 for i in rows)  # fmt: skip
+    return {
+        "n": len(rows), "patients": int(groups.max()) + 1, "failed": failed,
+        "metrics": {name: values["model", name].as_dict() for name in scored.stats["model"]},
+        "controls": controls,
+        "not_computed": scored.not_computed,
+        "marked": marked({n: values["model", n].low for n in scored.stats["model"]}, controls),
+    }  # fmt: skip
+
+
+def marked(
+    lows: Mapping[str, float | None], controls: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """metric -> best control, for every score that is not clearly above its best control.
+
+    The best control is the one with the best value. AUROC is held against chance as well.
+    """
+    out: dict[str, str] = {}
+    for name, low in lows.items():
+        base = name.removesuffix("_released")
+        if base in UNMARKED or base.startswith(("recall@", "mrr")):
+            continue
+        sign = -1 if name in metrics.LOWER_IS_BETTER else 1
+        rivals = [
+            (sign * cell[name]["value"], control)
+            for control, cell in controls.items()
+            if control not in DESCRIPTIVE and cell.get(name, {}).get("value") is not None
+        ]
+        if rivals:
+            best = max(rivals)[1]
+            bound = controls[best][name]["difference"]["low"]
+            if bound is None or bound <= 0:
+                out[name] = best
+        if name == "auroc" and (low is None or low <= 0.5):
+            out[name] = "chance"
+    return out
+
+
+def example_scores(arm: str, scored: Scored) -> list[Score]:
+    """One row per example and metric; metrics that share a per-example value are all listed."""
+    return [
+        Score(example_id=t.example_id, metric=name, value=v, run=arm, task=scored.task)  # type: ignore[call-arg]
+        for name, stat in scored.stats["model"].items()
+        for t, value in zip(scored.traces, stat.values, strict=True)
+        if (v := clean(value)) is not None
+    ]
+
+
+def _add_clinical(scored: Scored) -> None:
+    from mmedrag.metrics_clinical import clinical
+
+    texts = said_by(scored.traces).texts
+    found, why = clinical(texts, [t.target or "" for t in scored.traces])
+    scored.stats["model"] |= found
+    scored.not_computed |= why
+
+
+def scores_path(out: Path) -> Path:
+    """The per-example sibling of a ``metrics.json``."""
+    return out.with_name(f"{out.stem}.scores.jsonl")
+
+
+def write_metrics(result: Mapping[str, Any], scores: Sequence[Score], out: Path) -> None:
+    """Write ``metrics.json`` (atomically) and its per-example sibling."""
+    write_jsonl(scores_path(out), scores)
+    part = out.with_name(out.name + ".part")
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, out)
+
+
+def environment(arms: Sequence[Arm] = ()) -> dict[str, Any]:
+    """Versions and commit behind the numbers; no times, so that equal input gives equal bytes."""
+    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system(),
+                             "machine": platform.machine(), "packages": {}}  # fmt: skip
+    for package in ("mmedrag", "numpy", "scikit-learn", "sacrebleu", "rouge-score", "nltk"):
+        try:
+            found["packages"][package] = version(package)
+        except PackageNotFoundError:
+            found["packages"][package] = None
+    found["commit"] = commit()
+    found["runs"] = {a.name: {"path": a.run.name, "commit": a.config.get("commit")} for a in arms}
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the code that computes, where it lies in a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+            timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if re.fullmatch(r"[0-9a-f]{40}\n?", done.stdout) else None

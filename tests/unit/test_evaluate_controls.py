@@ -1,0 +1,122 @@
+"""Controls say what they claim to say."""
+
+import numpy as np
+import pytest
+
+from mmedrag import controls
+from mmedrag.types import Example, Finding, Hit, Trace, Truth
+
+
+def row(i, domain="radiology", question="Is it?", patient=None, target="yes", hit="", **meta):
+    hits = [Hit(id=f"h{i}", text=hit, score=1.0, rank=0)] if hit else []
+    return Trace(
+        example_id=str(i), task="vqa", question=question, target=target, hits=hits,
+        answer_type="closed", patient=patient, target_domain=domain, meta=meta,
+    )  # fmt: skip
+
+
+def test_leave_one_out_prior_never_sees_its_own_label():
+    questions = ["a", "a", "a", "b"]
+    said = controls.leave_one_out_prior(questions, ["yes", "no", "no", "yes"])
+    # a: others say no,no -> no; yes,no (tie; others 2 of 3 yes) -> yes; b: alone, 1 of 3 yes -> no
+    assert said.texts == ["no", "yes", "yes", "no"]
+    assert said.p_yes == [0.0, 0.5, 0.5, pytest.approx(1 / 3)]
+
+
+def test_shuffled_references_come_from_another_patient_of_the_same_domain():
+    traces = [row(i, "radiology" if i < 20 else "pathology", patient=f"p{i // 3}")
+              for i in range(40)]  # fmt: skip
+    texts = [f"{t.target_domain} {t.patient}" for t in traces]
+    out = controls.shuffled(traces, texts, seed=1)
+    for trace, own, text in zip(traces, texts, out, strict=True):
+        assert text != own and text.startswith(trace.target_domain)
+    assert out == controls.shuffled(traces, texts, seed=1) != controls.shuffled(traces, texts, 2)
+
+
+def test_shuffling_one_patient_gives_nothing_rather_than_its_own():
+    traces = [row(i, patient="p") for i in range(3)]
+    assert controls.shuffled(traces, ["x", "y", "z"]) == ["", "", ""]
+
+
+def test_question_prior_learns_from_train_alone_and_backs_off():
+    def train(question, answer):
+        return Example(id="x", task="vqa", question=question, answer=answer, answer_type="closed",
+                       domain="radiology")  # fmt: skip
+
+    rows = [train("Is it?", "yes")] * 3 + [train("Was it?", "no")] * 9
+    traces = [row(0), row(1, question="was it"), row(2, question="new?")]
+    said = controls.question_prior(rows, [r.answer for r in rows], traces)
+    assert said.texts == ["yes", "no", "no"]
+    assert said.p_yes[2] == pytest.approx(0.25)
+
+
+def test_copied_reference_is_read_for_the_asked_finding():
+    pytest.importorskip("mmedrag.phantom.chest")
+    from mmedrag.phantom.grammar import fill, load_domain
+
+    domain = load_domain("radiology")
+    spec = next(s for s in domain.findings if s.sided)
+    side, other = domain.single_sides[:2]
+    state = Finding(present=True, side=side, count=1 if spec.most else None,
+                    severity=spec.grades[0] if spec.grades else None)  # fmt: skip
+    text = fill(domain, spec, next(t for t in spec.positive if "{at}" in t or "{side}" in t), state)
+
+    def says(text, **meta):
+        return controls.read_reference(row(0, finding=spec.name, **meta), text)
+
+    assert says(text, form="presence", side=None) == "yes"
+    assert says(text, form="presence", side=side) == "yes"
+    assert says(text, form="presence", side=other) == "no"
+    assert says(text, form="negated", side=None) == "no"
+    assert says(domain.normal[0], form="presence", side=None) == "no"
+    assert says("", form="presence") == "" and says(text, form="count") == ""
+
+
+def test_without_benchmark_questions_references_cannot_be_read():
+    found, missing = controls.closed_controls([row(0, hit="The lungs are clear.")], None)
+    assert "copied_reference" not in found
+    assert missing["copied_reference"] == controls.NOT_READABLE
+
+
+def test_best_constant_is_the_most_central_report():
+    reports = (
+        ["the lungs are clear and the heart is normal"] * 6
+        + ["xyz"] * 3
+        + ["the lungs are clear and the heart is large"] * 3
+    )
+    assert controls.best_constant(reports) == reports[0]
+
+
+def test_word_f1_by_hand():
+    found = controls.word_f1(["a a b"], ["a a", "c"])
+    assert found.tolist() == [[pytest.approx(4 / 5), 0.0]]
+
+
+def test_best_findings_constant_maximises_micro_f1_by_brute_force():
+    pytest.importorskip("mmedrag.phantom.chest")
+    from mmedrag.metrics import findings
+    from mmedrag.phantom.grammar import fill, load_domain
+
+    domain = load_domain("radiology")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(30):
+        on = {s.name: bool(rng.random() < 0.4) for s in domain.findings}
+        states = {
+            s.name: Finding(present=True, side=domain.single_sides[0] if s.sided else None,
+                            count=1 if s.most else None, severity=(s.grades or (None,))[0])
+            for s in domain.findings
+        }  # fmt: skip
+        text = " ".join(fill(domain, s, s.positive[0], states[s.name]) for s in domain.findings
+                        if on[s.name])  # fmt: skip
+        truth = {n: states[n] if p else Finding(present=False) for n, p in on.items()}
+        known = Truth(study=str(i), patient="p", domain="radiology", findings=truth)
+        rows.append((text or domain.normal[0], known))
+    best = controls.best_findings("radiology", rows)
+    wanted = [{n for n, f in t.findings.items() if f.present} for _, t in rows]
+
+    def score(text):
+        said = controls.present_in("radiology", text)
+        return findings([said] * 30, wanted)["finding_f1"].point()
+
+    assert score(best) == pytest.approx(max(score(text) for text, _ in rows))

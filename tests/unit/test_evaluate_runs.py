@@ -1,0 +1,259 @@
+"""evaluate(): run folders to metrics.json, with controls and marks."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmedrag.arms import load_arms
+from mmedrag.evaluate import evaluate, marked, scores_path
+from mmedrag.types import (
+    Answer,
+    Condition,
+    DataFolder,
+    Domain,
+    Example,
+    Hit,
+    Noise,
+    Reference,
+    Trace,
+    UserError,
+    read_jsonl,
+    write_jsonl,
+)
+
+REPORTS = ["The heart is large.", "The lungs are clear.", "A left effusion is seen."]
+
+
+def closed_trace(i, said, truth, domain="radiology", references="selected", noise=None, **more):
+    return Trace(
+        example_id=f"q{i:03d}", task="vqa", question=f"Is finding {i % 5} present?",
+        answer_type="closed", patient=f"p{i // 2}", target=truth, target_domain=domain,
+        domain=Domain(label=domain),
+        hits=[Hit(id=f"r{i % 3}", text=REPORTS[i % 3], score=0.5, rank=0)],
+        answer=Answer(text=said, p_yes=0.9 if said.startswith("y") else 0.1, model="m"),
+        condition=Condition(image="noise" if noise else "clean", noise=noise,
+                            references=references),
+        **more,
+    )  # fmt: skip
+
+
+def report_trace(i, text):
+    return Trace(
+        example_id=f"r{i:03d}",
+        task="report",
+        patient=f"p{i}",
+        target=REPORTS[i % 3],
+        target_domain="radiology",
+        answer=Answer(text=text, model="m"),
+        hits=[Hit(id=f"r{(i + 1) % 3}", text=REPORTS[(i + 1) % 3], score=0.5, rank=0)],
+    )
+
+
+def write_run(folder, traces, **config):
+    write_jsonl(folder / "traces.jsonl", traces)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def skilled(tmp_path):
+    """Right in 9 of 10 balanced questions, in two domains."""
+    rows = []
+    for i in range(80):
+        truth = "yes" if (i // 5) % 2 else "no"
+        wrong = i % 10 == 3
+        said = truth if not wrong else ("no" if truth == "yes" else "yes")
+        rows.append(closed_trace(i, said, truth, "radiology" if i < 40 else "pathology"))
+    return write_run(tmp_path / "skilled", rows + [report_trace(i, REPORTS[i % 3])
+                                                   for i in range(9)])  # fmt: skip
+
+
+def test_metrics_json_has_what_the_contract_says(skilled, tmp_path):
+    out = tmp_path / "metrics.json"
+    result = evaluate([skilled], out=out, resamples=400)
+    assert json.loads(out.read_text()) == result
+    group = result["runs"]["skilled"]["tasks"]["vqa_closed"]
+    assert set(group) == {"overall", "radiology", "pathology"}
+    overall = group["overall"]
+    assert (overall["n"], overall["patients"], overall["failed"]) == (80, 40, 0)
+    cell = overall["metrics"]["accuracy"]
+    assert cell["value"] == 0.9 and cell["low"] < 0.9 < cell["high"] and cell["n"] == 80
+    assert {"always_yes", "always_no", "copied_reference"} <= {
+        *overall["controls"], *overall["not_computed"]
+    }  # fmt: skip
+    for name in ("constant", "question_prior", "random_reference"):
+        assert "--data" in overall["not_computed"][name] or name == "random_reference"
+    assert result["environment"]["packages"]["numpy"] == np.__version__
+    assert "sacrebleu" in result["signatures"]["bleu_n"]
+    assert "accuracy" not in overall["marked"]
+    report = result["runs"]["skilled"]["tasks"]["report"]["overall"]
+    assert report["metrics"]["rouge_l"]["value"] == 1.0
+    assert report["controls"]["copied_reference"]["rouge_l"]["value"] < 0.6
+
+
+def test_per_example_scores_lie_beside_and_average_to_the_metric(skilled, tmp_path):
+    out = tmp_path / "metrics.json"
+    result = evaluate([skilled], out=out, resamples=50)
+    from mmedrag.types import Score
+
+    rows = list(read_jsonl(scores_path(out), Score))
+    values = [r.value for r in rows if r.metric == "accuracy"]
+    assert len(values) == 80
+    metrics = result["runs"]["skilled"]["tasks"]["vqa_closed"]["overall"]["metrics"]
+    assert np.mean(values) == pytest.approx(metrics["accuracy"]["value"])
+
+
+def test_same_seed_same_bytes(skilled, tmp_path):
+    evaluate([skilled], out=tmp_path / "a.json", resamples=100)
+    evaluate([skilled], out=tmp_path / "b.json", resamples=100)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert (tmp_path / "a.scores.jsonl").read_bytes() == (tmp_path / "b.scores.jsonl").read_bytes()
+
+
+def test_a_system_that_always_says_yes_is_marked(tmp_path):
+    rows = [closed_trace(i, "yes", "yes" if i % 7 else "no") for i in range(70)]
+    result = evaluate([write_run(tmp_path / "yes", rows)], resamples=300)
+    overall = result["runs"]["yes"]["tasks"]["vqa_closed"]["overall"]
+    assert overall["metrics"]["accuracy"]["value"] > 0.85
+    assert overall["marked"]["accuracy"] == "always_yes"
+    assert overall["marked"]["auroc"] == "chance"
+    assert overall["controls"]["always_yes"]["accuracy"]["difference"]["value"] == 0.0
+
+
+def test_a_reporter_that_copies_is_marked(tmp_path):
+    rows = [report_trace(i, REPORTS[(i + 1) % 3]) for i in range(12)]
+    result = evaluate([write_run(tmp_path / "copier", rows)], resamples=300)
+    overall = result["runs"]["copier"]["tasks"]["report"]["overall"]
+    assert {"rouge_l", "bleu_1"} <= set(overall["marked"])
+    assert "finding_f1" in overall["not_computed"]
+
+
+def test_training_data_brings_its_controls(skilled, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    train = [
+        Example(id=f"t{i}", task="vqa", question=f"Is finding {i % 5} present?", domain=domain,
+                answer_type="closed", answer="no" if i % 5 < 3 else "yes", split="train")
+        for i, domain in enumerate(["radiology"] * 10 + ["pathology"] * 10)
+    ]  # fmt: skip
+    reports = [Example(id=f"tr{i}", task="report", domain="radiology", split="train",
+                       answer=REPORTS[0] if i < 4 else REPORTS[1]) for i in range(6)]  # fmt: skip
+    write_jsonl(data / "examples.jsonl", train + reports)
+    write_jsonl(data / "corpus.jsonl", [Reference(id="c", text=REPORTS[2], domain="radiology",
+                                                  split="train")])  # fmt: skip
+    result = evaluate([skilled], DataFolder(data), resamples=50)
+    tasks = result["runs"]["skilled"]["tasks"]
+    controls = tasks["vqa_closed"]["overall"]["controls"]
+    assert {"constant", "question_prior", "question_prior_loo"} <= set(controls)
+    # the majority answer on train is no; half of the rows are no
+    assert controls["constant"]["accuracy"]["value"] == 0.5
+    reports_found = tasks["report"]["overall"]["controls"]
+    # constant = REPORTS[0], the most common: right for a third of the rows
+    assert reports_found["constant"]["bleu_nltk_1"]["value"] > 1 / 3
+    assert reports_found["random_reference"]["rouge_l"]["n"] == 9
+
+
+def test_a_noise_run_becomes_a_control_of_the_same_system(tmp_path, skilled):
+    noise = Noise(kind="blank", seed=0)
+    rows = [closed_trace(i, "no", "yes" if (i // 5) % 2 else "no",
+                         "radiology" if i < 40 else "pathology", noise=noise)
+            for i in range(80)]  # fmt: skip
+    result = evaluate([skilled, write_run(tmp_path / "blank", rows)], resamples=50)
+    overall = result["runs"]["skilled"]["tasks"]["vqa_closed"]["overall"]
+    assert overall["controls"]["blank_image"]["accuracy"]["value"] == 0.5
+    assert "blank_image" not in overall["not_computed"]
+    assert "noise_image" in overall["not_computed"]
+
+
+def test_comparisons_are_paired_and_corrected(tmp_path, skilled):
+    rows = [t for t in read_jsonl(skilled / "traces.jsonl", Trace) if t.task == "vqa"]
+    for t in rows[::2]:
+        t.answer.text = "unsure"
+    worse = write_run(tmp_path / "worse", rows, label="worse", system_name="other")
+    result = evaluate([skilled, worse], resamples=500)
+    row = next(r for r in result["comparisons"] if r["metric"] == "accuracy")
+    assert (row["a"], row["b"], row["n"]) == ("skilled", "worse", 80)
+    assert row["high"] < 0 and row["p"] < 0.01
+    assert row["p_holm"] >= row["p"]
+
+
+def test_subgroups_show_the_gap(tmp_path):
+    rows = []
+    for i in range(120):
+        sex = "f" if i % 2 else "m"
+        said = "yes" if sex == "m" or i % 4 == 1 else "no"
+        rows.append(closed_trace(i, said, "yes", meta={"sex": sex}, patient_group=i))
+        rows[-1].patient = f"p{i}"
+    run = write_run(tmp_path / "run", rows)
+    result = evaluate([run], resamples=300, subgroups=["meta.sex", "meta.age"])
+    found = result["subgroups"]["run"]["vqa_closed"]
+    assert found["meta.age"] == {"not_computed": "no row has meta.age"}
+    cell = found["meta.sex"]["accuracy"]
+    assert cell["values"]["m"]["value"] == 1.0 and cell["values"]["f"]["value"] == 0.5
+    assert cell["gap"]["value"] == 0.5 and cell["gap"]["p"] < 0.01
+
+
+def test_a_gap_of_chance_has_a_large_p(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [closed_trace(i, "yes" if rng.random() < 0.5 else "no", "yes", meta={"sex": "fm"[i % 2]})
+            for i in range(100)]  # fmt: skip
+    for i, row in enumerate(rows):
+        row.patient = f"p{i}"
+    result = evaluate([write_run(tmp_path / "run", rows)], resamples=100, subgroups=["meta.sex"])
+    assert result["subgroups"]["run"]["vqa_closed"]["meta.sex"]["accuracy"]["gap"]["p"] > 0.05
+
+
+def test_one_folder_with_several_conditions_gives_several_arms(tmp_path):
+    rows = [closed_trace(i, "yes", "yes", references=r) for r in ("none", "selected")
+            for i in range(4)]  # fmt: skip
+    arms = load_arms([write_run(tmp_path / "run", rows)])
+    assert [a.name for a in arms] == ["run [clean/none]", "run [clean/selected]"]
+    assert len({a.system for a in arms}) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([closed_trace(1, "yes", "yes")] * 2, "traces.jsonl:2: example_id: 'q001' stands twice"),
+        ([closed_trace(1, "yes", None)], "no trace has a target"),
+        ([], "expected at least one row"),
+    ],
+)
+def test_unusable_runs_are_refused_in_one_line(tmp_path, rows, message):
+    run = write_run(tmp_path / "run", rows)
+    with pytest.raises(UserError, match=message):
+        evaluate([run], resamples=10)
+
+
+def test_missing_traces_are_named(tmp_path):
+    with pytest.raises(UserError, match="no traces.jsonl, expected a run folder"):
+        evaluate([tmp_path], resamples=10)
+
+
+def test_a_bad_trace_is_reported_with_its_line(tmp_path):
+    run = write_run(tmp_path / "run", [closed_trace(1, "yes", "yes")])
+    with open(run / "traces.jsonl", "a") as handle:
+        handle.write('{"example_id": 7}\n')
+    with pytest.raises(UserError, match=r"traces.jsonl:2: .*example_id"):
+        evaluate([run], resamples=10)
+
+
+def test_failed_rows_stay_in_the_denominator(tmp_path):
+    rows = [closed_trace(i, "yes", "yes") for i in range(4)]
+    rows[0].answer, rows[0].error = None, "cannot decode image"
+    overall = evaluate([write_run(tmp_path / "run", rows)], resamples=20)["runs"]["run"]["tasks"][
+        "vqa_closed"
+    ]["overall"]
+    assert overall["failed"] == 1 and overall["metrics"]["accuracy"]["value"] == 0.75
+
+
+def test_marking_rule():
+    cell = {"value": 0.7, "difference": {"low": 0.01}}
+    close = {"value": 0.8, "difference": {"low": 0.0}}
+    assert marked({"accuracy": 0.6}, {"a": {"accuracy": cell}}) == {}
+    both = {"a": {"accuracy": cell}, "b": {"accuracy": close}}
+    assert marked({"accuracy": 0.6}, both) == {"accuracy": "b"}
+    # the leave-one-out prior reads test labels: shown, but it does not mark
+    assert marked({"accuracy": 0.6}, {"question_prior_loo": {"accuracy": close}}) == {}
+    assert marked({"parse_rate": 0.6}, {"a": {"parse_rate": close}}) == {}

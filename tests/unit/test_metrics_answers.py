@@ -1,0 +1,113 @@
+"""Closed and open question metrics against scikit-learn and hand-computed numbers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from mmedrag import metrics
+
+LABELS = st.sampled_from(["yes", "no", "unclear"])
+WORDS = {"yes": "Yes.", "no": "No.", "unclear": "It may be there."}
+
+
+def closed(labels, truth, p_yes=None):
+    found = metrics.closed([WORDS[x] for x in labels], [WORDS[x] for x in truth], p_yes)
+    return {name: stat.point() for name, stat in found.items()}
+
+
+@pytest.mark.filterwarnings("ignore:A single label:UserWarning")
+@given(st.lists(st.tuples(LABELS, st.sampled_from(["yes", "no"])), min_size=1, max_size=40))
+def test_closed_metrics_equal_scikit_learn(rows):
+    labels, truth = zip(*rows, strict=True)
+    found = closed(labels, truth)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, labels))
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(truth, labels))
+    f1 = sk.f1_score(truth, labels, labels=["yes", "no"], average=None, zero_division=np.nan)
+    assert found["f1_yes"] == pytest.approx(f1[0], nan_ok=True)
+    assert found["macro_f1"] == pytest.approx(f1.mean(), nan_ok=True)
+    if {"yes", "no"} <= set(truth):
+        recall = sk.recall_score(truth, labels, labels=["yes", "no"], average=None)
+        assert found["balanced_accuracy"] == pytest.approx(recall.mean())
+    else:
+        assert np.isnan(found["balanced_accuracy"])  # undefined, not flattering
+    assert found["parse_rate"] == pytest.approx(1 - labels.count("unclear") / len(labels))
+
+
+def test_an_unclear_answer_is_wrong_not_missing():
+    found = closed(["yes", "unclear"], ["yes", "yes"])
+    assert found["accuracy"] == 0.5 and found["parse_rate"] == 0.5
+    assert found["accuracy_released"] == 1.0  # the released parser reads any hedge as yes
+
+
+def test_a_failed_row_is_wrong_under_both_parsers():
+    found = metrics.closed(["", "yes"], ["yes", "yes"])
+    assert found["accuracy"].point() == 0.5
+    assert found["accuracy_released"].point() == 0.5
+
+
+def test_always_yes_has_no_skill():
+    found = closed(["yes"] * 10, ["yes"] * 8 + ["no"] * 2)
+    assert found["accuracy"] == 0.8
+    assert found["balanced_accuracy"] == 0.5 and found["mcc"] == 0.0
+
+
+def test_auroc_and_ece_by_hand():
+    found = closed(["yes"] * 4, ["yes", "no", "yes", "no"], [0.9, 0.8, 0.7, None])
+    assert found["auroc"] == pytest.approx(0.5)  # .9 > .8, .7 < .8
+    # three bins of one row each: |.9-1|, |.8-0|, |.7-1|
+    assert found["ece"] == pytest.approx((0.1 + 0.8 + 0.3) / 3)
+
+
+def test_without_probabilities_there_is_no_auroc():
+    assert not {"auroc", "ece"} & set(closed(["yes"], ["yes"]))
+
+
+def test_targets_in_the_field_s_forms():
+    forms = {"Yes": "yes", "No.": "no", "- No.": "no", "No, not indicated by the film.": "no"}
+    for text, label in forms.items():
+        assert metrics.read_target(text) == label
+
+
+def test_open_answers():
+    found = metrics.open_answers(
+        ["The left lung.", "two", "", "left-sided"], ["left lung", "three", "x", "left sided"]
+    )
+    assert found["exact_match"].values.tolist() == [1, 0, 0, 1]
+    assert metrics.token_f1("large left effusion", "left effusion") == pytest.approx(4 / 5)
+    assert metrics.token_f1("", "") == 1.0 and metrics.token_f1("", "a b") == 0.0
+
+
+def test_findings_micro_average_by_hand():
+    said = [{"effusion", "nodule"}, set(), {"fracture"}]
+    truth = [{"effusion"}, set(), {"effusion", "fracture"}]
+    found = metrics.findings(said, truth)  # tp 2, fp 1, fn 1
+    assert found["finding_precision"].point() == pytest.approx(2 / 3)
+    assert found["finding_recall"].point() == pytest.approx(2 / 3)
+    assert found["finding_f1"].point() == pytest.approx(2 / 3)
+    assert found["finding_f1"].values.tolist() == pytest.approx([2 / 3, 1.0, 2 / 3])
+
+
+def test_retrieval_metrics():
+    found = metrics.retrieval([0, 4, None, 9])
+    assert found["recall@1"].point() == 0.25 and found["recall@5"].point() == 0.5
+    assert found["recall@10"].point() == 0.75
+    assert found["mrr"].point() == pytest.approx((1 + 1 / 5 + 0 + 1 / 10) / 4)
+
+
+def test_reliability_points():
+    points = metrics.reliability([0.95, 0.91, 0.1, None], ["yes", "no", "no", "yes"])
+    assert [p["n"] for p in points] == [1, 2]
+    assert points[1]["p_yes"] == pytest.approx(0.93) and points[1]["share_yes"] == 0.5
+
+
+def test_every_contract_name_is_computed_somewhere():
+    from mmedrag import metrics_text
+    from mmedrag.reliance import DENOMINATORS
+
+    made = set(metrics.closed(["yes", "no"], ["yes", "no"], [0.9, 0.2]))
+    made |= set(metrics.open_answers(["a"], ["a"])) | set(metrics.findings([{"a"}], [{"a"}]))
+    made |= set(metrics_text.bleu(["a"], ["a"])) | set(metrics_text.rouge(["a"], ["a"]))
+    made |= {"meteor", "recall@k", *metrics.retrieval([0]), *DENOMINATORS}
+    assert set(metrics.CONTRACT_NAMES) <= made
