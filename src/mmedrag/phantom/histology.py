@@ -1,0 +1,754 @@
+"""H&E tile phantoms: ten findings with place, severity and count on drawn glandular tissue.
+
+The picture is painted as densities of dyes (eosin, haematoxylin, red cells, mucin) and turned
+into colour by absorption at the end, so that stain and hue act as they do on a slide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from mmedrag.phantom.canvas import Canvas, Dice, Window, smooth, turn
+from mmedrag.phantom.grammar import AttributeSpec, DomainSpec, Findings, FindingSpec, has
+
+GRADES = ("mild", "moderate", "severe")
+STRENGTH = {"mild": 0.6, "moderate": 0.85, "severe": 1.1, None: 0.9}
+
+
+def _spec(name: str, noun: str, **kwargs: object) -> FindingSpec:
+    return FindingSpec(name=name, noun=noun, **kwargs)  # type: ignore[arg-type]
+
+
+FINDINGS = (
+    _spec(
+        "gland_loss", "gland loss", grades=GRADES,
+        positive=("{grade} gland loss.", "There is {grade} loss of glands.",
+                  "The glands are reduced in number.", "{grade} glandular atrophy."),
+        negative=("No gland loss.", "There is no loss of glands.", "The glands are preserved.",
+                  "No glandular atrophy."),
+        hedged=("Possible {grade} gland loss.", "Some glands may be lost.",
+                "Gland loss cannot be excluded.", "Questionable gland loss."),
+        questions=("Is there gland loss?", "Are glands lost?", "Does the image show gland loss?"),
+    ),
+    _spec(
+        "necrosis", "necrosis", sided=True, grades=GRADES,
+        positive=("{grade} {side} necrosis.", "There is {grade} necrosis {at}.",
+                  "{side} necrosis.", "Dead tissue {at}."),
+        negative=("No necrosis.", "There is no necrosis.", "No dead tissue.",
+                  "Necrosis is absent."),
+        hedged=("Possible {side} necrosis.", "{side} necrosis cannot be excluded.",
+                "Questionable {side} necrosis.", "There may be dead tissue {at}."),
+        questions=("Is there {side} necrosis?", "Is there necrosis {at}?",
+                   "Does the image show {side} necrosis?"),
+    ),
+    _spec(
+        "mitoses", "mitotic figure", most=4,
+        positive=("{count} mitotic figure{s}.", "{count} mitotic figure{s} seen.",
+                  "There is mitotic activity, {count} figure{s}.", "{count} dividing cell{s}."),
+        negative=("No mitotic figure.", "There is no mitotic activity.", "No dividing cells.",
+                  "No mitotic figure is seen."),
+        hedged=("Possible mitotic figure.", "A mitotic figure cannot be excluded.",
+                "Questionable mitotic figure.", "There may be a mitotic figure."),
+        questions=("Is there a mitotic figure?", "Is a mitotic figure present?",
+                   "Does the image show a mitotic figure?"),
+    ),
+    _spec(
+        "lymphocytes", "lymphocytic infiltrate", sided=True, grades=GRADES,
+        positive=("{grade} {side} lymphocytic infiltrate.",
+                  "There is a {grade} lymphocytic infiltrate {at}.",
+                  "{side} lymphocytic infiltrate.", "Dense lymphocytes {at}."),
+        negative=("No lymphocytic infiltrate.", "There is no lymphocytic infiltrate.",
+                  "No dense lymphocytes.", "Lymphocytes are sparse."),
+        hedged=("Possible {side} lymphocytic infiltrate.",
+                "A lymphocytic infiltrate {at} cannot be excluded.",
+                "Questionable {side} lymphocytic infiltrate.", "There may be lymphocytes {at}."),
+        questions=("Is there a {side} lymphocytic infiltrate?",
+                   "Is there a lymphocytic infiltrate {at}?",
+                   "Does the image show a {side} lymphocytic infiltrate?"),
+    ),
+    _spec(
+        "fibrosis", "fibrosis", grades=GRADES,
+        positive=("{grade} fibrosis.", "There is {grade} fibrosis.", "Dense collagen bands.",
+                  "{grade} fibrous scarring."),
+        negative=("No fibrosis.", "There is no fibrosis.", "No collagen bands.",
+                  "No fibrous scarring."),
+        hedged=("Possible {grade} fibrosis.", "Fibrosis cannot be excluded.",
+                "Questionable fibrosis.", "There may be fibrosis."),
+        questions=("Is there fibrosis?", "Is fibrosis present?", "Does the image show fibrosis?"),
+    ),
+    _spec(
+        "haemorrhage", "haemorrhage", sided=True,
+        positive=("{side} haemorrhage.", "There is haemorrhage {at}.", "Red blood cells {at}.",
+                  "Fresh bleeding {at}."),
+        negative=("No haemorrhage.", "There is no haemorrhage.", "No red blood cells.",
+                  "No fresh bleeding."),
+        hedged=("Possible {side} haemorrhage.", "{side} haemorrhage cannot be excluded.",
+                "Questionable {side} haemorrhage.", "There may be bleeding {at}."),
+        questions=("Is there {side} haemorrhage?", "Is there haemorrhage {at}?",
+                   "Does the image show {side} haemorrhage?"),
+    ),
+    _spec(
+        "mucin", "mucin pool", sided=True,
+        positive=("{side} mucin pool.", "There is a mucin pool {at}.", "Mucin pools {at}.",
+                  "Extracellular mucin {at}."),
+        negative=("No mucin pool.", "There is no mucin pool.", "No extracellular mucin.",
+                  "Mucin is absent."),
+        hedged=("Possible {side} mucin pool.", "A mucin pool {at} cannot be excluded.",
+                "Questionable {side} mucin pool.", "There may be mucin {at}."),
+        questions=("Is there a {side} mucin pool?", "Is there a mucin pool {at}?",
+                   "Does the image show a {side} mucin pool?"),
+    ),
+    _spec(
+        "nuclear_atypia", "nuclear atypia", grades=GRADES,
+        positive=("{grade} nuclear atypia.", "There is {grade} nuclear atypia.",
+                  "The nuclei are large and irregular.", "{grade} atypia of the nuclei."),
+        negative=("No nuclear atypia.", "There is no nuclear atypia.", "The nuclei are regular.",
+                  "No atypia of the nuclei."),
+        hedged=("Possible {grade} nuclear atypia.", "Nuclear atypia cannot be excluded.",
+                "Questionable nuclear atypia.", "The nuclei may be irregular."),
+        questions=("Is there nuclear atypia?", "Are the nuclei atypical?",
+                   "Does the image show nuclear atypia?"),
+    ),
+    _spec(
+        "calcification", "calcification", sided=True,
+        positive=("{side} calcification.", "There is calcification {at}.", "Calcium grains {at}.",
+                  "Calcified bodies {at}."),
+        negative=("No calcification.", "There is no calcification.", "No calcium grains.",
+                  "No calcified bodies."),
+        hedged=("Possible {side} calcification.", "{side} calcification cannot be excluded.",
+                "Questionable {side} calcification.", "There may be calcium {at}."),
+        questions=("Is there {side} calcification?", "Is there calcification {at}?",
+                   "Does the image show {side} calcification?"),
+    ),
+    _spec(
+        "fat", "fat infiltration", sided=True,
+        positive=("{side} fat infiltration.", "There is fat infiltration {at}.", "Fat cells {at}.",
+                  "Mature adipose tissue {at}."),
+        negative=("No fat infiltration.", "There is no fat infiltration.", "No fat cells.",
+                  "No adipose tissue."),
+        hedged=("Possible {side} fat infiltration.", "Fat infiltration {at} cannot be excluded.",
+                "Questionable {side} fat infiltration.", "There may be fat {at}."),
+        questions=("Is there {side} fat infiltration?", "Is there fat infiltration {at}?",
+                   "Does the image show {side} fat infiltration?"),
+    ),
+)  # fmt: skip
+
+ATTRIBUTES = (
+    AttributeSpec("stain", {
+        "pale": ("Pale stain.", "The section is stained lightly."),
+        "dark": ("Dark stain.", "The section is stained deeply."),
+    }),
+    AttributeSpec("hue", {
+        "pink": ("Pink hue.", "Eosin dominates."),
+        "purple": ("Purple hue.", "Haematoxylin dominates."),
+    }),
+    AttributeSpec("architecture", {
+        "acinar": ("Acinar glands.", "Small round glands."),
+        "tubular": ("Tubular glands.", "Long parallel glands."),
+        "cystic": ("Cystic glands.", "Wide dilated glands."),
+    }),
+    AttributeSpec("magnification", {
+        "low": ("Low magnification.", "Low power field."),
+        "high": ("High magnification.", "High power field."),
+    }),
+    AttributeSpec("edge", {
+        "no": ("Tissue fills the field.", "No tissue edge."),
+        "yes": ("Tissue edge in the field.", "Empty glass at one side."),
+    }),
+)  # fmt: skip
+
+NORMAL = ("No significant abnormality.", "Unremarkable tissue.", "Normal histology.")
+
+# Glands: lattice spacing, half-width and length/width (at high power), lumen's share of radius.
+GLANDS = {
+    "acinar": (0.33, 0.125, 1.0, 0.38),
+    "tubular": (0.31, 0.115, 2.3, 0.34),
+    "cystic": (0.42, 0.185, 1.15, 0.76),
+}
+# What each dye takes from red, green and blue; proportions of common H&E colours.
+EOSIN, HAEM = (0.15, 1.0, 0.55), (0.78, 1.0, 0.36)
+BLOOD, MUCUS = (0.2, 1.0, 0.82), (1.0, 0.7, 0.18)
+PLACED = ("necrosis", "fat", "mucin", "haemorrhage", "lymphocytes", "calcification")
+COS, SIN = np.array([turn(k / 256) for k in range(256)], np.float32).T
+
+
+def draws(dice: Dice, *shape: int) -> np.ndarray:
+    """Uniform float32 in [0, 1), 24 random bits each."""
+    bits = np.random.PCG64(int(dice.unit() * 2**53)).random_raw(math.prod(shape))
+    return ((bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(shape)
+
+
+def spots(
+    canvas: Canvas, dots: Sequence[np.ndarray], soft: float = 0.45, rim: float = 0.0
+) -> np.ndarray:  # fmt: skip
+    """The maximum of many small soft ellipses at once, which does not depend on their order.
+
+    ``dots`` are equally long arrays x, y, rx, ry, angle (turns, not negative) and weight;
+    ``rim`` above 0 makes the middle lighter.
+    """
+    x, y, rx, ry, angle, weight = dots
+    n = canvas.size
+    reach = float(max(rx.max(), ry.max())) * math.sqrt(1 + soft) if len(x) else 0.0
+    half = int(reach * n) + 1
+    row, col = (np.floor(v * np.float32(n)).astype(np.int64) for v in (y, x))
+    inside = (row >= -half) & (row < n + half) & (col >= -half) & (col < n + half)
+    row, col, x, y, rx, ry, angle, weight = (
+        v[inside] for v in (row, col, x, y, rx, ry, angle, weight)
+    )
+    step = np.arange(-half, half + 1)
+    rows, cols = row[:, None] + step, col[:, None] + step
+    scale = np.float32(n)
+    dx = ((cols.astype(np.float32) + np.float32(0.5)) / scale - x[:, None])[:, None, :]
+    dy = ((rows.astype(np.float32) + np.float32(0.5)) / scale - y[:, None])[:, :, None]
+    at = (angle * np.float32(256)).astype(np.int64) & 255
+    cos, sin = COS[at][:, None, None], SIN[at][:, None, None]
+    u = (dx * cos + dy * sin) / rx[:, None, None]
+    v = (dy * cos - dx * sin) / ry[:, None, None]
+    q = u * u + v * v
+    shape = smooth((np.float32(1 + soft) - q) / np.float32(2 * soft))
+    if rim:
+        shape *= np.float32(1 - rim) + np.float32(rim) * np.minimum(q, np.float32(1))
+    shape *= weight[:, None, None]
+    wide = n + 4 * half + 2
+    out = np.zeros(wide * wide, np.float32)
+    place = (rows[:, :, None] + 2 * half) * wide + (cols[:, None, :] + 2 * half)
+    np.maximum.at(out, place.ravel(), shape.ravel())
+    return out.reshape(wide, wide)[2 * half : 2 * half + n, 2 * half : 2 * half + n]
+
+
+def texture(dice: Dice, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Value noise in [-1, 1] at lattice coordinates of any direction (cells of size 1)."""
+    grid = draws(dice, 64 * 64) * np.float32(2) - np.float32(1)
+    i, j = np.floor(u), np.floor(v)
+    s, t = smooth(u - i), smooth(v - j)
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    i0, i1, j0, j1 = i & 63, (i + 1) & 63, (j & 63) * 64, ((j + 1) & 63) * 64
+    near = grid[j0 + i0] * (1 - s) + grid[j0 + i1] * s
+    far = grid[j1 + i0] * (1 - s) + grid[j1 + i1] * s
+    return near * (1 - t) + far * t
+
+
+@lru_cache(maxsize=16)
+def _ring(aspect: float, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``count`` points equally spaced along the ellipse (aspect·cos, sin): cos, sin, normal."""
+    steps = [turn(k / 512) for k in range(513)]
+    length = [0.0]
+    for (c0, s0), (c1, s1) in zip(steps[:-1], steps[1:], strict=True):
+        dx, dy = aspect * (c1 - c0), s1 - s0
+        length.append(length[-1] + math.sqrt(dx * dx + dy * dy))
+    at, k = [], 0
+    for i in range(count):
+        while length[k + 1] <= length[-1] * i / count:
+            k += 1
+        at.append(k)
+    points = np.array([steps[k] for k in at], np.float32)
+    normals = []  # direction of the outward normal (cos, aspect·sin) in turns, by search
+    for k in at:
+        nx, ny = steps[k][0], steps[k][1] * aspect
+        normals.append(max(range(256), key=lambda m: float(COS[m]) * nx + float(SIN[m]) * ny))
+    return points[:, 0], points[:, 1], np.array(normals, np.float32) / np.float32(256)
+
+
+def _blend(old: np.ndarray, new: np.ndarray | float, mask: np.ndarray) -> np.ndarray:
+    return old + (np.asarray(new, np.float32) - old) * mask
+
+
+def _disc(dice: Dice, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """``n`` points in the unit disc: a jittered lattice ordered at random, denser inside."""
+    u = draws(dice, 2, 4 * n) * np.float32(2) - np.float32(1)
+    keep = np.flatnonzero(u[0] * u[0] + u[1] * u[1] < 1)[:n]
+    return u[0, keep], u[1, keep]
+
+
+class _Slide:
+    """Dye densities of one tile while it is painted."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        self.canvas = canvas
+        self.eosin, self.haem, self.nuclei = (canvas.full(0.0) for _ in range(3))
+        self.blood, self.mucus = canvas.full(0.0), canvas.full(0.0)
+
+    def cover(
+        self, at: Window, mask: np.ndarray, eosin: np.ndarray | float = 0.0,
+        haem: np.ndarray | float = 0.0, nuclei: np.ndarray | float = 0.0,
+        blood: np.ndarray | float = 0.0, mucus: np.ndarray | float = 0.0,
+    ) -> None:  # fmt: skip
+        """Put a layer of the given densities over the window, ``mask`` its opacity."""
+        for layer, value in (
+            (self.eosin, eosin), (self.haem, haem), (self.nuclei, nuclei),
+            (self.blood, blood), (self.mucus, mucus),
+        ):  # fmt: skip
+            layer[at] = _blend(layer[at], value, mask)
+
+    def absorb(self, stain: float, tint: Sequence[float]) -> np.ndarray:
+        """Light through the dyes, 1 / (1 + d + d²/2): close to exp(-d), and exact everywhere."""
+        haem = self.haem + self.nuclei
+        channels = []
+        for c in range(3):
+            d = self.eosin * np.float32(stain * EOSIN[c]) + haem * np.float32(stain * HAEM[c])
+            d += self.blood * np.float32(stain * BLOOD[c])
+            d += self.mucus * np.float32(stain * MUCUS[c])
+            channels.append(np.float32(tint[c]) / (1 + d + d * d * np.float32(0.5)))
+        return np.stack(channels, -1)
+
+
+def render(
+    canvas: Canvas,
+    findings: Findings,
+    attributes: Mapping[str, str],
+    dice: Callable[[str], Dice],
+    contrast: float = 1.0,
+) -> np.ndarray:
+    """One H&E tile, float32 [S, S, 3] in [0, 1].
+
+    ``dice(name)`` gives independent randomness per part, so a finding can be switched without
+    moving anything else. ``contrast`` scales how plainly every finding shows.
+    """
+    x, y = canvas.x, canvas.y
+    zoom = 1.0 if attributes["magnification"] == "high" else 0.56
+    purple = attributes["hue"] == "purple"
+    slide = _Slide(canvas)
+
+    def strength(name: str, side: str | None = None) -> float:
+        """Severity of a finding on a side, 0 when absent; contrast not included."""
+        found = findings[name]
+        if not has(SPEC, found, side):
+            return 0.0
+        return STRENGTH[found.severity] * dice(f"{name}/{side}").uniform(0.9, 1.1)
+
+    # Coordinates along and across the tissue's grain, bent a little.
+    layout = dice("layout")
+    turned = layout.unit()
+    cos, sin = turn(turned)
+    bend = dice("bend")
+    bx = canvas.clouds(bend, 4) * np.float32(0.035)
+    by = canvas.clouds(bend, 4) * np.float32(0.035)
+    wx, wy = x + bx, y + by
+    along = wx * np.float32(cos) + wy * np.float32(sin)
+    across = wy * np.float32(cos) - wx * np.float32(sin)
+    fibre = texture(dice("fibre"), along * np.float32(7 / zoom), across * np.float32(26 / zoom))
+    ragged = canvas.clouds(dice("ragged"), 9)
+    fine = canvas.clouds(dice("fine"), 46)
+
+    # Stroma, glands and their nuclei.
+    base_haem = 0.3 if purple else 0.05
+    base_eosin = 0.36 if purple else 0.6
+    slide.eosin += np.float32(base_eosin) * (1 + np.float32(0.34) * fibre + np.float32(0.1) * fine)
+    slide.haem += np.float32(base_haem) * (1 + np.float32(0.25) * fibre)
+    gaps = smooth((fibre - np.float32(0.35)) / np.float32(0.3)) * np.float32(0.45)
+    slide.cover((slice(None), slice(None)), gaps, eosin=0.12, haem=base_haem * 0.3)
+    ring, gland_nuclei = _glands(slide, attributes, findings, dice, contrast, bx, by, zoom, turned)
+    epithelium, lumen = ring
+    whole = (slice(None), slice(None))
+    slide.cover(
+        whole, epithelium, eosin=(0.62 if not purple else 0.42) + 0.06 * fine,
+        haem=base_haem + 0.14,
+    )  # fmt: skip
+    slide.cover(whole, lumen, eosin=0.03, haem=0.015)
+
+    # Spindle nuclei of the stroma on a jittered lattice.
+    cells = int(11 / zoom) + 3
+    part = dice("stroma")
+    rnd = draws(part, 6, cells, cells)
+    index = np.arange(cells, dtype=np.float32)
+    gap = np.float32(0.098 * zoom)
+    sx = (index + rnd[0]) * gap - gap
+    sy = (index[:, None] + rnd[1]) * gap - gap
+    r = (np.float32(0.0125) + np.float32(0.006) * rnd[2]) * np.float32(zoom + 0.12)
+    tilt = np.float32(turned) + np.float32(0.16) * (rnd[3] - np.float32(0.5)) + np.float32(2)
+    stroma = [sx, sy, r * np.float32(1.5), r * np.float32(0.75), tilt, 0.75 + 0.4 * rnd[4]]
+    stroma_nuclei = [part.reshape(-1)[(rnd[5] < 0.72).ravel()] for part in map(np.asarray, stroma)]
+
+    outside = 1 - np.maximum(epithelium, lumen)
+    speckle = 1 + np.float32(0.16) * fine
+    grade = strength("nuclear_atypia")
+    for name, nuclei, room in (
+        ("stroma", stroma_nuclei, outside), ("glands", gland_nuclei, 1 - lumen),
+    ):  # fmt: skip
+        odd = np.zeros(len(nuclei[0]), bool)
+        if grade:
+            rnd = draws(dice(f"nuclear_atypia/{name}"), 4, len(odd))
+            odd = rnd[0] < np.float32(0.1 + 0.24 * grade)
+            grow = 1 + np.float32((0.3 + 0.7 * contrast) * (0.3 + 0.4 * grade)) * (0.5 + rnd[1])
+            big = [v[odd] for v in nuclei]
+            size = np.maximum(big[2] * np.float32(0.75), big[3]) * grow[odd]
+            big[2], big[3] = size * (1 + np.float32(0.5) * rnd[2][odd]), size
+            big[4] = rnd[3][odd]
+            big[5] = big[5] * np.float32(1 + 0.4 * contrast)
+            drawn = spots(canvas, big, soft=0.3, rim=0.4)
+            slide.nuclei = np.maximum(slide.nuclei, drawn * room * speckle)
+        drawn = spots(canvas, [v[~odd] for v in nuclei], rim=0.3)
+        slide.nuclei = np.maximum(slide.nuclei, drawn * room * speckle)
+    slide.nuclei *= np.float32(1.35)
+
+    if grade := strength("fibrosis"):
+        part = dice("fibrosis")
+        wave = texture(part, along * np.float32(4), across * np.float32(4))
+        level = across * np.float32(3.6) + wave * np.float32(0.38) + np.float32(part.unit() + 8)
+        off = level - np.floor(level) - np.float32(0.5)
+        width = 0.06 + 0.13 * grade
+        room = (1 - np.float32(0.92) * lumen) * (1 - np.float32(0.4) * epithelium)
+        band = smooth((np.float32(width + 0.05) - np.maximum(off, -off)) / np.float32(0.1))
+        strands = texture(part, along * np.float32(5), level * np.float32(11))
+        strands = strands + np.float32(0.5) * texture(
+            part, along * np.float32(12), level * np.float32(24)
+        )
+        slide.cover(
+            whole, band * room * np.float32(min(0.95, 0.35 + 0.6 * contrast)),
+            eosin=np.float32(0.92) * (1 + np.float32(0.5) * strands),
+            haem=0.02 + base_haem * 0.4, nuclei=slide.nuclei * np.float32(0.25),
+        )  # fmt: skip
+
+    # Glass beside the tissue; placed findings share the width that is left.
+    edge = dice("edge")
+    left = edge.chance(0.5)
+    bare = 0.15 + edge.spread(0.01) if attributes["edge"] == "yes" else 0.0
+    span = (bare if left else 0.0, 1.0 - (0.0 if left else bare))
+    for side, cy in (("upper", 0.25), ("lower", 0.75)):
+        slots = dice(f"slots/{side}").shuffled(range(len(PLACED)))
+        for name, slot in zip(PLACED, slots, strict=True):
+            if grade := strength(name, side):
+                place = dice(f"{name}/{side}")
+                share = (slot + 0.5) / len(PLACED)
+                cx = span[0] + 0.06 + (span[1] - span[0] - 0.12) * share + place.spread(0.01)
+                PAINT[name](
+                    slide, cx, cy + place.spread(0.025), grade, contrast, place, ragged, zoom
+                )
+    if findings["mitoses"].present:
+        _mitoses(slide, findings["mitoses"].count or 1, contrast, dice("mitoses"), span, zoom)
+
+    if bare:
+        way = x if left else 1 - x
+        tissue = smooth(
+            (way - np.float32(bare) + ragged * np.float32(0.022) + by * np.float32(0.6))
+            / np.float32(0.016)
+        )
+        for layer in (slide.eosin, slide.haem, slide.nuclei, slide.blood, slide.mucus):
+            layer *= tissue
+
+    return _photograph(slide, attributes, dice)
+
+
+def _glands(
+    slide: _Slide, attributes: Mapping[str, str], findings: Findings,
+    dice: Callable[[str], Dice], contrast: float, bx: np.ndarray, by: np.ndarray,
+    zoom: float, turned: float,
+) -> tuple[tuple[np.ndarray, np.ndarray], list[np.ndarray]]:  # fmt: skip
+    """Epithelium and lumen masks, and the basal nuclei of the glands that are left."""
+    canvas = slide.canvas
+    gap, radius, aspect, hollow = GLANDS[attributes["architecture"]]
+    gap, radius = gap * zoom, radius * zoom
+    cos, sin = turn(turned)
+    part = dice("glands")
+    du, dv = part.uniform(0, gap), part.uniform(0, gap)
+    reach = 0.72 + radius * aspect
+    centres = []
+    n = int(reach / gap) + 1
+    m = int(reach / (gap * aspect)) + 1
+    for j in range(-n, n + 1):
+        for i in range(-m, m + 1):
+            u = (i + 0.5 * (j % 2)) * gap * aspect + du + part.spread(0.06) * gap
+            v = j * gap * 0.94 + dv + part.spread(0.06) * gap
+            size = radius * part.uniform(0.86, 1.1)
+            extra = (part.uniform(0.85, 1.12), part.spread(0.025), part.uniform(0.85, 1.15))
+            spare = part.chance(0.06)
+            px, py = 0.5 + u * cos - v * sin, 0.5 + u * sin + v * cos
+            margin = radius * aspect + 0.05
+            if -margin < px < 1 + margin and -margin < py < 1 + margin:
+                centres.append((px, py, size, *extra, spare))
+    keep = [not c[6] for c in centres]
+    if findings["gland_loss"].present:
+        part = dice("gland_loss")
+        share = {"mild": 0.4, "moderate": 0.62, "severe": 0.88}[
+            findings["gland_loss"].severity or "moderate"
+        ] * (0.35 + 0.65 * contrast)
+        order = part.shuffled(range(len(centres)))
+        for k in order[: int(share * len(order) + 0.5)]:
+            keep[k] = False
+
+    body, inner = canvas.full(9.0), canvas.full(9.0)
+    count = int(6.2832 * radius * (0.5 + aspect / 2) / (0.030 * (zoom + 0.12))) + 1
+    ring_cos, ring_sin, ring_turn = _ring(aspect, count)
+    rows = []
+    for (px, py, size, stretch, tilt, open_, _), kept in zip(centres, keep, strict=True):
+        angle = turned + tilt
+        ca, sa = (np.float32(v) for v in turn(angle))
+        rx, ry = size * aspect * stretch, size
+        if kept:
+            wide = max(rx, ry) * 1.15 + 0.035
+            at = canvas.window(px, py, wide, wide)
+            dx = canvas.x[at] + bx[at] - np.float32(px)
+            dy = canvas.y[at] + by[at] - np.float32(py)
+            u = (dx * ca + dy * sa) / np.float32(rx)
+            v = (dy * ca - dx * sa) / np.float32(ry)
+            q = u * u + v * v
+            body[at] = np.minimum(body[at], q)
+            inner[at] = np.minimum(inner[at], q / np.float32(hollow * open_ * hollow * open_))
+        rows.append((px, py, rx, ry, float(ca), float(sa), angle - math.floor(angle), hollow))
+    epithelium = smooth((np.float32(1.1) - body) / np.float32(0.2))
+    lumen = smooth((np.float32(1.15) - inner) / np.float32(0.3))
+    # A thin cleft between gland and stroma.
+    cleft = smooth((np.float32(1.42) - body) / np.float32(0.2)) * (1 - epithelium)
+    slide.cover((slice(None), slice(None)), cleft * np.float32(0.5), eosin=0.16, haem=0.04)
+
+    table = np.array(rows, np.float32)[:, :, None]
+    gx, gy, width, height, ca, sa, angle = (table[:, k] for k in range(7))
+    rnd = draws(dice("gland nuclei"), 4, len(rows), count)
+    depth = np.float32(0.5 + 0.5 * hollow) + np.float32(0.14) * (rnd[0] - np.float32(0.35))
+    depth = np.minimum(depth, np.float32(0.93))
+    u, v = width * ring_cos * depth, height * ring_sin * depth
+    gx, gy = gx + u * ca - v * sa, gy + u * sa + v * ca
+    # Glands are drawn in bent coordinates: take the nuclei along.
+    size = canvas.size
+    col = np.minimum(np.maximum((gx * np.float32(size)).astype(np.int64), 0), size - 1)
+    row = np.minimum(np.maximum((gy * np.float32(size)).astype(np.int64), 0), size - 1)
+    gx, gy = gx - bx[row, col], gy - by[row, col]
+    r = (np.float32(0.0135) + np.float32(0.004) * rnd[1]) * np.float32(zoom + 0.12)
+    tall = np.float32(0.85 if attributes["architecture"] == "cystic" else 1.4)
+    nuclei = [gx, gy, r * tall, r * np.float32(0.85), ring_turn + angle + 1 + 0 * r,
+              np.float32(0.85) + np.float32(0.4) * rnd[2]]  # fmt: skip
+    chosen = np.repeat(np.array(keep), count)
+    return (epithelium, lumen), [v.reshape(-1)[chosen] for v in nuclei]
+
+
+def _region(
+    slide: _Slide, cx: float, cy: float, rx: float, ry: float, ragged: np.ndarray, soft: float
+) -> tuple[Window, np.ndarray]:
+    """A ragged-edged patch: its window and mask."""
+    canvas = slide.canvas
+    at = canvas.window(cx, cy, rx * 1.4, ry * 1.4)
+    dx, dy = (canvas.x[at] - np.float32(cx)) / np.float32(rx), canvas.y[at] - np.float32(cy)
+    dy = dy / np.float32(ry)
+    q = dx * dx + dy * dy + ragged[at] * np.float32(0.45)
+    inside = smooth((np.float32(1 + soft) - q) / np.float32(2 * soft))
+    # Nothing reaches the window's border or the other half of the field.
+    return at, inside * smooth((np.float32(1.9) - dx * dx - dy * dy) / np.float32(0.4))
+
+
+Painter = Callable[[_Slide, float, float, float, float, Dice, np.ndarray, float], None]
+
+
+def _necrosis(
+    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
+    ragged: np.ndarray, zoom: float,
+) -> None:  # fmt: skip
+    r = 0.11 + 0.065 * grade
+    at, mask = _region(slide, cx, cy, r * 1.2, r, ragged, 0.25)
+    canvas = slide.canvas
+    dust = texture(place, canvas.x[at] * np.float32(60), canvas.y[at] * np.float32(60))
+    show = min(0.97, (0.3 + 0.7 * contrast) * (0.6 + 0.42 * grade))
+    slide.cover(
+        at, mask * np.float32(show), eosin=np.float32(0.27) * (1 + np.float32(0.25) * dust),
+        haem=0.08 + 0.05 * dust, nuclei=slide.nuclei[at] * np.float32(0.1), blood=0.1,
+        mucus=0.06,
+    )  # fmt: skip
+    u, v = _disc(place, 46)
+    rnd = draws(place, 3, len(u))
+    size = np.float32(0.0035) + np.float32(0.0045) * rnd[0]
+    debris = spots(
+        canvas,
+        (np.float32(cx) + u * np.float32(r), np.float32(cy) + v * np.float32(r * 0.9),
+         size, size, rnd[1], np.float32(0.7) + np.float32(0.6) * rnd[2]),
+    )[at]  # fmt: skip
+    slide.nuclei[at] = np.maximum(slide.nuclei[at], debris * mask * np.float32(show))
+
+
+def _fat(
+    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
+    ragged: np.ndarray, zoom: float,
+) -> None:  # fmt: skip
+    at, mask = _region(slide, cx, cy, 0.18, 0.16, ragged, 0.12)
+    canvas = slide.canvas
+    cell = 0.058 + 0.03 * zoom
+    u, v = canvas.x[at] / np.float32(cell), canvas.y[at] / np.float32(cell)
+    i, j = np.floor(u), np.floor(v)
+    grid = draws(place, 2, 32 * 32) * np.float32(0.6) + np.float32(0.2)
+    first, second = np.full_like(u, 9), np.full_like(u, 9)
+    for dj in (-1, 0, 1):
+        for di in (-1, 0, 1):
+            at_cell = ((j + dj).astype(np.int64) & 31) * 32 + ((i + di).astype(np.int64) & 31)
+            ex, ey = u - i - di - grid[0][at_cell], v - j - dj - grid[1][at_cell]
+            q = ex * ex + ey * ey
+            second = np.minimum(second, np.maximum(first, q))
+            first = np.minimum(first, q)
+    wall = 1 - smooth((second - first) / np.float32(0.2))
+    show = np.float32(min(0.98, 0.35 + 0.65 * contrast))
+    slide.cover(
+        at, mask * show, eosin=0.02 + 0.7 * wall, haem=0.01 + 0.12 * wall,
+        nuclei=slide.nuclei[at] * wall * np.float32(0.3),
+    )  # fmt: skip
+
+
+def _mucin(
+    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
+    ragged: np.ndarray, zoom: float,
+) -> None:  # fmt: skip
+    at, mask = _region(slide, cx, cy, 0.165, 0.14, ragged, 0.35)
+    canvas = slide.canvas
+    strings = texture(place, canvas.x[at] * np.float32(12), canvas.y[at] * np.float32(40))
+    show = np.float32(min(0.97, 0.35 + 0.65 * contrast))
+    slide.cover(
+        at, mask * show, eosin=0.02, haem=0.02, nuclei=slide.nuclei[at] * np.float32(0.06),
+        mucus=np.float32(0.27) * (1 + np.float32(0.5) * strings),
+    )  # fmt: skip
+
+
+def _haemorrhage(
+    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
+    ragged: np.ndarray, zoom: float,
+) -> None:  # fmt: skip
+    at, mask = _region(slide, cx, cy, 0.15, 0.125, ragged, 0.5)
+    u, v = _disc(place, 210)
+    rnd = draws(place, 3, len(u))
+    size = (np.float32(0.0105) + np.float32(0.003) * rnd[0]) * np.float32(0.55 + 0.45 * zoom)
+    cells = spots(
+        slide.canvas,
+        (np.float32(cx) + u * np.float32(0.16), np.float32(cy) + v * np.float32(0.14),
+         size, size * np.float32(0.85), rnd[1], np.float32(0.75) + np.float32(0.35) * rnd[2]),
+        soft=0.3, rim=0.3,
+    )[at] * mask  # fmt: skip
+    show = np.float32(min(1.0, 0.15 + 0.85 * contrast))
+    slide.cover(at, mask * show * np.float32(0.6), eosin=0.2, haem=0.03, blood=0.28,
+                nuclei=slide.nuclei[at] * np.float32(0.5))  # fmt: skip
+    slide.cover(at, np.minimum(cells, 1) * show, blood=1.15, nuclei=slide.nuclei[at] * 0)
+
+
+def _lymphocytes(
+    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
+    ragged: np.ndarray, zoom: float,
+) -> None:  # fmt: skip
+    r = 0.085 + 0.055 * grade
+    at, mask = _region(slide, cx, cy, r, r * 0.9, ragged, 0.4)
+    spacing = 0.0235 * (0.5 + 0.5 * zoom)
+    u, v = _disc(place, int(1.7 * grade * r * r / (spacing * spacing)) + 12)
+    rnd = draws(place, 3, len(u))
+    size = np.float32(0.4 * spacing) + np.float32(0.1 * spacing) * rnd[0]
+    cells = spots(
+        slide.canvas,
+        (np.float32(cx) + u * np.float32(r * 1.1), np.float32(cy) + v * np.float32(r),
+         size, size, rnd[1], np.float32(1.2) + np.float32(0.4) * rnd[2]), soft=0.3,
+    )[at]  # fmt: skip
+    show = np.float32(min(1.0, 0.35 + 0.7 * contrast))
+    slide.cover(at, mask * show * np.float32(0.65), eosin=0.3, haem=0.22,
+                nuclei=slide.nuclei[at] * np.float32(0.6))  # fmt: skip
+    dark = np.minimum(mask * np.float32(2), 1) * cells * show * np.float32(1.25)
+    slide.nuclei[at] = np.maximum(slide.nuclei[at], dark)
+
+
+def _calcification(
+    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
+    ragged: np.ndarray, zoom: float,
+) -> None:  # fmt: skip
+    canvas = slide.canvas
+    show = min(1.0, 0.4 + 0.6 * contrast)
+    for k in range(place.integer(7, 9)):
+        r = place.uniform(0.02, 0.042) * (0.8 + 0.2 * zoom)
+        far = 0.0 if k == 0 else place.uniform(0.05, 0.115)
+        dx, dy = turn(place.unit())
+        gx, gy, tilt = cx + far * dx, cy + far * dy, place.unit()
+        at, halo = canvas.ellipse(gx, gy, r * 1.22, r * 1.12, 0.3, tilt)
+        slide.cover(at, halo * np.float32(0.85 * show), eosin=0.1, haem=0.03)
+        at, grain = canvas.ellipse(gx, gy, r, r * 0.85, 0.2, tilt)
+        ex, ey = canvas.x[at] - np.float32(gx), canvas.y[at] - np.float32(gy)
+        layers = (ex * ex + ey * ey) / np.float32(r * r) * np.float32(2.5)
+        layers = layers - np.floor(layers)
+        slide.cover(
+            at, grain * np.float32(show), eosin=0.5, haem=np.float32(2.0) - layers * np.float32(0.8)
+        )
+
+
+PAINT: dict[str, Painter] = {
+    "necrosis": _necrosis, "fat": _fat, "mucin": _mucin, "haemorrhage": _haemorrhage,
+    "lymphocytes": _lymphocytes, "calcification": _calcification,
+}  # fmt: skip
+
+
+def _mitoses(
+    slide: _Slide, count: int, contrast: float, place: Dice, span: tuple[float, float], zoom: float
+) -> None:
+    """Dividing cells, one per quadrant: a pale round cell with a plate, or two parting ones."""
+    canvas = slide.canvas
+    show = min(1.0, 0.35 + 0.7 * contrast)
+    scale = 0.8 + 0.2 * zoom
+    for quarter in place.shuffled(range(4)):
+        part = (0.27 if quarter % 2 else 0.73) + place.spread(0.05)
+        cx = span[0] + (span[1] - span[0]) * part
+        cy = (0.28 if quarter < 2 else 0.72) + place.spread(0.06)
+        tilt, parting, length = place.unit(), place.chance(0.5), place.uniform(0.031, 0.037)
+        if count == 0:
+            continue
+        count -= 1
+        at, cell = canvas.ellipse(cx, cy, 0.06 * scale, 0.053 * scale, 0.16, tilt)
+        slide.cover(at, cell * np.float32(0.92 * show), eosin=0.16, haem=0.02)
+        dx, dy = turn(tilt + 0.25)
+        for sign in (-1, 1) if parting else (0,):
+            off = 0.0185 * scale * sign
+            at, plate = canvas.ellipse(
+                cx + off * dx, cy + off * dy, length * scale, 0.013 * scale, 0.35, tilt
+            )
+            dark = plate * np.float32(2.6 * show)
+            slide.nuclei[at] = np.maximum(slide.nuclei[at], dark)
+
+
+def _photograph(
+    slide: _Slide, attributes: Mapping[str, str], dice: Callable[[str], Dice]
+) -> np.ndarray:
+    """Stain, light, focus, dust and pen: what the laboratory and the scanner add."""
+    canvas, scan = slide.canvas, dice("scan")
+    dark = attributes["stain"] == "dark"
+    stain = (1.45 if dark else 0.68) * (1 + scan.spread(0.04))
+    light = 0.965 + scan.spread(0.012)
+    tint = [light + scan.spread(0.008) for _ in range(3)]
+    image = slide.absorb(stain, tint)
+    sx, sy = scan.spread(0.025), scan.spread(0.025)
+    shade = 1 + (canvas.x - np.float32(0.5)) * np.float32(sx)
+    image *= (shade + (canvas.y - np.float32(0.5)) * np.float32(sy))[..., None]
+    if scan.chance(0.3):
+        step = max(1, canvas.size // 128)
+        for axis in (0, 1):
+            lead, lag = [slice(None)] * 3, [slice(None)] * 3
+            lead[axis], lag[axis] = slice(step, None), slice(None, -step)
+            soft = image * np.float32(2)
+            soft[tuple(lead)] += image[tuple(lag)]
+            soft[tuple(lag)] += image[tuple(lead)]
+            ends = [slice(None)] * 3
+            for end in (slice(None, step), slice(-step, None)):
+                ends[axis] = end
+                soft[tuple(ends)] += image[tuple(ends)]
+            image = soft * np.float32(0.25)
+    for _ in range(scan.integer(0, 2)):
+        r = scan.uniform(0.012, 0.022)
+        at, speck = canvas.ellipse(scan.unit(), scan.unit(), r, r * 0.8, 0.9, scan.unit())
+        image[at] *= 1 - speck[..., None] * np.float32(0.22)
+    pen = dice("pen")
+    if pen.chance(0.15):
+        ink = pen.choice(((0.1, 0.25, 0.6), (0.05, 0.4, 0.2), (0.1, 0.1, 0.12)))
+        px, py = pen.choice((0.02, 0.98)), pen.choice((0.02, 0.98))
+        inward = 1 if px < 0.5 else -1
+        line = canvas.stroke(
+            [(px, py + pen.spread(0.02)), (px + inward * 0.1, py + pen.spread(0.015)),
+             (px + inward * pen.uniform(0.16, 0.26), py + pen.spread(0.015))], 0.035,
+        )  # fmt: skip
+        image = _blend(image, np.array(ink, np.float32), (line * np.float32(0.8))[..., None])
+    return image
+
+
+SPEC = DomainSpec(
+    name="pathology",
+    modality="H&E tile",
+    findings=FINDINGS,
+    attributes=ATTRIBUTES,
+    normal=NORMAL,
+    sides={
+        "upper": ("upper", "in the upper field"),
+        "lower": ("lower", "in the lower field"),
+        "diffuse": ("diffuse", "throughout the field"),
+    },
+    both="diffuse",
+    render=render,
+    grain=8.0,
+)
