@@ -1,0 +1,103 @@
+"""Getting data in, checking it, counting it, and writing it back.
+
+Place in the picture: before everything. The commands ``data import``, ``data check`` and
+``data stats`` call the four functions below; each format is one module with
+``load(src, writer, **options)``.
+
+``import_data(format, src, out, *, seed, shares, progress, **options) -> ImportResult``
+``check(paths, *, html, images, progress) -> CheckReport``
+``stats(path) -> dict``
+``export_released(data, out) -> dict[str, int]``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmedrag.datasets.writer import ImportResult, Writer
+from mmedrag.protocols import resolve
+from mmedrag.types import Split, UserError
+
+__all__ = ["FORMATS", "ImportResult", "export_released", "import_data"]
+
+FORMATS = {
+    "manifest": "mmedrag.datasets.manifest:load",
+    "released": "mmedrag.datasets.released:load",
+}
+
+
+def import_data(
+    format: str,
+    src: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    shares: Mapping[Split, float] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+    **options: Any,
+) -> ImportResult:
+    """Import ``src`` into the DATA folder ``out`` (``data import FORMAT SRC OUT``).
+
+    Args:
+        format: a name of ``FORMATS``, or ``package.module:function`` with the same signature.
+        seed, shares: how rows without a split are divided (patient- and look-alike-wise).
+        progress: called with (rows done, rows in all or None).
+        options: of the format; its ``load`` documents them. An option set to None counts as
+            not given.
+
+    Returns:
+        What was imported; ``exit_code`` is 1 when rows were refused (``rejected.jsonl``).
+
+    Raises:
+        UserError: unreadable source, occupied target, unknown format or option.
+    """
+    load = resolve(format, FORMATS, "data format", {"pydicom": "dicom", "dicomanonymizer": "dicom"})
+    given = {key: value for key, value in options.items() if value is not None}
+    known = [p for p in inspect.signature(load).parameters if p not in ("src", "writer")]
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"data import {format}: option {key!r} is not known, "
+                f"expected {', '.join(known) or 'none'}"
+            )
+    source = Path(src)
+    if not source.exists():
+        raise UserError(f"{source}: does not exist")
+    settings = {
+        "format": format, "source": source.name, "seed": seed,
+        "shares": dict(shares) if shares else None, "inputs": _inputs(source),
+        "options": {key: _plain(value) for key, value in sorted(given.items())},
+    }  # fmt: skip
+    writer = Writer(Path(out), settings, seed, dict(shares) if shares else None, progress)
+    load(source, writer, **given)
+    return writer.finish()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float)) else str(value)
+
+
+def _inputs(source: Path) -> dict[str, str]:
+    """sha256 of the row files directly given: another content is another import."""
+    files = [source] if source.is_file() else sorted(source.glob("*.json*"))
+    found = {}
+    for path in files:
+        if path.is_file():
+            with open(path, "rb") as handle:
+                found[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return found
+
+
+def export_released(data: str | Path, out: str | Path) -> dict[str, int]:
+    """Write a DATA folder back in the released formats; {file: rows}. See ``released.export``."""
+    from mmedrag.datasets.released import export
+
+    return export(Path(data), Path(out))
