@@ -28,6 +28,7 @@ class Pipeline:
         retrievers: searcher per domain label; key ``"generic"`` serves every domain.
         rule: selection rule with parameters; None keeps all ``k`` hits.
         templates: prompt set; generator: answers requests; None stops after the prompt.
+        adapters: the generator of a domain label, where it has its own.
         k: how many hits are retrieved before selection.
     """
 
@@ -36,6 +37,7 @@ class Pipeline:
     rule: select.RuleSpec | None = field(default_factory=select.RuleSpec)
     templates: prompts.TemplateSet = field(default_factory=prompts.TemplateSet)
     generator: Generator | None = None
+    adapters: Mapping[str, Generator] = field(default_factory=dict)
     k: int = 8
     report_tokens: int = 256
 
@@ -98,11 +100,17 @@ class Pipeline:
         """M(x_v, x_t + x_r): generate, then read the answer of closed questions."""
         if self.generator is None:
             return
-        requests = [self.request(trace) for trace in traces]
-        for trace, answer in zip(traces, self.generator.generate(requests), strict=True):
-            if answer is not None and trace.answer_type == "closed":
-                answer.label = answers.parse_strict(answer.text)
-            trace.answer = answer
+        groups: dict[str, list[Trace]] = {}
+        for trace in traces:
+            label = trace.domain.label if trace.domain else UNKNOWN
+            groups.setdefault(label if label in self.adapters else UNKNOWN, []).append(trace)
+        for label, group in groups.items():
+            generator = self.adapters.get(label, self.generator)
+            found = generator.generate([self.request(trace) for trace in group])
+            for trace, answer in zip(group, found, strict=True):
+                if answer is not None and trace.answer_type == "closed":
+                    answer.label = answers.parse_strict(answer.text, trace.question)
+                trace.answer = answer
 
     def request(self, trace: Trace) -> Request:
         if trace.prompt is None:

@@ -1,0 +1,271 @@
+"""From a system file and flags to a Pipeline, so that every command assembles the same one.
+
+Place in the picture: before it. Parts come, in this order, from flags, a recipe's
+``[selection]``, ``[generator]`` and ``[prompts]`` tables, the system file, and the embedded
+system. The system file::
+
+    [domain]              model = "folder", or label = "radiology" to fix it
+    [domains.radiology]   index = "folder", retriever = "encoder folder", adapter = "folder"
+    [generator]           kind = "hf" | "openai" | "scripted", model, adapter, options
+    [selection]           rule = "log_ratio", gamma = ..., k = ...
+    [prompts]             set = "default" | "llava_med" | "released"
+
+The embedded indexes belong to the embedded model: with another model and no index named,
+answers are given without references. Paths in a system file are relative to the file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedrag import config
+from mmedrag.pipeline import GENERIC, Pipeline
+from mmedrag.prompts import TemplateSet
+from mmedrag.select import RuleSpec
+from mmedrag.types import UserError
+
+log = logging.getLogger(__name__)
+EMBEDDED = "embedded"
+HITS = 8  # how many hits are retrieved at least, before selection
+
+
+@dataclass(frozen=True)
+class DomainTable:
+    """``[domain]``: the identification model, or one fixed label."""
+
+    model: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class OneDomainTable:
+    """``[domains.NAME]``: what serves one domain."""
+
+    index: str | None = None
+    retriever: str | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """``[prompts]``: which set, a name or a TOML file."""
+
+    set: str = "default"
+
+
+@dataclass
+class Flags:
+    """The command line's part; None and () mean not given."""
+
+    system: Path | None = None
+    domain: str | None = None
+    domain_model: str | None = None
+    model: str | None = None
+    adapter: str | None = None
+    index: Sequence[str] = ()
+    rule: str | None = None
+
+
+@dataclass
+class System:
+    """Names of all parts: what ``config.json`` records, and what :func:`build` opens."""
+
+    domain: DomainTable = field(default_factory=DomainTable)
+    domains: dict[str, OneDomainTable] = field(default_factory=dict)
+    generator: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
+    prompts: PromptTable = field(default_factory=PromptTable)
+
+    def describe(self) -> dict[str, Any]:
+        return config.as_dict(vars(self))
+
+    def inputs(self) -> dict[str, Path]:
+        """name → file or folder whose content decides the result (indexes: their manifest)."""
+        named = [self.domain.model, self.generator.get("model"), self.generator.get("adapter")]
+        named += [d.adapter for d in self.domains.values()]
+        found = {n: located(n) for n in named if n}
+        found |= {d.index: Path(d.index) / "manifest.json" for d in self.domains.values() if d.index}
+        return {name: path for name, path in found.items() if path.exists()}
+
+
+def located(name: str) -> Path:
+    """The path behind a name; ``embedded:vlm`` is a model that ships with the package."""
+    prefix, colon, part = name.partition(":")
+    if prefix == EMBEDDED and colon:
+        from mmedrag import embedded
+
+        return Path(embedded.path(part))
+    return Path(name)
+
+
+def resolve(flags: Flags, recipe: Mapping[str, Mapping[str, Any]] | None = None) -> System:
+    """Names of all parts from flags, system file, recipe and the embedded default.
+
+    Raises:
+        UserError: an unreadable file, an unknown key, or two indexes for one domain.
+    """
+    tables, recipe = _read(flags.system), recipe or {}
+    generator = {**tables["generator"], **recipe.get("generator", {})}
+    for key in ("model", "adapter"):
+        if getattr(flags, key) is not None:
+            generator[key] = getattr(flags, key)
+    own_model = not generator.get("model") and generator.get("kind", "hf") == "hf"
+    if own_model:
+        generator["model"] = f"{EMBEDDED}:vlm"
+        if "adapter" not in generator and _embedded_has("adapter"):
+            generator["adapter"] = f"{EMBEDDED}:adapter"
+    if str(generator.get("adapter")).lower() == "none":
+        generator.pop("adapter")
+    generator.setdefault("kind", "hf")
+    system = System(
+        domain=_domain(flags, tables["domain"]),
+        domains=_domains(flags, tables["domains"], own_model and flags.system is None),
+        generator=generator,
+        selection=_over(tables["selection"], recipe.get("selection", {})),
+        prompts=config.settings(
+            PromptTable, {**tables["prompts"], **recipe.get("prompts", {})}, "[prompts]"
+        ),
+    )
+    if flags.rule is not None:
+        system.selection = _over(system.selection, {"rule": flags.rule})
+    _rule(system.selection)
+    return system
+
+
+def build(
+    system: System, *, references: bool = True, answers: bool = True, seed: int = 0
+) -> Pipeline:
+    """Open every part. ``references=False`` leaves domain and retrievers out (``--no-rag``);
+    ``answers=False`` leaves the generator out (``retrieve``)."""
+    from mmedrag.generators import load_generator
+
+    generator = None
+    adapters: dict[str, Any] = {}
+    if answers:
+        options = dict(system.generator)
+        if options["kind"] == "hf":
+            options.setdefault("seed", seed)
+            for key in ("model", "adapter"):
+                if options.get(key):
+                    options[key] = str(located(options[key]))
+        generator = load_generator(**options)
+        adapters = {
+            name: generator.with_adapter(str(located(part.adapter)))  # type: ignore[attr-defined]
+            for name, part in system.domains.items()
+            if part.adapter
+        }
+    rule = _rule(system.selection)
+    return Pipeline(
+        domain=system.domain.label or _identifier(system),
+        retrievers=_retrievers(system) if references else {},
+        rule=rule,
+        templates=TemplateSet(system.prompts.set),
+        generator=generator,
+        adapters=adapters,
+        k=max(HITS, int(system.selection.get("k") or 0)),
+    )
+
+
+def index_domain(path: str | Path) -> str:
+    """The domain an index serves; ``generic`` when it serves all."""
+    from mmedrag.stores.folder import read_manifest
+
+    return read_manifest(Path(path))["domain"] or GENERIC
+
+
+def _identifier(system: System) -> Any:
+    from mmedrag.domain import open_domain
+
+    return open_domain(located(str(system.domain.model)))
+
+
+def _retrievers(system: System) -> dict[str, Any]:
+    from mmedrag.retriever import open_retriever
+
+    return {
+        name: open_retriever(part.index, part.retriever)
+        for name, part in system.domains.items()
+        if part.index
+    }
+
+
+def _rule(table: Mapping[str, Any]) -> RuleSpec:
+    return RuleSpec(**table)
+
+
+def _over(table: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """``more`` over ``table``; another rule starts afresh, without the old one's parameters."""
+    other = more.get("rule") not in (None, table.get("rule"))
+    return dict(more) if other else {**table, **more}
+
+
+def _domain(flags: Flags, table: Mapping[str, Any]) -> DomainTable:
+    found = config.settings(DomainTable, table, "[domain]")
+    if flags.domain_model is not None:
+        found = DomainTable(model=flags.domain_model)
+    if flags.domain not in (None, "auto"):
+        return DomainTable(label=flags.domain)
+    if flags.domain == "auto" and found.label:
+        found = DomainTable(model=found.model)
+    return found if found.model or found.label else DomainTable(model=f"{EMBEDDED}:domain")
+
+
+def _domains(flags: Flags, tables: Mapping[str, Any], fallback: bool) -> dict[str, OneDomainTable]:
+    """Parts of each domain. An ``--index`` replaces that of its domain in the system file."""
+    found = {
+        name: config.settings(OneDomainTable, table, f"[domains.{name}]")
+        for name, table in tables.items()
+    }
+    for name, part in found.items():
+        if part.index and (own := index_domain(part.index)) not in (name, GENERIC):
+            raise UserError(f"[domains.{name}]: index {part.index} is of domain {own!r}")
+    named: dict[str, str] = {}
+    for path in flags.index:
+        name = index_domain(path)
+        if name in named:
+            raise UserError(f"--index {path}: domain {name!r} has one already, {named[name]}")
+        named[name] = str(path)
+        old = found.get(name, OneDomainTable())
+        found[name] = OneDomainTable(str(path), None, old.adapter)
+    if not any(part.index for part in found.values()):
+        if not fallback:
+            log.info("no index is named: answers are given without references")
+            return found
+        from mmedrag import embedded
+
+        for name, folder in embedded.index_folders().items():
+            old = found.get(name, OneDomainTable())
+            found[name] = OneDomainTable(str(folder), old.retriever, old.adapter)
+    return found
+
+
+def _read(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The tables of a system file, its relative paths made relative to where we are."""
+    names = ("domain", "domains", "generator", "selection", "prompts")
+    if path is None:
+        return {name: {} for name in names}
+    tables = config.read_toml(path)
+    for name, table in tables.items():
+        if name not in names or not isinstance(table, dict):
+            raise UserError(f"{path}: unknown table [{name}], expected one of {', '.join(names)}")
+    found = {name: dict(tables.get(name, {})) for name in names}
+    domains = [t for t in found["domains"].values() if isinstance(t, dict)]
+    if len(domains) != len(found["domains"]):
+        raise UserError(f"{path}: [domains]: expected a table per domain, such as [domains.radiology]")
+    for table in [found["domain"], found["generator"], *domains]:
+        for key in ("model", "index", "retriever", "adapter"):
+            value = table.get(key)
+            if isinstance(value, str) and (path.parent / value).exists():
+                table[key] = str(path.parent / value)
+    return found
+
+
+def _embedded_has(name: str) -> bool:
+    try:
+        return located(f"{EMBEDDED}:{name}").is_dir()
+    except (ImportError, UserError):
+        return False
