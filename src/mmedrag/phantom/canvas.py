@@ -165,8 +165,9 @@ def grain(size: int, channels: int, *key: object) -> np.ndarray:
     """Integer pixel noise [size, size, channels]: bell-shaped, mean 0, s.d. 147.8 (int32)."""
     entropy = random.Random("/".join(str(part) for part in key)).getrandbits(64)
     raw = np.random.PCG64(entropy).random_raw(size * size * channels // 2 + 1)
-    parts = raw.view(np.uint8).astype(np.int32)[: size * size * channels * 4]
-    return parts.reshape(size, size, channels, 4).sum(-1) - 510
+    parts = raw.view(np.uint8)[: size * size * channels * 4].reshape(size, size, channels, 4)
+    pairs = parts[..., :2].astype(np.int32) + parts[..., 2:]  # slices: faster than sum(-1)
+    return pairs[..., 0] + pairs[..., 1] - 510
 
 
 def to_uint8(image: np.ndarray, noise: np.ndarray, amplitude: float) -> np.ndarray:

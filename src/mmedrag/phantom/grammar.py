@@ -105,9 +105,9 @@ def fill(domain: DomainSpec, spec: FindingSpec, template: str, state: Finding) -
 
 def states(domain: DomainSpec, spec: FindingSpec) -> list[Finding]:
     """Every state in which the finding is present."""
-    sides = list(domain.sides) if spec.sided else [None]
-    counts = list(range(1, spec.most + 1)) if spec.most else [None]
-    grades = list(spec.grades) or [None]
+    sides: list[str | None] = [*domain.sides] if spec.sided else [None]
+    counts: list[int | None] = [*range(1, spec.most + 1)] if spec.most else [None]
+    grades: list[str | None] = [*spec.grades] or [None]
     return [
         Finding(present=True, side=side, count=count, severity=grade)
         for side, count, grade in product(sides, counts, grades)

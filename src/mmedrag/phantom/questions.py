@@ -136,7 +136,9 @@ def ask_open(domain: DomainSpec, findings: Findings, dice: Dice) -> Question | N
     for spec in domain.findings:
         if findings[spec.name].present:
             options += [("where", spec)] if spec.sided else []
-            options += [("count", spec)] if spec.most else []
+            # A count is per side: with both sides "how many" would have two answers.
+            one_place = findings[spec.name].side != domain.both
+            options += [("count", spec)] if spec.most and one_place else []
             options += [("severity", spec)] if spec.grades else []
     if not options:
         return None

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmedrag.phantom.canvas import Canvas, Dice, grain, to_uint8
 from mmedrag.phantom.grammar import DomainSpec, Findings, FindingSpec, has, states, write_report
-from mmedrag.types import Finding
+from mmedrag.types import Finding, Split
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Study:
     id: str
     patient: str
     domain: str
-    split: str
+    split: Split
     key: str  # names the randomness of picture and report
     attributes: Mapping[str, str]
     findings: Findings
@@ -72,7 +72,7 @@ def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator
         dice = Dice(seed, domain.name, "patient", number)
         patient = f"{domain.name[:3]}-s{seed}-p{number:05d}"
         where = dice.unit()
-        split = "train" if where < 0.6 else "val" if where < 0.75 else "test"
+        split: Split = "train" if where < 0.6 else "val" if where < 0.75 else "test"
         attributes = {spec.name: dice.choice(list(spec.values)) for spec in domain.attributes}
         own = typical(domain, seed, attributes, knobs)
         findings = {

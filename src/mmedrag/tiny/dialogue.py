@@ -23,7 +23,7 @@ from mmedrag.phantom.questions import (
 from mmedrag.phantom.sample import Study
 from mmedrag.prompts import TemplateSet
 from mmedrag.tiny.data import KNOBS, StudySet
-from mmedrag.types import Domain, Hit, Trace
+from mmedrag.types import Domain, Hit, Task, Trace
 
 Turn = tuple[str, str]  # user text, answer
 
@@ -53,7 +53,7 @@ class Writer:
         seed = study.key.split("/")[0]
         return (seed, *study.attributes.values())
 
-    def prompt(self, task: str, text: str | None, closed: bool, references: list[str]) -> str:
+    def prompt(self, task: Task, text: str | None, closed: bool, references: list[str]) -> str:
         domain = self.studies.domain.name
         trace = Trace(
             example_id="-", task=task, question=text, domain=Domain(label=domain),

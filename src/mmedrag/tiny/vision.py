@@ -84,7 +84,7 @@ def train(
         rows = np.sort(rows)
         pooled = tower(pixel_values=pixels).last_hidden_state[:, 1:].mean(1)
         loss = F.binary_cross_entropy_with_logits(heads.cells[name](pooled), labels[name][rows])
-        for head, kind in zip(heads.attributes[name], kinds[name][rows].T, strict=True):
+        for head, kind in zip(list(heads.attributes[name]), list(kinds[name][rows].T), strict=True):
             loss = loss + 0.05 * F.cross_entropy(head(pooled), kind)
         optimizer.zero_grad()
         loss.backward()

@@ -105,7 +105,7 @@ def answer_logits(
     rows: list[tuple[list[int], list[int]]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits at the answer tokens and the tokens themselves; rows are padded on the right."""
-    inner, pad = model.model, model.config.text_config.pad_token_id
+    inner, pad = model.model, model.config.get_text_config().pad_token_id
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([r + [pad] * (length - len(r)) for r, _ in rows])
     labels = torch.tensor([r + [-100] * (length - len(r)) for _, r in rows])
