@@ -496,12 +496,12 @@ def _glands(
     slide.cover((slice(None), slice(None)), cleft * np.float32(0.5), eosin=0.16, haem=0.04)
 
     table = np.array(rows, np.float32)[:, :, None]
-    gx, gy, width, height, ca, sa, angle = (table[:, k] for k in range(7))
+    gx, gy, width, height, cos_, sin_, tilts = (table[:, k] for k in range(7))
     rnd = draws(dice("gland nuclei"), 4, len(rows), count)
     depth = np.float32(0.5 + 0.5 * hollow) + np.float32(0.14) * (rnd[0] - np.float32(0.35))
     depth = np.minimum(depth, np.float32(0.93))
     u, v = width * ring_cos * depth, height * ring_sin * depth
-    gx, gy = gx + u * ca - v * sa, gy + u * sa + v * ca
+    gx, gy = gx + u * cos_ - v * sin_, gy + u * sin_ + v * cos_
     # Glands are drawn in bent coordinates: take the nuclei along.
     size = canvas.size
     col = np.minimum(np.maximum((gx * np.float32(size)).astype(np.int64), 0), size - 1)
@@ -509,7 +509,7 @@ def _glands(
     gx, gy = gx - bx[row, col], gy - by[row, col]
     r = (np.float32(0.0135) + np.float32(0.004) * rnd[1]) * np.float32(zoom + 0.12)
     tall = np.float32(0.85 if attributes["architecture"] == "cystic" else 1.4)
-    nuclei = [gx, gy, r * tall, r * np.float32(0.85), ring_turn + angle + 1 + 0 * r,
+    nuclei = [gx, gy, r * tall, r * np.float32(0.85), ring_turn + tilts + 1 + 0 * r,
               np.float32(0.85) + np.float32(0.4) * rnd[2]]  # fmt: skip
     chosen = np.repeat(np.array(keep), count)
     return (epithelium, lumen), [v.reshape(-1)[chosen] for v in nuclei]
@@ -694,6 +694,15 @@ def _mitoses(
             slide.nuclei[at] = np.maximum(slide.nuclei[at], dark)
 
 
+def _soften(image: np.ndarray, axis: int, step: int) -> np.ndarray:
+    """The weights 1 2 1 over neighbours ``step`` pixels apart; the border repeats itself."""
+    ahead, back = (np.roll(image, shift, axis) for shift in (-step, step))
+    first, last = [slice(None)] * 3, [slice(None)] * 3
+    first[axis], last[axis] = slice(None, step), slice(-step, None)
+    back[tuple(first)], ahead[tuple(last)] = image[tuple(first)], image[tuple(last)]
+    return (image * np.float32(2) + back + ahead) * np.float32(0.25)
+
+
 def _photograph(
     slide: _Slide, attributes: Mapping[str, str], dice: Callable[[str], Dice]
 ) -> np.ndarray:
@@ -707,19 +716,10 @@ def _photograph(
     sx, sy = scan.spread(0.025), scan.spread(0.025)
     shade = 1 + (canvas.x - np.float32(0.5)) * np.float32(sx)
     image *= (shade + (canvas.y - np.float32(0.5)) * np.float32(sy))[..., None]
-    if scan.chance(0.3):
-        step = max(1, canvas.size // 128)
-        for axis in (0, 1):
-            lead, lag = [slice(None)] * 3, [slice(None)] * 3
-            lead[axis], lag[axis] = slice(step, None), slice(None, -step)
-            soft = image * np.float32(2)
-            soft[tuple(lead)] += image[tuple(lag)]
-            soft[tuple(lag)] += image[tuple(lead)]
-            ends = [slice(None)] * 3
-            for end in (slice(None, step), slice(-step, None)):
-                ends[axis] = end
-                soft[tuple(ends)] += image[tuple(ends)]
-            image = soft * np.float32(0.25)
+    if scan.chance(0.3):  # out of focus, by the same share of the field at every size
+        for step in (1, 2, 4, 8):
+            if step == 1 or step * 128 <= canvas.size:
+                image = _soften(_soften(image, 0, step), 1, step)
     for _ in range(scan.integer(0, 2)):
         r = scan.uniform(0.012, 0.022)
         at, speck = canvas.ellipse(scan.unit(), scan.unit(), r, r * 0.8, 0.9, scan.unit())
