@@ -48,7 +48,7 @@ class DpoTraining:
     batch_size: int = 16
     accumulation: int = 1
     lora_r: int = 32
-    lora_alpha: float = 64
+    lora_alpha: int = 64
     train_projector: bool = False
     schedule: str = "cosine"
     warmup_ratio: float = 0.03

@@ -1,7 +1,8 @@
-"""Preference pairs on disk: the native folder, and other trainers' formats out and in.
+"""Preference pairs on disk: the native folder.
 
-Place in the picture: pairs ─► files. ``PAIRS/pairs.jsonl`` holds the rows, ``PAIRS/config.json``
-how they were made and, relative to PAIRS, the DATA folder that image paths start from.
+Place in the picture: pairs ─► files ─► train_dpo. ``PAIRS/pairs.jsonl`` holds the rows,
+``PAIRS/config.json`` how they were made and, relative to PAIRS, the DATA folder that image paths
+start from. Other trainers' formats: ``pairs_export``; released rows: ``pairs_import``.
 """
 
 from __future__ import annotations
@@ -53,18 +54,3 @@ def read_pairs(path: str | Path, data: str | Path | None = None) -> list[Pair]:
         pair.root = root
         pair.model_fields_set.discard("root")
     return pairs
-
-
-FORMATS = ("released", "ms-swift", "trl")
-
-
-def export_pairs(pairs: list[Pair], out: Path, format: str, noise_size: int = 336) -> dict[str, Any]:
-    """Write pairs in another trainer's format. Returns {"rows", "refused": [{id, reason}], "file"}."""
-    raise NotImplementedError
-
-
-def import_released(
-    path: Path, images: Path | None = None, split: dict[str, int] | None = None
-) -> tuple[PairSet, list[dict[str, Any]]]:
-    """Read released alignment rows. Returns the pairs and the faults [{file, line, fault, detail}]."""
-    raise NotImplementedError

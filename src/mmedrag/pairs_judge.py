@@ -89,7 +89,9 @@ def _question(trace: Trace, mode: str, criterion: Criterion) -> Verdict:
             return "unclear"
         return "right" if token_f1(text, target) >= criterion.open_right else "wrong"
     if mode == "released":
-        return "right" if answers.parse_released(text) == answers.parse_released(target) else "wrong"
+        return (
+            "right" if answers.parse_released(text) == answers.parse_released(target) else "wrong"
+        )
     given, truth = answers.parse_strict(text), answers.parse_strict(target)
     if "unclear" in (given, truth):
         return "unclear"

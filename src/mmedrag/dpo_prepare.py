@@ -1,0 +1,174 @@
+"""What never changes during a tuning, computed once: vision features, reference log-probabilities.
+
+Place in the picture: between encoded pairs and training. Everything goes through the caches of
+``dpo_cache``; several processes share the work, each writing its own part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmedrag.dpo_cache import VERSION, FeatureStore, Journal, folder_fingerprint
+from mmedrag.dpo_collator import Collator
+from mmedrag.dpo_encode import EncodedPair, View
+from mmedrag.dpo_policy import as_reference, vision_features
+from mmedrag.dpo_settings import DpoTraining
+from mmedrag.generators import vision
+from mmedrag.generators.inputs import Inputs
+from mmedrag.generators.loading import Loaded
+from mmedrag.types import UserError
+
+Pixels = Callable[[Sequence[View]], Tensor]
+ENCODE_BATCH = 64  # images per pass of the vision tower while the cache is filled
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the launch."""
+
+    rank: int
+    size: int
+    sharded: bool
+
+    @classmethod
+    def of(cls, arguments: Any) -> World:
+        from transformers.integrations import is_deepspeed_zero3_enabled
+
+        sharded = is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        return cls(arguments.process_index, arguments.world_size, sharded)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def own(self, items: Sequence[Any], what: str) -> Sequence[Any]:
+        """This process's share of the work."""
+        if items and self.sharded:
+            raise UserError(
+                f"train dpo: {len(items)} {what} are not in the cache and a sharded model cannot "
+                "compute them; first run the same command in one process with prepare_only"
+            )
+        return items[self.rank :: self.size]
+
+
+def fingerprints(model: str | Path, init: str | Path | None) -> dict[str, str]:
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(model), local_files_only=True))
+    found = {"model": folder_fingerprint(folder), "base": "base"}
+    if init is not None:
+        found["init"] = folder_fingerprint(Path(init))
+    return found
+
+
+def image_tokens(loaded: Loaded) -> int:
+    """How many tokens the vision tower makes of an image, measured."""
+    config = loaded.model.config.vision_config
+    size = config.image_size
+    blank = torch.zeros(1, config.num_channels, size, size, device=loaded.device)
+    return int(vision_features(loaded.model, blank).shape[1])
+
+
+def pixel_reader(inputs: Inputs) -> Pixels:
+    """Views → pixel values, exactly as the generator sees them."""
+
+    def pixels(views: Sequence[View]) -> Tensor:
+        pictures = [vision.open_view((v.path, v.noise), inputs.image_size) for v in views]
+        batch = inputs.processor.image_processor(images=pictures, return_tensors="pt")
+        return batch["pixel_values"]
+
+    return pixels
+
+
+def fill_features(
+    folder: Path, pairs: Sequence[EncodedPair], loaded: Loaded, pixels: Pixels, world: World
+) -> tuple[FeatureStore, dict[str, int]]:
+    """Features of every view that does not change, each distinct one encoded once."""
+    store = FeatureStore(folder, {"version": VERSION, "what": "vision features"}, world.rank)
+    views = {
+        side.view.key: side.view
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+        if not (pair.redraw and side.view.noise is not None)
+    }
+    missing = store.missing(sorted(views))
+    own = list(world.own(missing, "images"))
+    chunks = [own[i : i + ENCODE_BATCH] for i in range(0, len(own), ENCODE_BATCH)]
+    with ThreadPoolExecutor(1) as reader:  # decode the next chunk while this one is encoded
+        ahead = [reader.submit(pixels, [views[key] for key in c]) for c in chunks[:1]]
+        for number, chunk in enumerate(_progress(chunks, "vision features")):
+            values = ahead.pop().result()
+            if number + 1 < len(chunks):
+                ahead.append(reader.submit(pixels, [views[key] for key in chunks[number + 1]]))
+            values = values.to(loaded.device, loaded.dtype)
+            store.append(chunk, vision_features(loaded.model, values))
+    world.wait()
+    if world.size > 1:
+        store.reload()
+    return store, {"found": len(views) - len(missing), "computed": len(missing)}
+
+
+def fill_reference(
+    folder: Path,
+    pairs: Sequence[EncodedPair],
+    collator: Collator,
+    policy: Any,
+    world: World,
+    settings: DpoTraining,
+) -> tuple[dict[str, float], dict[str, int]]:
+    """log π_ref of every side that is not on disk yet."""
+    journal = Journal(folder, {"version": VERSION, "what": "reference log-probs"}, world.rank)
+    keys = [side.key for pair in pairs for side in (pair.chosen, pair.rejected)]
+    absent = set(journal.missing(keys))
+    wanting = [p for p in pairs if p.chosen.key in absent or p.rejected.key in absent]
+    wanting.sort(key=lambda pair: (pair.length(collator.share), pair.id))
+    own = world.own(wanting, "reference log-probabilities")
+    device = next(policy.parameters()).device
+    size = 2 * settings.batch_size  # no gradients, so twice the pairs take no more memory
+    chunks = [own[i : i + size] for i in range(0, len(own), size)]
+    policy.eval()
+    for chunk in _progress(chunks, "reference log-probs"):
+        batch = collator([(pair, 0) for pair in chunk])
+        batch.pop("kinds")
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        with torch.no_grad(), as_reference(policy), autocast(policy):
+            logps = policy(**batch).float().tolist()
+        sides = [pair.chosen for pair in chunk] + [pair.rejected for pair in chunk]
+        fresh = {side.key: value for side, value in zip(sides, logps, strict=True)}
+        if not all(value == value and abs(value) != float("inf") for value in logps):
+            raise UserError(f"train dpo: reference log-probability of {chunk[0].id} is not finite")
+        journal.append([(k, v) for k, v in fresh.items() if k in absent])
+    world.wait()
+    if world.size > 1:
+        journal.reload()
+    found = {"found": len(set(keys)) - len(absent), "computed": len(absent)}
+    return {key: float(journal.entries[key]) for key in keys}, found
+
+
+def autocast(policy: Any) -> contextlib.AbstractContextManager[Any]:
+    """The number type that training computes in, outside the trainer."""
+    parameter = next(policy.get_base_model().model.language_model.parameters())
+    if parameter.dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(parameter.device.type, dtype=parameter.dtype)
+
+
+def _progress(chunks: Sequence[Any], what: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    yield from tqdm(chunks, desc=what, disable=None, leave=False)  # None: only on a terminal

@@ -1,0 +1,206 @@
+"""The training loop of RAG-PT on ``transformers.Trainer``.
+
+Place in the picture: inside train_dpo. The Trainer gives optimiser, schedule, checkpoints, resume,
+DDP, DeepSpeed and FSDP; ours are the loss on four log-probability tensors, the batch order, the
+metrics (named as TRL names them, also per kind) and checkpoints that are only used when complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmedrag.dpo_collator import KIND_NAMES, Clock, Collator, LengthGrouped, PairDataset
+from mmedrag.dpo_encode import EncodedPair
+from mmedrag.dpo_policy import as_reference
+from mmedrag.dpo_settings import DpoTraining, Reference
+from mmedrag.encoders import torchvision_shim
+from mmedrag.losses import dpo_loss
+
+torchvision_shim.ready()
+from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+
+log = logging.getLogger(__name__)
+COMPLETE = "complete"  # marker inside a checkpoint, written after everything else
+METRICS = (
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+    "logps/chosen", "logps/rejected",
+)  # fmt: skip
+
+
+def arguments(settings: DpoTraining, folder: Path, pairs: int) -> TrainingArguments:
+    """The Trainer's arguments of these settings; also sets up the launch's processes."""
+    cpu = not torch.cuda.is_available()
+    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and not cpu and _has_bf16())
+    every: dict[str, Any] = {"save_strategy": "epoch"}
+    if settings.save_steps:
+        every = {"save_strategy": "steps", "save_steps": settings.save_steps}
+    return TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation, num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1, learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule, warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
+        logging_steps=settings.log_steps, logging_first_step=True, save_total_limit=2,
+        report_to=settings.report_to, seed=settings.seed, data_seed=settings.seed,
+        remove_unused_columns=False, dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=not cpu, use_cpu=cpu, bf16=half, disable_tqdm=None,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False}, logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False, **every,
+    )  # fmt: skip
+
+
+def number_type(settings: DpoTraining, arguments: TrainingArguments) -> str:
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "bfloat16" if arguments.bf16 else "float32"
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported()
+
+
+class DpoTrainer(Trainer):
+    """Two-image DPO of a PEFT policy whose forward gives answer log-probabilities."""
+
+    loss_is_scaled_for_ga = False  # compute_loss is a mean over the batch's pairs
+
+    def __init__(
+        self,
+        policy: Any,
+        arguments: TrainingArguments,
+        pairs: Sequence[EncodedPair],
+        collator: Collator,
+        settings: DpoTraining,
+        clock: Clock,
+        reference: Reference,
+    ) -> None:
+        self.settings, self.clock, self.reference = settings, clock, reference
+        self.pairs, self.share = pairs, collator.share
+        super().__init__(
+            model=policy,
+            args=arguments,
+            train_dataset=PairDataset(pairs, clock),
+            data_collator=collator,
+            callbacks=[_Epochs(clock), _Completes()],
+        )
+        self.model_accepts_loss_kwargs = False
+        self._totals = self._zeros()
+        self._shown: dict[str, float] = {}
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        inputs = dict(inputs)
+        kinds, frozen = inputs.pop("kinds"), inputs.pop("reference", None)
+        logps = model(**inputs)
+        if frozen is None:
+            with torch.no_grad(), as_reference(self.accelerator.unwrap_model(self.model)):
+                frozen = model(**inputs)
+        (own, other), (own_ref, other_ref) = logps.chunk(2), frozen.float().chunk(2)
+        losses, chosen, rejected = dpo_loss(own, other, own_ref, other_ref, self.settings.beta)
+        self._record(kinds, chosen, rejected, logps)
+        loss = losses.mean()
+        return (loss, logps) if return_outputs else loss
+
+    # --- metrics ------------------------------------------------------------------------------
+
+    def _zeros(self) -> Tensor:
+        """Sums per kind: [kinds, metrics + 1], the last column counts pairs."""
+        return torch.zeros(len(KIND_NAMES), len(METRICS) + 1, dtype=torch.float64)
+
+    def _record(self, kinds: Tensor, chosen: Tensor, rejected: Tensor, logps: Tensor) -> None:
+        own, other = logps.detach().chunk(2)
+        right = (chosen > rejected).float()
+        values = [chosen, rejected, chosen - rejected, right, own, other, torch.ones_like(own)]
+        table = torch.stack(values, dim=1).double().cpu()
+        self._totals.index_add_(0, kinds.cpu(), table)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            totals = self._totals.to(self.args.device, torch.float32)
+            totals = self.accelerator.reduce(totals, "sum").cpu().double()
+            self._totals = self._zeros()
+            self._shown = _means(totals.sum(0), "")
+            for name, row in zip(KIND_NAMES, totals, strict=True):
+                if row[-1] > 0:
+                    self._shown.update(_means(row, f"/{name}"))
+            logs.update(self._shown)
+        super().log(logs, start_time)
+
+    def last_metrics(self) -> dict[str, float]:
+        """The metrics of the last logging interval (also after a resume that had nothing to do)."""
+        rows = [row for row in self.state.log_history if "loss" in row]
+        return {k: v for k, v in (rows[-1] if rows else {}).items() if "/" in k or k == "loss"}
+
+    # --- order and optimiser --------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        lengths = [pair.length(self.share) for pair in self.pairs]
+        whole = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGrouped(
+            lengths, whole * self.args.world_size, self.clock, self.settings.seed,
+            self.settings.group_by_length,
+        )  # fmt: skip
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with the projector in a group of its own, if it has its own learning rate."""
+        rate = self.settings.projector_lr
+        if self.optimizer is None and rate is not None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            whole: Any = self.model if model is None else model
+            mine: dict[bool, list[Any]] = {True: [], False: []}
+            for name, parameter in whole.named_parameters():
+                if parameter.requires_grad:
+                    mine["multi_modal_projector" in name].append(parameter)
+            decay = {"weight_decay": self.settings.weight_decay}
+            groups: list[dict[str, Any]] = [{"params": mine[False], **decay}]
+            if mine[True]:
+                groups.append({"params": mine[True], "lr": rate, **decay})
+            self.optimizer = kind(groups, **options)
+        return super().create_optimizer(model)
+
+
+def _means(row: Tensor, suffix: str) -> dict[str, float]:
+    return {f"{m}{suffix}": float(v / row[-1]) for m, v in zip(METRICS, row, strict=False)}
+
+
+class _Epochs(TrainerCallback):
+    """Tells sampler and noise which epoch it is, also right after a resume."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.epoch = int(state.epoch or 0)
+
+
+class _Completes(TrainerCallback):
+    """Marks a checkpoint as complete after its last file, for resuming after a kill."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; incomplete ones (a kill while saving) are removed."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            found.append(path)
+        else:
+            log.warning("%s: incomplete, removed", path)
+            shutil.rmtree(path, ignore_errors=True)
+    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[-1]), default=None)
