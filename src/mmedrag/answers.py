@@ -2,9 +2,9 @@
 
 Place in the picture: Trace ─ **answers.parse** ─ metrics. Two parsers, both reported:
 
-- ``parse_released``: the released system's, quirks included (SPEC B8: hedges and non-answers
-  count as yes; "without" and "absent" are not seen as no). Source: the released generator of
-  preference data, and CARES ``eval_yesno.py``, from which the published numbers come.
+- ``parse_released``: the released system's, quirks included (hedges and non-answers count as
+  yes; "without" and "absent" are not seen as no). Source: the released generator of preference
+  data, and CARES ``eval_yesno.py``, from which the published numbers come.
 - ``parse_strict``: says ``unclear`` when the text does not settle the question.
 """
 
@@ -26,44 +26,50 @@ def parse_strict(text: str, question: str | None = None) -> Label:
     """``yes``, ``no`` or ``unclear``.
 
     A leading yes or no decides, unless the same breath takes it back ("yes and no", "no
-    information"). Otherwise every sentence is read for itself: hedges make the answer unclear,
-    "no / not / without / absent / free of / negative" deny, "there is / shows / present"
-    affirm; sentences that disagree are unclear. A statement of normality answers only when
+    information"). Otherwise every clause is read for itself: hedges make the answer unclear,
+    "no / not / without / absent / free of / negative for" deny, "there is / shows / present"
+    affirm; clauses that disagree are unclear. A statement of normality answers only when
     ``question`` is known: yes to "is it normal?", no to "is there a disease?".
     """
     body = _clean(text)
-    if not body:
+    if _BOTH.match(body):
         return "unclear"
-    lead = _LEAD.match(body)
-    if lead and not _TAKEN_BACK.match(body):
-        return "yes" if lead.group("yes") else "no"
-    labels = {_sentence(part, question) for part in _SENTENCES.split(body)} - {None}
+    lead = _lead(body)
+    if lead is not None:
+        return lead
+    final = _FINAL.search(body)
+    if final:
+        return "yes" if final[1] == "yes" else "no"
+    labels = {_clause(part, question) for part in _CLAUSES.split(body)} - {None}
     return labels.pop() or "unclear" if len(labels) == 1 else "unclear"
 
 
 def _clean(text: str) -> str:
-    body = " ".join(text.lower().replace("’", "'").replace("*", "").replace("_", " ").split())
-    return _PREFIX.sub("", body)
+    plain = text.lower().replace("’", "'").replace("*", "").replace("_", " ")
+    return _PREFIX.sub("", " ".join(plain.split()))
 
 
-def _sentence(part: str, question: str | None) -> Label | None:
+def _lead(part: str) -> Label | None:
+    if _TAKEN_BACK.match(part):
+        return None
+    return "yes" if _LEAD_YES.match(part) else "no" if _LEAD_NO.match(part) else None
+
+
+def _clause(part: str, question: str | None) -> Label | None:
     """What one clause says; None when it says nothing about yes or no."""
     part = part.strip(" -:\"'()[]")
-    if not part:
-        return None
-    lead = _LEAD.match(part)
-    if lead and not _TAKEN_BACK.match(part):
-        return "yes" if lead.group("yes") else "no"
+    lead = _lead(part)
+    if lead is not None:
+        return lead
     if _HEDGE.search(part):
         return "unclear"
-    denied = len(_DENY.findall(_DOUBLE.sub(" affirmed ", part)))
-    affirmed = bool(_AFFIRM.search(part)) or bool(_DOUBLE.search(part))
+    denied = bool(_DENY.search(_DOUBLE.sub(" ", part)))
     normal = bool(_NORMAL.search(part))
     if normal or _ABNORMAL.search(part):
         return _normality(normal and not denied, question)
     if denied:
         return "unclear" if _MIXED.search(part) else "no"
-    return "yes" if affirmed else None
+    return "yes" if _AFFIRM.search(part) or _DOUBLE.search(part) else None
 
 
 def _normality(normal: bool, question: str | None) -> Label:
@@ -74,65 +80,81 @@ def _normality(normal: bool, question: str | None) -> Label:
     return "yes" if normal == asks_normal else "no"
 
 
-_PREFIX = re.compile(
-    r"^(?:[-–—•#>\"'(\[\s]|\d+[.)]\s|(?:the )?(?:final |short |correct )?(?:answer|response)(?: is)?\s*:?\s"
-    r"|assistant\s*:\s*|(?:based on|according to|from|in) [^,]{3,80}, (?=yes\b|no\b)|option\s*:\s*)+"
+def _any(phrases: str, start: str = r"\b", end: str = r"(?!\w)") -> re.Pattern[str]:
+    """One pattern out of phrases set apart by `` | `` (a bare | stays an inner alternative)."""
+    alternatives = "|".join(phrase.strip() for phrase in " ".join(phrases.split()).split(" | "))
+    return re.compile(f"{start}(?:{alternatives}){end}")
+
+
+_IT = r"(?:it|they|there|he|she|this|that) (?:is|are|does|do|has|have|can|was)"
+_SEEN = r"(?:seen|visible|evident|identified|observed|detected|found|present|indicated|noted)"
+
+_PREFIX = _any(
+    r"""[-–—•#>"'(\[\s] | \d+[.)]\s
+    | (?:the )?(?:final |short |correct )?(?:answer|response|option)(?: is)?\s*:?\s
+    | assistant\s*:\s* | (?:based on|according to|from|in) [^,]{3,80}, (?=(?:yes|no)\b)""",
+    start="^(?:",
+    end=")+",
 )
-_SENTENCES = re.compile(r"(?<=[.!?;])\s+|\n|,? (?:but|however|although|whereas)\b,? ?")
-_LEAD = re.compile(
-    r"(?P<yes>(?:yes|yeah|yep|correct|true|affirmative|indeed|certainly|definitely|absolutely"
-    r"|positive|present)\b(?! of\b)|(?:it|they|there|he|she|this|that) (?:is|are|does|do|has|have"
-    r"|can|was)(?=[.!]|$))"
-    r"|(?P<no>(?:no|nope|false|incorrect|negative|none|neither|never|not (?:at all|present|seen"
-    r"|visible|evident|indicated|identified|observed|detected|found|really)|absent)\b"
-    r"|(?:it|they|there|he|she|this|that) (?:is|are|does|do|has|have|can|was)"
-    r"(?: not|n't)(?=[.!]|$))"
+_CLAUSES = re.compile(r"(?<=[.!?;])\s+|,? (?:but|however|although|whereas)\b,? ?")
+_BOTH = _any(r"(?:yes|no)\s*(?:/|\||\b(?:or|and|and/or)\b)?\s*(?:yes|no)", start="^")
+_FINAL = re.compile(r"\banswer (?:is|would be|should be|must be):? (yes|no)\b(?! (?:or|and)\b)")
+_LEAD_YES = _any(
+    rf"""yes | yeah | yep | correct | true | affirmative | indeed | certainly | definitely
+    | absolutely | positive | present(?! of) | {_IT}(?=[.!]|$)""",
+    start="",
 )
-_TAKEN_BACK = re.compile(
-    r"(?:yes|no)\s*(?:/|or|and|\||and/or)\s*(?:yes|no)\b"
-    r"|no (?:doubt|information|data|report|image|context|answer|way to|details?|mention|comment|idea"
-    r"|definitive answer|conclusion|clear answer|question|(?:definite |firm )?conclusions?)\b"
-    r"|(?:yes|no)[,.]? (?:it )?(?:cannot|can't|could not) be (?:determined|said|assessed|excluded)"
-    r"|not (?:sure|certain|clear|possible|enough|applicable|available|known)\b"
-    r"|(?:correct|true|present|positive|negative|false|incorrect) (?!findings? )\w+ (?:is|are|was)\b"
+_LEAD_NO = _any(
+    rf"""no | nope | false | incorrect | negative | none | neither | never | absent
+    | not (?:at all|really|{_SEEN}) | {_IT}(?: not|n't)(?=[.!]|$)""",
+    start="",
 )
-_HEDGE = re.compile(
-    r"\b(?:unclear|uncertain|unsure|unknown|undetermined|indeterminate|inconclusive|equivocal"
-    r"|not (?:sure|certain|clear|possible|enough|applicable|available|known|definitive|specified"
-    r"|mentioned|provided|stated|fully visible|well seen|well visuali[sz]ed|excluded|ruled out)"
-    r"|(?:can|could|may|might|would)(?:not|n't| not) (?:be )?(?:determin|tell|say|said|assess"
-    r"|evaluat|confirm|exclud|rule[ds]? out|answer|provid|see the|know|diagnos|conclu|verif|judg)\w*"
-    r"|can't be sure|unable to|difficult to|hard to|impossible to"
-    r"|insufficient|may|might|could be|possibl[ey]|possibility|perhaps|maybe|probabl[ey]|likely"
-    r"|appears? to suggest|suspicious for|suspected|suspicion|questionable|cannot exclude|versus|vs"
-    r"|depends?|would need|further (?:evaluation|imaging|testing|examination|information|assessment)"
-    r"|more (?:information|context|details?)|as an ai|i am (?:sorry|not)|i'm (?:sorry|not)|sorry"
-    r"|n/a|limited (?:view|evaluation)|low confidence|no (?:information|mention|comment|way to))\b"
+_TAKEN_BACK = _any(
+    r"""no (?:doubt|information|data|report|image|context|answer|way to|details?|mention|comment)
+    | no (?:idea|question|(?:definite |definitive |firm |clear )?(?:conclusions?|answer))
+    | (?:correct|true|present|positive|negative|false|incorrect) (?!findings? )\w+ (?:is|are|was)
+    | yes'\w+ | yesterday""",
+    start="",
 )
-_DENY = re.compile(
-    r"\b(?:no|not|without|absent|absence|lacks?|lacking|negative for|free (?:of|from)|none|neither"
-    r"|nor|never|denies|excluded|ruled out|unremarkable for|devoid|nothing|cannot|resolved"
-    r"|rather than)\b|n't\b"
+_HEDGE = _any(
+    r"""unclear | uncertain | unsure | unknown | undetermined | indeterminate | inconclusive
+    | equivocal | insufficient | may | might | could be | possibl[ey] | possibility | perhaps
+    | maybe | probabl[ey] | likely | suspicious for | suspected | suspicion | questionable
+    | not (?:sure|certain|clear|possible|enough|applicable|available|known|definitive|specified)
+    | not (?:mentioned|provided|stated|fully visible|excluded|ruled out|well (?:seen|visuali[sz]ed))
+    | not (?:mention|say|state|specify|tell|comment|describe whether|provide|know) | n/a
+    | (?:can|could|would)(?:not|n't|'t| not) (?:be )?(?:determin|tell|say|said|assess|see the)\w*
+    | (?:can|could|would)(?:not|n't|'t| not) (?:be )?(?:evaluat|confirm|exclud|answer|provid)\w*
+    | (?:can|could|would)(?:not|n't|'t| not) (?:be )?(?:know|diagnos|conclu|verif|judg|rule[ds]?)\w*
+    | unable to | difficult to | hard to | impossible to | versus | vs | depends?
+    | would (?:need|be needed) | limited (?:view|evaluation) | no (?:information|mention|comment)
+    | further (?:evaluation|imaging|testing|examination|information|assessment)
+    | more (?:information|context|details?) | as an ai | (?:i am|i'm) (?:sorry|not) | sorry"""
 )
-_DOUBLE = re.compile(
-    r"\b(?:not|never|n't|no) (?:without|absent|free (?:of|from)|negative for|(?:an? )?absence of)\b"
-    r"|n't (?:absent|without)\b|\bno doubt\b"
+_DENY = _any(
+    r"""no | not | without | absent | absence | lacks? | lacking | negative for | free (?:of|from)
+    | none | neither | nor | never | denies | excluded | ruled out | devoid | nothing | cannot
+    | resolved | \w+n't"""
 )
-_AFFIRM = re.compile(
-    r"\b(?:there (?:is|are|was|were|appears? to be|seems? to be)|there's|shows?|showing|demonstrates?|reveals?"
-    r"|displays?|exhibits?|depicts?|indicates?|indicated|consistent with|compatible with|presents? with"
-    r"|(?:is|are|was|were) (?:\w+ ){0,2}(?:present|seen|visible|evident|noted|identified|observed"
-    r"|detected|found|apparent|visuali[sz]ed|enlarged|elevated|increased|diagnosed|affected|confirmed)"
-    r"|can be (?:seen|identified|observed|appreciated|visuali[sz]ed)|(?:has|have) (?:been|an?)"
-    r"|contains?|suffers?|evidence of|signs of|presence of|diagnosed with|had)\b"
-    r"|^(?:present|seen|visible|evident|confirmed)\b"
+_DOUBLE = _any(
+    r"""(?:not|never|no|\w+n't) (?:without|absent|free (?:of|from)|negative for|(?:an )?absence of)
+    | no doubt"""
+)
+_AFFIRM = _any(
+    rf"""there (?:is|are|was|were|appears? to be|seems? to be) | there's | shows? | showing
+    | demonstrates? | reveals? | displays? | exhibits? | depicts? | indicates? | indicated
+    | consistent with | compatible with | presents? with | contains? | suffers? | evidence of
+    | signs of | presence of | diagnosed with | had | (?:has|have) (?:been|an?)
+    | (?:is|are|was|were) (?:\w+ ){{0,2}}(?:{_SEEN}|apparent|visuali[sz]ed|enlarged|elevated)
+    | (?:is|are|was|were) (?:\w+ ){{0,2}}(?:increased|diagnosed|affected|confirmed)
+    | can be (?:seen|identified|observed|appreciated|visuali[sz]ed)"""
 )
 _MIXED = re.compile(
-    r"\bthere (?:is|are|was|were)(?! (?:no|not|never|an? absence|absence|also no|a lack))"
-    r"(?!n't)\b.*\b(?:without|and no|with no|not|no)\b"
+    r"\bthere (?:is|are|was|were)(?!n't| (?:no|not|never|also no|an? (?:absence|lack)|absence)\b)"
+    r".*\b(?:without|not|no)\b"
 )
-_NORMAL = re.compile(
-    r"(?<!ab)(?<!not )\b(?:normal|unremarkable|within normal limits|intact|clear|healthy"
-    r"|unaffected|preserved|stable)\b"
+_NORMAL = _any(
+    r"""(?<!not )(?:normal|unremarkable|within normal limits|intact|clear|healthy)
+    | unaffected | preserved | stable"""
 )
-_ABNORMAL = re.compile(r"\b(?:abnormal(?:it(?:y|ies))?|not (?:normal|clear|intact|healthy))\b")
+_ABNORMAL = _any(r"abnormal(?:it(?:y|ies))? | not (?:normal|clear|intact|healthy)")
