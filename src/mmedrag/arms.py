@@ -7,6 +7,7 @@ folder whose traces have several conditions gives several arms.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +21,36 @@ OVERALL = "overall"
 
 @dataclass
 class Arm:
-    """One system under one condition: a row of the tables."""
+    """One system under one condition: a row of the tables.
+
+    ``model`` is generator and adapter; ``system`` adds everything else that the run's
+    configuration names (retrievers, rule, prompts), so that it tells ablation rows apart.
+    """
 
     name: str
     run: Path
     condition: str
+    model: str
     system: str
     traces: list[Trace]
     config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def image(self) -> str:
+        return self.condition.partition("/")[0]
+
+    @property
+    def references(self) -> str:
+        return self.condition.partition("/")[2]
+
     def of_task(self, task: str) -> list[Trace]:
         """The scored rows of a task; image twins are left to the reliance metrics."""
         return [t for t in self.traces if task_of(t) == task and not t.meta.get("twin_of")]
+
+    def belongs(self, other: Arm) -> bool:
+        """Same system, or same model where neither sees references."""
+        alone = self.references == other.references == "none"
+        return self.system == other.system or (alone and self.model == other.model)
 
 
 def task_of(trace: Trace) -> str | None:
@@ -53,12 +72,16 @@ def condition_of(trace: Trace) -> str:
 def load_arms(runs: Sequence[str | Path]) -> list[Arm]:
     """Read run folders (``traces.jsonl``, ``config.json``) into arms, in the order given.
 
+    An arm is called as its folder (with the parent's name in front where two folders are called
+    alike), or as ``label`` in its ``config.json``.
+
     Raises:
         UserError: no traces, or an example twice under one condition.
     """
     arms: list[Arm] = []
-    names: dict[str, int] = {}
-    for run in map(Path, runs):
+    folders = [Path(run).resolve() for run in runs]
+    alike = Counter(folder.name for folder in folders)
+    for run in folders:
         path = run / "traces.jsonl"
         if not path.is_file():
             raise UserError(f"{run}: no traces.jsonl, expected a run folder")
@@ -71,14 +94,18 @@ def load_arms(runs: Sequence[str | Path]) -> list[Arm]:
             rows[trace.example_id] = trace
         if not by_condition:
             raise UserError(f"{path}: no traces, expected at least one row")
-        name = str(config.get("label") or run.resolve().name)
-        names[name] = names.get(name, 0) + 1
-        if names[name] > 1:
-            name = f"{name}#{names[name]}"
+        own = run.name if alike[run.name] == 1 else f"{run.parent.name}/{run.name}"
         for condition, rows in by_condition.items():
-            own = name if len(by_condition) == 1 else f"{name} [{condition}]"
             traces = [rows[i] for i in sorted(rows)]
-            arms.append(Arm(own, run, condition, system_of(config, traces, name), traces, config))
+            name = str(config.get("label") or own)
+            if len(by_condition) > 1:
+                name += f" [{condition}]"
+            model = model_of(config, traces)
+            system = json.dumps(config.get("system") or {}, sort_keys=True)
+            arms.append(Arm(name, run, condition, model, f"{model} {system}", traces, config))
+    twice = [name for name, count in Counter(a.name for a in arms).items() if count > 1]
+    if twice:
+        raise UserError(f"runs: two of them are called {twice[0]!r}, expected distinct folders")
     return arms
 
 
@@ -92,16 +119,34 @@ def read_config(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def system_of(config: Mapping[str, Any], traces: Sequence[Trace], name: str) -> str:
-    """What joins the conditions of one model: ``config["system_name"]``, else generator and
-    adapter as configured, else the model that the answers name."""
-    if config.get("system_name"):
-        return str(config["system_name"])
-    nested = [config, *(config.get(k) or {} for k in ("settings", "system", "config"))]
-    for table in nested:
-        generator = table.get("generator") if isinstance(table, Mapping) else None
-        if isinstance(generator, Mapping) and generator.get("model"):
-            parts = [str(generator["model"]), str(generator.get("adapter") or "")]
-            return " + ".join(filter(None, parts))
+def model_of(config: Mapping[str, Any], traces: Sequence[Trace]) -> str:
+    """Generator and adapter as configured, else the model that the answers name."""
+    system = config.get("system")
+    generator = system.get("generator") if isinstance(system, Mapping) else None
+    if isinstance(generator, Mapping) and generator.get("model"):
+        return json.dumps([generator["model"], generator.get("adapter")])
     models = sorted({t.answer.model for t in traces if t.answer and t.answer.model})
-    return " + ".join(models) or name
+    return json.dumps(models)
+
+
+def system_groups(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
+    """name -> the conditions of one system, for the reliance metrics.
+
+    A system with references borrows the reference-free arms of its model. It is called after
+    the folder that holds all its arms (the run folder itself when it holds several conditions),
+    else after its first arm.
+    """
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(arm.system, []).append(arm)
+    out: dict[str, list[Arm]] = {}
+    for own in groups.values():
+        runs, parents = {a.run.name for a in own}, {a.run.parent.name for a in own}
+        shared = runs if len(runs) == 1 else parents
+        name = min(shared) if len(own) > 1 and len(shared) == 1 else own[0].name
+        name = own[0].name if name in out or name == "" else name
+        have = {a.condition for a in own}
+        lent = [a for a in arms if a.references == "none" and a.model == own[0].model
+                and a.condition not in have]  # fmt: skip
+        out[name] = own + (lent if any(a.references != "none" for a in own) else [])
+    return out

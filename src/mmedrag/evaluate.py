@@ -13,12 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
-import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,7 @@ import numpy as np
 
 from mmedrag import controls as ctrl
 from mmedrag import metrics, metrics_text
-from mmedrag.arms import OVERALL, TASKS, Arm, load_arms
+from mmedrag.arms import OVERALL, TASKS, Arm, load_arms, system_groups
 from mmedrag.compare import compare_arms, subgroup_tables
 from mmedrag.controls import Prediction, TrainingData, group_of
 from mmedrag.metrics_stats import (
@@ -39,6 +35,7 @@ from mmedrag.metrics_stats import (
     resample,
 )
 from mmedrag.reliance import missing, reliance
+from mmedrag.runs import environment
 from mmedrag.types import DataFolder, Score, Trace, UserError, write_jsonl
 
 log = logging.getLogger(__name__)
@@ -101,18 +98,17 @@ def control_predictions(
     make = {"vqa_closed": ctrl.closed_controls, "vqa_open": ctrl.open_controls,
             "report": ctrl.report_controls}[task]  # fmt: skip
     found, missing_ = make(traces, train, seed)
-    image, _, references = arm.condition.partition("/")
-    if image == "clean":
+    references = arm.references
+    if arm.image == "clean":
         missing_ |= {"noise_image": "needs a run of this system with --noise",
                      "blank_image": "needs a run of this system with --noise blank"}  # fmt: skip
         if references in ("selected", "all"):
             missing_["run_shuffled"] = "needs a run of this system with --references shuffled"
             missing_["run_random"] = "needs a run of this system with --references random"
     for other in arms:
-        if other is arm or other.system != arm.system or image != "clean":
+        if other is arm or not arm.belongs(other) or arm.image != "clean":
             continue
-        noise, _, theirs = other.condition.partition("/")
-        name = None
+        noise, theirs, name = other.image, other.references, None
         if noise != "clean" and theirs == references:
             name = "blank_image" if noise == "noise:blank" else "noise_image"
         elif noise == "clean" and theirs in ("shuffled", "random") and references != theirs:
@@ -151,7 +147,7 @@ def evaluate(
         clinical: also compute RadEval's clinical metrics (needs the extra and its weights).
 
     Returns:
-        ``runs`` {arm: {condition, system, n, tasks {task: {overall|domain: {n, patients,
+        ``runs`` {arm: {condition, n, tasks {task: {overall|domain: {n, patients,
         failed, metrics {name: {value, low, high, n}}, controls {name: {metric: {...,
         difference}}}, not_computed {control: why}, marked {metric: control}}}}}},
         ``reliance`` {system: {metric: {value, low, high, n, denominator}}}, ``comparisons``,
@@ -169,7 +165,7 @@ def evaluate(
         tasks = [task for task in TASKS if arm.of_task(task)]
         kept[arm.name] = {}
         result["runs"][arm.name] = {
-            "condition": arm.condition, "system": arm.system, "n": len(arm.traces),
+            "condition": arm.condition, "n": len(arm.traces),
             "failed": sum(t.error is not None for t in arm.traces), "tasks": {},
         }  # fmt: skip
         for task in tasks:
@@ -182,9 +178,8 @@ def evaluate(
             scores += example_scores(arm.name, scored)
     if not any(kept.values()):
         raise UserError(f"{', '.join(map(str, runs))}: no trace has a target, nothing to score")
-    systems: dict[str, list[Trace]] = {}
-    for arm in arms:
-        systems.setdefault(arm.system, []).extend(arm.traces)
+    systems = {name: [t for a in own for t in a.traces]
+               for name, own in system_groups(arms).items()}  # fmt: skip
     result["reliance"] = {
         name: {"metrics": (found := reliance(traces, resamples, seed)),
                "not_computed": missing(found)}
@@ -199,7 +194,9 @@ def evaluate(
     result["signatures"] = metrics_text.signatures()
     if not metrics_text.meteor_ready():
         result["not_computed"] = {"meteor": metrics_text.METEOR_HELP}
-    result["environment"] = environment(arms)
+    result["environment"] = environment() | {
+        "runs": {a.name: a.config.get("environment", {}).get("commit") for a in arms}
+    }
     if out is not None:
         write_metrics(result, scores, Path(out))
     return result
@@ -356,29 +353,3 @@ def write_metrics(result: Mapping[str, Any], scores: Sequence[Score], out: Path)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, out)
-
-
-def environment(arms: Sequence[Arm] = ()) -> dict[str, Any]:
-    """Versions and commit behind the numbers; no times, so that equal input gives equal bytes."""
-    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system(),
-                             "machine": platform.machine(), "packages": {}}  # fmt: skip
-    for package in ("mmedrag", "numpy", "scikit-learn", "sacrebleu", "rouge-score", "nltk"):
-        try:
-            found["packages"][package] = version(package)
-        except PackageNotFoundError:
-            found["packages"][package] = None
-    found["commit"] = commit()
-    found["runs"] = {a.name: {"path": a.run.name, "commit": a.config.get("commit")} for a in arms}
-    return found
-
-
-def commit() -> str | None:
-    """The commit of the code that computes, where it lies in a git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-            timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if re.fullmatch(r"[0-9a-f]{40}\n?", done.stdout) else None

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mmedrag.arms import load_arms
+from mmedrag.arms import load_arms, system_groups
 from mmedrag.evaluate import evaluate, marked, scores_path
 from mmedrag.types import (
     Answer,
@@ -84,7 +84,7 @@ def test_metrics_json_has_what_the_contract_says(skilled, tmp_path):
     }  # fmt: skip
     for name in ("constant", "question_prior", "random_reference"):
         assert "--data" in overall["not_computed"][name] or name == "random_reference"
-    assert result["environment"]["packages"]["numpy"] == np.__version__
+    assert result["environment"]["versions"]["numpy"] == np.__version__
     assert "sacrebleu" in result["signatures"]["bleu_n"]
     assert "accuracy" not in overall["marked"]
     report = result["runs"]["skilled"]["tasks"]["report"]["overall"]
@@ -170,7 +170,7 @@ def test_comparisons_are_paired_and_corrected(tmp_path, skilled):
     rows = [t for t in read_jsonl(skilled / "traces.jsonl", Trace) if t.task == "vqa"]
     for t in rows[::2]:
         t.answer.text = "unsure"
-    worse = write_run(tmp_path / "worse", rows, label="worse", system_name="other")
+    worse = write_run(tmp_path / "worse", rows, label="worse")
     result = evaluate([skilled, worse], resamples=500)
     row = next(r for r in result["comparisons"] if r["metric"] == "accuracy")
     assert (row["a"], row["b"], row["n"]) == ("skilled", "worse", 80)
@@ -210,6 +210,33 @@ def test_one_folder_with_several_conditions_gives_several_arms(tmp_path):
     arms = load_arms([write_run(tmp_path / "run", rows)])
     assert [a.name for a in arms] == ["run [clean/none]", "run [clean/selected]"]
     assert len({a.system for a in arms}) == 1
+    assert set(system_groups(arms)) == {"run"}
+
+
+def test_a_system_with_references_borrows_the_reference_free_run_of_its_model(tmp_path):
+    def run(name, references, retriever, model="m"):
+        rows = [closed_trace(i, "yes", "yes", references=references) for i in range(4)]
+        system = {"generator": {"model": model}, "retriever": retriever}
+        return write_run(tmp_path / name, rows, system=system)
+
+    runs = [run("base", "none", None), run("naive", "selected", "generic"),
+            run("aware", "selected", "own"), run("tuned", "selected", "own", "other")]  # fmt: skip
+    groups = {k: [a.name for a in v] for k, v in system_groups(load_arms(runs)).items()}
+    assert groups == {
+        "base": ["base"], "naive": ["naive", "base"], "aware": ["aware", "base"],
+        "tuned": ["tuned"],
+    }  # fmt: skip
+    found = evaluate(runs, resamples=20)["reliance"]
+    assert found["naive"]["metrics"]["over_reliance_rate"]["n"] == 4
+    assert "over_reliance_rate" in found["tuned"]["not_computed"]
+
+
+def test_folders_called_alike_are_told_apart(tmp_path):
+    rows = [closed_trace(1, "yes", "yes")]
+    runs = [write_run(tmp_path / base / "clean", rows) for base in ("a", "b")]
+    assert [a.name for a in load_arms(runs)] == ["a/clean", "b/clean"]
+    with pytest.raises(UserError, match="expected distinct folders"):
+        load_arms([runs[0], runs[0]])
 
 
 @pytest.mark.parametrize(
