@@ -1,0 +1,323 @@
+"""The Hugging Face generator on a small random LLaVA, against plain transformers calls."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from mmedrag.generators import load_generator  # noqa: E402
+from mmedrag.generators.decoding import Decoding, SeededSampler, Verbalizers  # noqa: E402
+from mmedrag.generators.inputs import expand  # noqa: E402
+from mmedrag.generators.random_model import byte_tokenizer, random_llava  # noqa: E402
+from mmedrag.images import apply_noise, load_image  # noqa: E402
+from mmedrag.protocols import Request  # noqa: E402
+from mmedrag.types import Noise, Prompt, UserError  # noqa: E402
+
+pytestmark = pytest.mark.model
+NOISE = Noise(kind="gaussian_clip", seed=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return random_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    where = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        pixels = rng.integers(0, 255, (40 + 8 * i, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(where / f"{i}.png")
+    return sorted(where.glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def generator(folder):
+    return load_generator("hf", folder)
+
+
+@pytest.fixture(scope="module")
+def requests(pictures):
+    return [
+        Request(
+            prompt=Prompt(template="t", text=f"Question: {'is it ' * (i % 5)}so?\nAnswer."),
+            images=(pictures[i % 4],),
+            noise=NOISE if i % 2 else None,
+            closed=i % 3 != 0,
+            max_new_tokens=8 if i % 3 else 12,
+        )
+        for i in range(14)
+    ]
+
+
+def bare_inputs(generator, request):
+    """Processor and chat template as any user of transformers would call them."""
+    processor = generator.inputs.processor
+    picture = load_image(request.images[0])
+    if request.noise:
+        picture = apply_noise(picture, request.noise, generator.image_size)
+    content = [{"type": "image"}, {"type": "text", "text": request.prompt.text}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return processor(images=[picture], text=[text], return_tensors="pt")
+
+
+def test_answers_equal_plain_generation_one_by_one(generator, requests):
+    for request, answer in zip(requests, generator.generate(requests), strict=True):
+        inputs = bare_inputs(generator, request)
+        with torch.no_grad():
+            out = generator.model.generate(
+                **inputs, max_new_tokens=request.max_new_tokens, do_sample=False
+            )
+            logits = generator.model(**inputs).logits[0, -1]
+        length = inputs["input_ids"].shape[1]
+        assert generator.count_tokens(request.prompt, 1) == length
+        said = generator.tokenizer.decode(out[0, length:], skip_special_tokens=True).strip()
+        assert answer.text == said
+        if request.closed:
+            p = torch.softmax(logits.double(), -1)
+            vocabulary = generator.tokenizer.get_vocab()
+            words = {
+                side: sum(
+                    float(p[vocabulary[mark + word]])
+                    for mark in ("", "Ġ")
+                    for word in words
+                    if mark + word in vocabulary
+                )
+                for side, words in {
+                    "yes": ("yes", "Yes", "YES"),
+                    "no": ("no", "No", "NO"),
+                }.items()
+            }
+            both = words["yes"] + words["no"]
+            assert answer.p_yes == pytest.approx(words["yes"] / both, abs=2e-6)
+            assert answer.other_mass == pytest.approx(1 - both, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"temperature": 0.8, "top_p": 0.9}], ids=str
+)
+def test_same_answers_whatever_the_batch_size(folder, requests, options):
+    found = []
+    for size in (1, 3, 14):
+        answers = load_generator("hf", folder, batch_size=size, **options).generate(requests)
+        found.append([(a.text, a.p_yes) for a in answers])
+    texts = [[text for text, _ in row] for row in found]
+    assert texts[0] == texts[1] == texts[2]
+    for row in found[1:]:
+        for (_, p), (_, q) in zip(row, found[0], strict=True):
+            assert p is q is None or p == pytest.approx(q, abs=2e-6)
+
+
+def test_logprobs_equal_a_naive_loop(generator, requests):
+    texts = ["yes", "no it is not", "it may be so, yes"] * 5
+    found = generator.logprobs(requests, texts[: len(requests)])
+    for request, text, value in zip(requests, texts, found, strict=False):
+        inputs = bare_inputs(generator, request)
+        tail = generator.tokenizer(text, add_special_tokens=False)["input_ids"]
+        total = 0.0
+        for token in [*tail, generator.tokenizer.eos_token_id]:
+            with torch.no_grad():
+                logits = generator.model(**inputs).logits[0, -1]
+            total += float(torch.log_softmax(logits.double(), -1)[token])
+            step = torch.tensor([[token]])
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], step], 1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        assert value == pytest.approx(total, abs=1e-4)
+
+
+def test_each_image_and_noise_is_encoded_once(folder, requests):
+    generator = load_generator("hf", folder, batch_size=4)
+    distinct = {(request.images, request.noise is None) for request in requests}
+    generator.generate(requests)
+    assert generator.facts()["vision_encoded"] == len(distinct)
+    generator.generate(requests)  # another condition, the same pictures
+    assert generator.facts()["vision_encoded"] == len(distinct)
+
+
+def test_a_changed_file_is_read_again(folder, pictures, tmp_path):
+    generator = load_generator("hf", folder)
+    path = tmp_path / "a.png"
+    path.write_bytes(pictures[0].read_bytes())
+    ask = Request(prompt=Prompt(template="t", text="so?"), images=(path,), closed=True)
+    before = generator.generate([ask])[0]
+    path.write_bytes(pictures[3].read_bytes())
+    assert generator.generate([ask])[0].p_yes != before.p_yes
+
+
+def test_memory_for_features_is_bounded(folder, pictures):
+    generator = load_generator("hf", folder, cache_bytes=1)
+    asks = [
+        Request(prompt=Prompt(template="t", text="so?"), images=(p,), closed=True) for p in pictures
+    ]
+    first = [a.p_yes for a in generator.generate(asks)]
+    assert len(generator.inputs.features._kept) == 1
+    assert first == [a.p_yes for a in load_generator("hf", folder).generate(asks)]
+
+
+def test_noise_is_seen_at_model_resolution(generator, pictures):
+    """The same seed gives the same noise image whatever the file's size (B9)."""
+    asks = [
+        Request(prompt=Prompt(template="t", text="so?"), images=(p,), noise=NOISE, closed=True)
+        for p in pictures
+    ]
+    assert len({a.p_yes for a in generator.generate(asks)}) == 1
+
+
+def test_views(folder, pictures):
+    text = Prompt(template="t", text="so?")
+    two = Request(prompt=text, images=tuple(pictures[:2]), closed=True)
+    one = Request(prompt=text, images=(pictures[0],), closed=True)
+    first, both = load_generator("hf", folder), load_generator("hf", folder, max_images=2)
+    assert first.generate([two])[0].p_yes == first.generate([one])[0].p_yes
+    assert both.generate([two])[0].p_yes != both.generate([one])[0].p_yes
+    assert both.count_tokens(text, 2) - both.count_tokens(text, 1) == 17  # 16 patches and "\n"
+
+
+def test_raw_prompts_are_seen_exactly(generator, pictures):
+    raw = Prompt(template="t", text="[INST] <image>\nIs it? [/INST]", style="raw")
+    assert generator.inputs.text(raw, 1) == raw.text
+    assert generator.inputs.text(raw, 0) == "[INST] Is it? [/INST]"
+    ids = generator.inputs.request_ids(Request(prompt=raw, images=(pictures[0],)))
+    assert ids.count(generator.inputs.image_token_id) == 1
+
+
+def test_an_image_place_too_many_is_refused(generator, pictures):
+    raw = Prompt(template="t", text="<image>\n<image>\nIs it?", style="raw")
+    with pytest.raises(UserError, match="2 image places, expected 1"):
+        generator.generate([Request(prompt=raw, images=(pictures[0],))])
+
+
+def test_a_prompt_beyond_the_context_is_refused(generator):
+    long = Prompt(template="t", text="word " * 400)
+    with pytest.raises(UserError, match="do not fit the context of 512"):
+        generator.generate([Request(prompt=long)])
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(folder, requests):
+    generator = load_generator("hf", folder, batch_size=8)
+    expected = [a.text for a in generator.generate(requests)]
+    true = generator._answer
+
+    def short_of_memory(part, rows):
+        if len(part) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return true(part, rows)
+
+    generator._answer = short_of_memory
+    assert [a.text for a in generator.generate(requests)] == expected
+    assert generator.facts()["batch_size"] == 3
+    assert generator.backoffs == [{"from": 5, "to": 3}]  # 14 requests of two kinds: 5 and 8 + 1
+
+    def never(part, rows):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    generator._answer = never
+    with pytest.raises(UserError, match="out of memory with a single request"):
+        generator.generate(requests)
+
+
+def test_another_runtime_error_is_not_swallowed(folder, requests):
+    generator = load_generator("hf", folder)
+
+    def broken(part, rows):
+        raise RuntimeError("shape mismatch")
+
+    generator._answer = broken
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        generator.generate(requests)
+
+
+@pytest.fixture(scope="module")
+def adapter(folder, tmp_path_factory):
+    """LoRA on the language model, and a changed projector, as RAG-PT leaves them."""
+    from peft import LoraConfig, get_peft_model
+
+    model = load_generator("hf", folder).model
+    config = LoraConfig(
+        r=4,
+        target_modules=r".*language_model.*\.(q_proj|v_proj)",
+        modules_to_save=["multi_modal_projector"],
+        init_lora_weights=False,
+    )
+    torch.manual_seed(1)
+    tuned = get_peft_model(model, config)
+    for name, parameter in tuned.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 0.1
+    path = tmp_path_factory.mktemp("adapter")
+    tuned.save_pretrained(path)
+    return path
+
+
+def test_adapters_share_the_base_and_do_not_leak(folder, adapter, requests):
+    base = load_generator("hf", folder)
+    plain = [a.p_yes for a in base.generate(requests)]
+    alone = load_generator("hf", folder, adapter=adapter)
+    tuned = [a.p_yes for a in alone.generate(requests)]
+    assert tuned != plain
+    shared = base.with_adapter(adapter)
+    assert shared.model is base.model
+    assert [a.p_yes for a in shared.generate(requests)] == tuned
+    assert [a.p_yes for a in base.generate(requests)] == plain
+    assert [a.p_yes for a in shared.generate(requests)] == tuned
+    assert shared.name.endswith("+" + adapter.name) and "+" not in base.name
+
+
+def test_a_folder_without_an_adapter_is_refused(generator, tmp_path):
+    with pytest.raises(UserError, match="no adapter here"):
+        generator.with_adapter(tmp_path)
+
+
+def test_a_model_that_is_none_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="cannot be loaded as an image-text-to-text model"):
+        load_generator("hf", tmp_path)
+
+
+def test_sampling_draws_from_the_distribution():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(4000, 1)
+    sampler = SeededSampler(Decoding(temperature=1.0), [str(i) for i in range(4000)])
+    drawn = torch.bincount(sampler(None, logits).argmax(-1), minlength=3) / 4000
+    assert drawn.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+    cut = SeededSampler(Decoding(temperature=1.0, top_p=0.6), [str(i) for i in range(4000)])
+    drawn = torch.bincount(cut(None, logits).argmax(-1), minlength=3) / 4000
+    assert drawn.tolist() == pytest.approx([0.625, 0.375, 0.0], abs=0.03)
+
+
+def test_decoding_that_makes_no_sense_is_refused():
+    for wrong in ({"temperature": -1}, {"top_p": 0}, {"num_beams": 0}):
+        with pytest.raises(UserError, match="decoding: "):
+            Decoding(**wrong)
+    with pytest.raises(UserError, match="exclude each other"):
+        Decoding(temperature=1.0, num_beams=2)
+
+
+def test_verbalizers_are_found_with_and_without_space():
+    tokenizer = byte_tokenizer()
+    found = Verbalizers.of(tokenizer)
+    words = {tokenizer.decode([i]) for i in found.yes}
+    assert {"yes", " yes", " Yes"} <= words
+    assert {word.strip().lower() for word in words} == {"yes"}
+    assert {tokenizer.decode([i]).strip().lower() for i in found.no} == {"no"}
+    assert not set(found.yes) & set(found.no)
+
+
+def test_a_tokenizer_without_whole_words_uses_first_tokens():
+    tokenizer = byte_tokenizer(["abc"])
+    found = Verbalizers.of(tokenizer)
+    assert {tokenizer.decode([i]).strip() for i in found.yes} == {"y", "Y"}
+    assert {tokenizer.decode([i]).strip() for i in found.no} == {"n", "N"}
+
+
+def test_mass_outside_both_is_reported():
+    found = Verbalizers((0,), (1,)).read(torch.log(torch.tensor([[0.3, 0.1, 0.6]])))
+    assert found == [(0.75, 0.6)]
+    assert Verbalizers((), (1,)).read(torch.zeros(2, 3)) == [None, None]
+
+
+def test_image_places_are_expanded_as_the_processor_does():
+    assert expand((5, 9, 6, 9), 9, [2, 3]) == (5, 9, 9, 6, 9, 9, 9)
