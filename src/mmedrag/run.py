@@ -14,10 +14,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmedrag import runs
 from mmedrag.conditions import Plan, Pool
@@ -105,14 +105,14 @@ def run(
     settings: RunSettings,
     seed: int = 0,
     system: Mapping[str, Any] | None = None,
-    inputs: Iterable[str | Path] = (),
+    inputs: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run one condition into the run folder ``out``.
 
     Args:
         system: description of the pipeline, kept in ``config.json``.
-        inputs: files and folders besides DATA that the result depends on; hashed.
+        inputs: name → file or folder, besides DATA, that the result depends on; hashed.
 
     Returns:
         ``rows``, ``failed`` (rows with an error), ``out``.
@@ -132,7 +132,7 @@ def run_plans(
     settings: RunSettings,
     seed: int = 0,
     system: Mapping[str, Any] | None = None,
-    inputs: Iterable[str | Path] = (),
+    inputs: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, int]:
     """Run several conditions together: each becomes the run folder ``out/<name>``.
@@ -188,9 +188,15 @@ class Worker:
     """A chunk through the pipeline's stages, under every plan; remembers what memory allows."""
 
     def __init__(
-        self, pipeline: Pipeline, plans: Mapping[str, Plan], pool: Pool, at_a_time: int
+        self,
+        pipeline: Pipeline,
+        plans: Mapping[str, Plan],
+        pool: Pool,
+        at_a_time: int,
+        last: Literal["select", "answer"] = "answer",
     ) -> None:
         self.pipeline, self.plans, self.pool, self.at_a_time = pipeline, plans, pool, at_a_time
+        self.last = last
         self.timing: dict[str, Any] = {}
 
     def __call__(self, chunk: Sequence[Example]) -> dict[str, list[Trace]]:
@@ -203,6 +209,8 @@ class Worker:
         every = [trace for group in made.values() for trace in group]
         self._stage("references", self.substitute, every)
         self._stage("select", self.pipeline.select, every)
+        if self.last == "select":
+            return made
         self._stage("prompt", self.pipeline.prompt, every)
         self._stage("answer", self.pipeline.answer, every)
         return made
@@ -327,19 +335,19 @@ def merge(shards: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def _inputs(
-    data: DataFolder, rows: Sequence[Example], more: Iterable[str | Path]
+    data: DataFolder, rows: Sequence[Example], more: Mapping[str, Path] | None
 ) -> dict[str, Any]:
     names = ("examples.jsonl", "corpus.jsonl", "truth.jsonl")
-    files = [data.path / name for name in names if (data.path / name).exists()]
+    files = {str(path): path for name in names if (path := data.path / name).exists()}
     pictures = runs.picture_inputs(path for row in rows for path in row.images)
-    return {"files": runs.inputs([*files, *more]), "images": pictures}
+    return {"files": runs.inputs({**files, **(more or {})}), "images": pictures}
 
 
 def _claim_all(
     out: Path, plans: Mapping[str, Plan], settings: RunSettings, seed: int,
     system: Mapping[str, Any] | None, inputs: dict[str, Any], pipeline: Pipeline,
 ) -> None:  # fmt: skip
-    facts = getattr(pipeline.generator, "facts", dict)()
+    facts: dict[str, Any] = getattr(pipeline.generator, "facts", dict)()
     for name, plan in plans.items():
         mine = replace(
             settings, references=plan.references, noise=plan.noise, noise_params=dict(plan.params)

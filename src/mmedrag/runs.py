@@ -52,9 +52,9 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def inputs(paths: Iterable[str | Path]) -> dict[str, str]:
-    """path → sha256 of every input, in sorted order."""
-    return {str(path): sha256(path) for path in sorted({str(p) for p in paths})}
+def inputs(named: Mapping[str, Path]) -> dict[str, str]:
+    """name → sha256 of every input, in sorted order."""
+    return {name: sha256(named[name]) for name in sorted(named)}
 
 
 def picture_inputs(paths: Iterable[Path]) -> dict[str, Any]:

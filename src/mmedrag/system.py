@@ -88,7 +88,9 @@ class System:
         named = [self.domain.model, self.generator.get("model"), self.generator.get("adapter")]
         named += [d.adapter for d in self.domains.values()]
         found = {n: located(n) for n in named if n}
-        found |= {d.index: Path(d.index) / "manifest.json" for d in self.domains.values() if d.index}
+        found |= {
+            d.index: Path(d.index) / "manifest.json" for d in self.domains.values() if d.index
+        }
         return {name: path for name, path in found.items() if path.exists()}
 
 
@@ -102,8 +104,12 @@ def located(name: str) -> Path:
     return Path(name)
 
 
-def resolve(flags: Flags, recipe: Mapping[str, Mapping[str, Any]] | None = None) -> System:
+def resolve(
+    flags: Flags, recipe: Mapping[str, Mapping[str, Any]] | None = None, references: bool = True
+) -> System:
     """Names of all parts from flags, system file, recipe and the embedded default.
+
+    Without ``references`` the embedded indexes are not asked for (they are built on first use).
 
     Raises:
         UserError: an unreadable file, an unknown key, or two indexes for one domain.
@@ -123,7 +129,9 @@ def resolve(flags: Flags, recipe: Mapping[str, Mapping[str, Any]] | None = None)
     generator.setdefault("kind", "hf")
     system = System(
         domain=_domain(flags, tables["domain"]),
-        domains=_domains(flags, tables["domains"], own_model and flags.system is None),
+        domains=_domains(
+            flags, tables["domains"], references and own_model and flags.system is None
+        ),
         generator=generator,
         selection=_over(tables["selection"], recipe.get("selection", {})),
         prompts=config.settings(
@@ -137,10 +145,21 @@ def resolve(flags: Flags, recipe: Mapping[str, Mapping[str, Any]] | None = None)
 
 
 def build(
-    system: System, *, references: bool = True, answers: bool = True, seed: int = 0
+    system: System,
+    *,
+    references: bool = True,
+    answers: bool = True,
+    seed: int = 0,
+    views: str = "mean",
 ) -> Pipeline:
-    """Open every part. ``references=False`` leaves domain and retrievers out (``--no-rag``);
-    ``answers=False`` leaves the generator out (``retrieve``)."""
+    """Open every part.
+
+    Args:
+        references: False leaves the retrievers out (``--no-rag``).
+        answers: False leaves the generator out (``retrieve``).
+        seed: of sampled decoding.
+        views: of several images, retrieval takes the "mean" embedding, or the "first" view's.
+    """
     from mmedrag.generators import load_generator
 
     generator = None
@@ -161,7 +180,7 @@ def build(
     rule = _rule(system.selection)
     return Pipeline(
         domain=system.domain.label or _identifier(system),
-        retrievers=_retrievers(system) if references else {},
+        retrievers=_retrievers(system, views) if references else {},
         rule=rule,
         templates=TemplateSet(system.prompts.set),
         generator=generator,
@@ -183,11 +202,11 @@ def _identifier(system: System) -> Any:
     return open_domain(located(str(system.domain.model)))
 
 
-def _retrievers(system: System) -> dict[str, Any]:
+def _retrievers(system: System, views: str) -> dict[str, Any]:
     from mmedrag.retriever import open_retriever
 
     return {
-        name: open_retriever(part.index, part.retriever)
+        name: open_retriever(part.index, part.retriever, views=views)
         for name, part in system.domains.items()
         if part.index
     }
@@ -255,7 +274,9 @@ def _read(path: Path | None) -> dict[str, dict[str, Any]]:
     found = {name: dict(tables.get(name, {})) for name in names}
     domains = [t for t in found["domains"].values() if isinstance(t, dict)]
     if len(domains) != len(found["domains"]):
-        raise UserError(f"{path}: [domains]: expected a table per domain, such as [domains.radiology]")
+        raise UserError(
+            f"{path}: [domains]: expected a table per domain, such as [domains.radiology]"
+        )
     for table in [found["domain"], found["generator"], *domains]:
         for key in ("model", "index", "retriever", "adapter"):
             value = table.get(key)

@@ -64,12 +64,20 @@ def test_run_writes_every_row_in_input_order(small_data: Path, tmp_path: Path) -
 
 def test_config_says_what_was_run_on_what(small_data: Path, tmp_path: Path) -> None:
     system = {"generator": {"kind": "scripted"}}
-    run(pipeline(), DataFolder(small_data), tmp_path / "r", RunSettings(), 3, system, [small_data])
+    run(
+        pipeline(),
+        DataFolder(small_data),
+        tmp_path / "r",
+        RunSettings(),
+        3,
+        system,
+        {"x": small_data},
+    )
     config = json.loads((tmp_path / "r" / "config.json").read_text())
     assert config["seeds"] == {"run": 3}
     assert config["system"] == system
     assert config["settings"]["run"]["references"] == "selected"
-    assert str(small_data) in config["inputs"]["files"]
+    assert set(config["inputs"]["files"]) > {"x", str(small_data / "examples.jsonl")}
     assert config["inputs"]["images"]["count"] == 12
     assert config["environment"]["versions"]["mmedrag"]
 

@@ -42,6 +42,27 @@ class Call:
         rest = self.recipe.get(name, {})
         return config.settings(cls, {**rest, **given}, f"[{name}]")
 
+    def rest(self) -> dict[str, Any]:
+        """What the command's own recipe table holds besides its options."""
+        return dict(self.recipe.get(self.table, {}))
+
+    def names(self, values: Iterable[str]) -> list[str]:
+        """Ids from repeated options: comma-separated, or ``@FILE`` with one a line."""
+        found: list[str] = []
+        for value in values:
+            if value.startswith("@"):
+                text = Path(value[1:]).read_text(encoding="utf-8")
+                found += [line.strip() for line in text.splitlines() if line.strip()]
+            else:
+                found += [part.strip() for part in value.split(",") if part.strip()]
+        return found
+
+    def system(self, flags: Mapping[str, Any], references: bool = True) -> Any:
+        """The system that flags, recipe and system file name (see :mod:`mmedrag.system`)."""
+        from mmedrag import system
+
+        return system.resolve(system.Flags(**flags), self.recipe, references)
+
     def finish(self, result: Mapping[str, Any], text: str | None = None, ok: bool = True) -> None:
         """Print the one result and leave with 0, or with 1 when ``ok`` is false."""
         if self.json:
@@ -51,7 +72,7 @@ class Call:
         if not ok:
             raise SystemExit(1)
 
-    def progress(self, what: str) -> Callable[[int, int], None]:
+    def progress(self, what: str) -> Progress:
         """A callback ``(done, total)`` that draws a bar on a terminal, else logs now and then."""
         return Progress(what)
 
@@ -79,7 +100,7 @@ class Command(click.Command):
         common = {
             key: ctx.params.pop(key) for key in ("json_", "seed", "config", "set_", "verbose")
         }
-        logging.getLogger("mmedrag").setLevel(logging.DEBUG if common["verbose"] else logging.INFO)
+        logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else "INFO")
         ctx.params["call"] = Call(self.table, ctx.obj or {}, common)
         return super().invoke(ctx)
 
@@ -138,6 +159,24 @@ COMMON = (
 )
 
 
+SYSTEM = (
+    click.option("--system", type=FILE, help="System file (TOML) that names the parts."),
+    click.option("--domain", metavar="auto|NAME", help="Identify the domain, or fix it."),
+    click.option("--domain-model", metavar="DIR", help="Domain identification model."),
+    click.option("--model", metavar="DIR|ID", help="Model that answers."),
+    click.option("--adapter", metavar="DIR", help="Adapter on the model; none: without."),
+    click.option("--index", metavar="DIR", multiple=True, help="Repeatable, one per domain."),
+    click.option("--rule", metavar="NAME", help="Selection rule; parameters: --set selection.K=V."),
+)
+
+
+def with_system(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the flags that name a system; the function gets them as keyword arguments."""
+    for option in reversed(SYSTEM):
+        function = option(function)
+    return function
+
+
 class Progress:
     """Progress with throughput and time left, on stderr: a bar, or a line each 30 seconds."""
 
@@ -147,7 +186,7 @@ class Progress:
         self.bar: Any = None
         self.task: Any = None
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int | None = None) -> None:
         if self.first is None:  # rows that an earlier, interrupted call finished
             self.first, self.start = done, time.monotonic()
         if sys.stderr.isatty():
@@ -157,10 +196,11 @@ class Progress:
         if now - self.logged >= 30 or done == total:
             self.logged = now
             rate = (done - self.first) / max(now - self.start, 1e-9)
-            left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-            log.info("%s: %d of %d, %.1f/s%s", self.what, done, total, rate, left)
+            of, left = (f" of {total}", total - done) if total else ("", 0)
+            when = f", {left / rate:.0f} s left" if rate and left > 0 else ""
+            log.info("%s: %d%s, %.1f/s%s", self.what, done, of, rate, when)
 
-    def _draw(self, done: int, total: int) -> None:
+    def _draw(self, done: int, total: int | None) -> None:
         if self.bar is None:
             from rich.console import Console
             from rich.progress import (
@@ -180,7 +220,7 @@ class Progress:
             self.task = self.bar.add_task(self.what, total=total, completed=done, rate="")
         rate = (done - (self.first or 0)) / max(time.monotonic() - self.start, 1e-9)
         self.bar.update(self.task, completed=done, total=total, rate=f"{rate:.1f}/s")
-        if done >= total:
+        if total and done >= total:
             self.bar.stop()
             self.bar = None
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mmedrag.cli.common import FOLDER, Call, command
+from mmedrag.cli.common import ANY, FOLDER, Call, command
+
+FORMATS = ("manifest", "released", "llava", "vqa", "table", "dicom")
 
 
 @click.group("data")
@@ -16,12 +19,10 @@ def noun() -> None:
 
 @command("phantom", group=noun, settings=True)
 @click.argument("out", type=FOLDER)
-@click.option("--studies", type=click.IntRange(1), default=200, show_default=True,
-              help="Studies per domain.")  # fmt: skip
+@click.option("--studies", type=click.IntRange(1), default=200, help="Studies per domain.")
 @click.option("--domain", "domains", multiple=True, help="Repeatable; default: every domain.")
 @click.option("--size", type=click.IntRange(32), help="Picture side in pixels.")
-@click.option("--twins", type=click.Choice(["image", "report"]),
-              help="Counterfactual twins of the test studies, flipped in this part only.")  # fmt: skip
+@click.option("--twins", type=click.Choice(["image", "report"]), help="Add twins of test studies.")
 def phantom(
     call: Call,
     out: Path,
@@ -32,6 +33,7 @@ def phantom(
 ) -> None:
     """Draw the benchmark: images, reports, questions and exact truth in OUT.
 
+    Twins are the same studies with one finding flipped in the image, or in the report, only.
     Other knobs are settings, such as --set similarity=0.9 --set prior=natural.
     """
     from dataclasses import asdict
@@ -45,3 +47,26 @@ def phantom(
         progress=call.progress("studies"), **knobs,
     )  # fmt: skip
     call.finish({"out": out, **rows})
+
+
+@command("import", group=noun, settings=True)
+@click.argument("format")
+@click.argument("src", type=ANY)
+@click.argument("out", type=FOLDER)
+@click.option("--image-root", type=FOLDER, help="Folder that image paths start from.")
+def import_(call: Call, format: str, src: Path, out: Path, image_root: Path | None) -> None:
+    """Import SRC, in FORMAT, into the data folder OUT.
+
+    FORMAT is manifest, released, llava, vqa, table, dicom, or package.module:function. A bad
+    row goes to OUT/rejected.jsonl and never stops the others. Other options of a format are
+    settings, such as --set domain=radiology.
+    """
+    from mmedrag.datasets import import_data
+
+    options: dict[str, Any] = call.rest()
+    shares = options.pop("shares", None)
+    result = import_data(
+        format, src, out, seed=call.seed, shares=shares, image_root=image_root,
+        progress=call.progress("rows"), **options,
+    )  # fmt: skip
+    call.finish(result.to_dict(), ok=not result.rejected)

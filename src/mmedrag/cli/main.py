@@ -16,6 +16,11 @@ import click
 # noun (a file of this folder) → its line in `mmedrag --help`
 NOUNS = {
     "data": "make, import, check and count data folders",
+    "index": "build, change and inspect the index of a domain",
+    "retrieve": "references of every example, without answering",
+    "run": "answer every example of a data folder; merge shards",
+    "pairs": "preference pairs: build, import, export",
+    "eval": "run folders to metrics with intervals and controls",
 }
 
 
@@ -52,7 +57,9 @@ def main(argv: list[str] | None = None) -> None:
         code = cli.main(args=argv, prog_name="mmedrag", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show(file=sys.stderr)
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        click.echo(f"error: {_one_line(error.format_message())}{hint}", err=True)
         code = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
@@ -63,11 +70,17 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         from mmedrag.types import UserError
 
-        if not isinstance(error, (UserError, OSError)):
-            raise
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        expected = isinstance(error, (UserError, OSError))
+        logging.getLogger("mmedrag").debug("traceback", exc_info=True)
+        kind = "" if expected else f"internal error: {type(error).__name__}: "
+        hint = "" if expected else " (--verbose shows where)"
+        click.echo(f"error: {kind}{_one_line(str(error))}{hint}", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":

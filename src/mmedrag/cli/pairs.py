@@ -1,0 +1,85 @@
+"""``mmedrag pairs``: preference pairs from traces; import and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmedrag.cli.common import ANY, FILE, FOLDER, Call, DefaultGroup, command, with_system
+
+
+@click.group("pairs", cls=DefaultGroup)
+def noun() -> None:
+    """Preference pairs: `pairs DATA --out PAIRS`; import and export other formats."""
+
+
+noun.default = "build"  # type: ignore[attr-defined]
+
+
+@command("build", table="pairs", group=noun, settings=True)
+@click.argument("data", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="PAIRS folder.")
+@with_system
+@click.option("--mode", type=click.Choice(["paper", "released"]), help="Construction rules.")
+@click.option("--kind", "kinds", multiple=True, help="cross_modal, resist, copy, stage1.")
+@click.option("--noise", metavar="KIND", help="How images are degraded.")
+@click.option("--split", help="Examples to take.  [default: val]")
+@click.option("--task", type=click.Choice(["vqa", "report"]), help="Only this task.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many examples.")
+@click.option("--held-out", type=FOLDER, multiple=True, help="Trained folders: train_ids.jsonl.")
+def build(
+    call: Call, data: Path, out: Path, mode: str | None, kinds: tuple[str, ...],
+    noise: str | None, split: str | None, task: str | None, limit: int | None,
+    held_out: tuple[Path, ...], **flags: Any,
+) -> None:  # fmt: skip
+    """Answer DATA under four conditions and build preference pairs from the answers."""
+    from mmedrag import system
+    from mmedrag.pairs_run import PairSettings, make_pairs
+    from mmedrag.types import DataFolder
+
+    settings = call.settings(
+        PairSettings, mode=mode, kinds=kinds or None, noise=noise, split=split, task=task,
+        limit=limit,
+    )  # fmt: skip
+    parts = call.system(flags)
+    result = make_pairs(
+        lambda: system.build(parts, seed=call.seed), DataFolder(data), out, settings, call.seed,
+        parts, held_out, call.progress("examples"),
+    )  # fmt: skip
+    call.finish(result, ok=not result["failed"])
+
+
+@command("import", group=noun)
+@click.argument("src", type=FILE)
+@click.option("--out", type=FOLDER, required=True, help="PAIRS folder.")
+@click.option("--images", type=FOLDER, help="Folder that the rows' image paths start from.")
+@click.option("--resist", type=int, help="How many rows without noise are resist, if known.")
+def import_(call: Call, src: Path, out: Path, images: Path | None, resist: int | None) -> None:
+    """Read released alignment rows; their faults are listed, none is hidden."""
+    from mmedrag.pairs_import import import_released
+    from mmedrag.pairs_io import write_pairs
+
+    found, faults = import_released(src, images, resist, call.seed)
+    write_pairs(found, out, images or src.parent, {"imported": str(src)})
+    listed = [str(fault) for fault in faults]
+    text = "\n".join([*listed, f"{len(found.pairs)} pairs, {len(faults)} faults, written to {out}"])
+    call.finish({"out": out, **found.counts, "faults": listed}, text, ok=not faults)
+
+
+@command("export", group=noun)
+@click.argument("pairs", type=ANY)
+@click.option("--format", type=click.Choice(["released", "ms-swift", "trl"]), required=True)
+@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--data", type=FOLDER, help="DATA folder, when it was moved.")
+@click.option("--noise-size", type=click.IntRange(8), default=336, show_default=True)
+def export(
+    call: Call, pairs: Path, format: str, out: Path, data: Path | None, noise_size: int
+) -> None:
+    """Write pairs for other trainers; what a format cannot say is refused with the reason."""
+    from mmedrag.pairs_export import export_pairs
+    from mmedrag.pairs_io import read_pairs
+
+    result = export_pairs(read_pairs(pairs, data), out, format, noise_size)
+    call.finish(result, ok=not result["refused"])

@@ -1,0 +1,98 @@
+"""From a data folder to preference pairs: four conditions in one pass, then the construction.
+
+Place in the picture: Trace × {clean, noise} × {with, without references} ─► pairs. The four run
+folders stay in ``PAIRS/traces/``, so that pairs can be built again, by other rules, without
+answering again; a killed call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mmedrag.conditions import Plan
+from mmedrag.pairs import PAPER_KINDS, Mode, build_pairs, by_condition
+from mmedrag.pairs_heldout import HeldOut
+from mmedrag.pairs_io import write_pairs
+from mmedrag.pipeline import Pipeline
+from mmedrag.run import TRACES, RunSettings, run_plans
+from mmedrag.types import DataFolder, PairKind, Trace, read_jsonl
+
+NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
+    "cross_modal": ("clean-references", "noise-references"),
+    "copy": ("clean", "clean-references"),
+    "resist": ("clean", "clean-references"),
+    "stage1": ("clean", "noise"),
+}
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How pairs are made (recipe table ``[pairs]``); see :func:`mmedrag.pairs.build_pairs`."""
+
+    mode: Mode = "paper"
+    kinds: tuple[PairKind, ...] = PAPER_KINDS
+    noise: str = "gaussian_clip"
+    noise_params: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = "val"
+    task: str | None = None
+    limit: int | None = None
+    prompts: Literal["with_references", "own"] = "with_references"
+    balance_seed: int = 42
+    chunk: int = 64
+
+
+def make_pairs(
+    pipeline: Callable[[], Pipeline],
+    data: DataFolder,
+    out: Path,
+    settings: PairSettings,
+    seed: int = 0,
+    system: Any = None,
+    held_out: Sequence[Path] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Answer the examples under the conditions that the kinds compare, and build the pairs.
+
+    Args:
+        pipeline: gives the pipeline that answers.
+        system: names of its parts, for the record (:class:`mmedrag.system.System`).
+        held_out: trained folders with ``train_ids.jsonl``: no pair may come from their data.
+
+    Returns:
+        ``out``, ``pairs`` per kind, ``dropped``, ``refused``, ``failed`` (rows with an error).
+    """
+    needed = sorted({name for kind in settings.kinds for name in NEEDS[kind]})
+    plans = {name: _plan(name, settings) for name in needed}
+    run_settings = RunSettings(
+        split=settings.split, task=settings.task, limit=settings.limit, chunk=settings.chunk
+    )
+    described = system.describe() if system else {}
+    counts = run_plans(
+        pipeline(), data, plans, out / "traces", run_settings, seed, described,
+        system.inputs() if system else {}, progress,
+    )  # fmt: skip
+    traces: list[Trace] = []
+    for name in needed:
+        traces += read_jsonl(out / "traces" / name / TRACES, Trace)
+    guard = HeldOut().add_test(data.examples("test"))
+    for folder in held_out:
+        guard.add_trained(folder)
+    found = build_pairs(
+        by_condition(traces), settings.mode, settings.kinds, settings.balance_seed,
+        held_out=guard, prompts=settings.prompts, root=data.path,
+    )  # fmt: skip
+    made_with = {**asdict(settings), "seed": seed, "system": described}
+    write_pairs(found, out, data.path, made_with)
+    return {"out": str(out), **found.counts, "failed": counts["failed"]}
+
+
+def _plan(name: str, settings: PairSettings) -> Plan:
+    image, _, references = name.partition("-")
+    return Plan(
+        "selected" if references else "none",
+        settings.noise if image == "noise" else None,
+        settings.noise_params if image == "noise" else {},
+    )

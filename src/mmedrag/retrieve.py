@@ -1,0 +1,68 @@
+"""Examples to hits and selections, without answering: what ``mmedrag retrieve`` writes.
+
+Place in the picture: route → retrieve → select, then a file instead of a prompt. ``native`` rows
+are traces that end at the selection; ``released`` rows are those of the released scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedrag.conditions import Plan, Pool
+from mmedrag.pipeline import Pipeline
+from mmedrag.run import Worker, chunks
+from mmedrag.types import Example, Trace
+
+CHUNK = 256
+
+
+def retrieve(
+    pipeline: Pipeline,
+    examples: Sequence[Example],
+    out: Path,
+    format: str = "native",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write one row per example, in order; embeddings are cached, so a repeat is quick.
+
+    Returns:
+        ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``.
+    """
+    worker = Worker(pipeline, {"": Plan()}, Pool(), CHUNK, last="select")
+    found: dict[str, Trace] = {}
+    for chunk in chunks(examples, CHUNK):
+        found |= {trace.example_id: trace for trace in worker(chunk)[""]}
+        if progress:
+            progress(len(found), len(examples))
+    traces = [found[example.id] for example in examples]
+    _write(out, _rows(examples, traces, format))
+    return {
+        "out": str(out),
+        "rows": len(traces),
+        "failed": sum(t.error is not None for t in traces),
+        "kept": round(sum(len(t.selection.kept) for t in traces if t.selection) / len(traces), 3),
+        "excluded": sum(t.excluded for t in traces),
+    }
+
+
+def _rows(examples: Sequence[Example], traces: Sequence[Trace], format: str) -> list[str]:
+    if format == "native":
+        return [trace.to_json() for trace in traces]
+    from mmedrag.retriever import released_rows
+
+    rows = released_rows(examples, [t.hits for t in traces], [t.selection for t in traces])
+    return [json.dumps(row, ensure_ascii=False) for row in rows]
+
+
+def _write(path: Path, rows: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8", newline="\n") as handle:
+        handle.writelines(row + "\n" for row in rows)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(part, path)
