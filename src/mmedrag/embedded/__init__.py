@@ -14,7 +14,7 @@ from mmedrag.types import UserError
 
 NAMES = (
     "domain", "encoder", "retriever-radiology", "retriever-ophthalmology", "retriever-pathology",
-    "vlm", "adapter",
+    "vlm", "adapter", "adapter-cross_modal", "adapter-copy", "adapter-resist",
 )  # fmt: skip
 DOMAINS = ("radiology", "ophthalmology", "pathology")
 CORPUS = {"studies": 500, "seed": 2026}  # of the embedded index; no training used this seed

@@ -17,7 +17,7 @@ OPEN = ("where", "count", "severity")
 NEGATED = ("Is {side} {noun} absent?", "Is the image free of {side} {noun}?")
 BOTH = ("Are both {a} and {b} present?", "Does the image show {a} and {b}?")
 EITHER = ("Is {a} or {b} present?", "Does the image show {a} or {b}?")
-WHERE = ("Where is the {noun}?", "On which side is the {noun}?")
+WHERE = ("Where is the {noun}?", "Where is the {noun} located?")
 COUNT = ("How many {noun}s {at}?", "How many {side} {noun}s are there?")
 SEVERITY = ("How severe is the {noun}?", "What is the degree of {noun}?")
 
