@@ -124,8 +124,8 @@ def resolve(
         generator["model"] = f"{EMBEDDED}:vlm"
         if "adapter" not in generator and _embedded_has("adapter"):
             generator["adapter"] = f"{EMBEDDED}:adapter"
-    if str(generator.get("adapter")).lower() == "none":
-        generator.pop("adapter")
+    if generator.get("adapter") == "none":
+        del generator["adapter"]
     generator.setdefault("kind", "hf")
     system = System(
         domain=_domain(flags, tables["domain"]),

@@ -32,6 +32,7 @@ class Call:
         self.table, self.recipe = table, recipe
         self.json: bool = options["json_"]
         self.seed: int = options["seed"]
+        self.seed_given: bool = options.get("seed_given", False)
 
     def settings(self, cls: type[T], table: str | None = None, **flags: Any) -> T:
         """Settings of ``cls`` from a recipe table, with the flags that were given on top."""
@@ -41,6 +42,10 @@ class Call:
         given = {key: value for key, value in flags.items() if value is not None}
         rest = self.recipe.get(name, {})
         return config.settings(cls, {**rest, **given}, f"[{name}]")
+
+    def seed_if_given(self) -> dict[str, int]:
+        """For settings with a seed of their own: ``--seed`` only where the user gave one."""
+        return {"seed": self.seed} if self.seed_given else {}
 
     def rest(self) -> dict[str, Any]:
         """What the command's own recipe table holds besides its options."""
@@ -78,21 +83,28 @@ class Call:
 
 
 class Command(click.Command):
-    """A command with the common options; its recipe table gives defaults to its own options."""
+    """A command with the common options; its recipe table gives defaults to its own options.
+
+    The commands of a noun may share a table; a key that none of them knows is an error.
+    """
 
     table = ""
-    has_settings = False
+    has_settings = False  # the table also fills a settings class, which checks its keys
+    group: click.Group | None = None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         asked, _, _ = self.make_parser(ctx).parse_args(list(args))
         if not ctx.resilient_parsing and "help" not in asked:
             recipe = load_recipe(asked.get("config"), asked.get("set_") or (), self.table)
             own = recipe.get(self.table, {})
-            names = {p.name for p in self.params}
+            names = {str(p.name) for p in self.params}
             ctx.default_map = {key: own.pop(key) for key in list(own) if key in names}
-            if own and not self.has_settings:
-                unknown = ", ".join(sorted(own))
-                raise click.UsageError(f"[{self.table}]: unknown key {unknown}", ctx)
+            others = self.group.commands.values() if self.group else []
+            sharing = [self, *(o for o in others if getattr(o, "table", None) == self.table)]
+            known = {str(p.name) for command in sharing for p in command.params}
+            unknown = sorted(set(own) - known)
+            if unknown and not any(getattr(command, "has_settings", False) for command in sharing):
+                raise click.UsageError(f"[{self.table}]: unknown key {unknown[0]}", ctx)
             ctx.obj = recipe
         return super().parse_args(ctx, args)
 
@@ -101,6 +113,8 @@ class Command(click.Command):
             key: ctx.params.pop(key) for key in ("json_", "seed", "config", "set_", "verbose")
         }
         logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else "INFO")
+        source = ctx.get_parameter_source("seed")
+        common["seed_given"] = source is not click.core.ParameterSource.DEFAULT
         ctx.params["call"] = Call(self.table, ctx.obj or {}, common)
         return super().invoke(ctx)
 
@@ -128,7 +142,7 @@ def command(
         for option in reversed(COMMON):
             function = option(function)
         made = click.command(name, cls=Command)(function)
-        made.table, made.has_settings = table or name, settings
+        made.table, made.has_settings, made.group = table or name, settings, group
         if group is not None:
             group.add_command(made)
         return made
@@ -152,7 +166,7 @@ class DefaultGroup(click.Group):
 
 COMMON = (
     click.option("--json", "json_", is_flag=True, help="One JSON result on stdout."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of every draw."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws."),
     click.option("--config", metavar="RECIPE", help="A .toml recipe, or default|paper|released."),
     click.option("--set", "set_", metavar="KEY=VALUE", multiple=True, help="Change one setting."),
     click.option("-v", "--verbose", is_flag=True, help="Log debug messages to stderr."),

@@ -16,10 +16,12 @@ import click
 # noun (a file of this folder) → its line in `mmedrag --help`
 NOUNS = {
     "data": "make, import, check and count data folders",
+    "train": "domain model, retriever, adapter (RAG-PT)",
     "index": "build, change and inspect the index of a domain",
     "retrieve": "references of every example, without answering",
     "run": "answer every example of a data folder; merge shards",
     "pairs": "preference pairs: build, import, export",
+    "model": "convert LLaVA-Med layouts, merge adapters",
     "eval": "run folders to metrics with intervals and controls",
 }
 
@@ -53,8 +55,13 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `mmedrag` script."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    code = 0
     try:
-        code = cli.main(args=argv, prog_name="mmedrag", standalone_mode=False)
+        try:
+            with cli.make_context("mmedrag", sys.argv[1:] if argv is None else argv) as root:
+                cli.invoke(root)
+        except click.exceptions.Exit as done:
+            code = done.exit_code
         sys.stdout.flush()
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
@@ -76,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         hint = "" if expected else " (--verbose shows where)"
         click.echo(f"error: {kind}{_one_line(str(error))}{hint}", err=True)
         code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
 
 
 def _one_line(text: str) -> str:

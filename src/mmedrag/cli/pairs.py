@@ -43,15 +43,16 @@ def build(
         PairSettings, mode=mode, kinds=kinds or None, noise=noise, split=split, task=task,
         limit=limit,
     )  # fmt: skip
+    folder = DataFolder(data)
     parts = call.system(flags)
     result = make_pairs(
-        lambda: system.build(parts, seed=call.seed), DataFolder(data), out, settings, call.seed,
+        lambda: system.build(parts, seed=call.seed), folder, out, settings, call.seed,
         parts, held_out, call.progress("examples"),
     )  # fmt: skip
     call.finish(result, ok=not result["failed"])
 
 
-@command("import", group=noun)
+@command("import", table="pairs", group=noun)
 @click.argument("src", type=FILE)
 @click.option("--out", type=FOLDER, required=True, help="PAIRS folder.")
 @click.option("--images", type=FOLDER, help="Folder that the rows' image paths start from.")
@@ -68,12 +69,18 @@ def import_(call: Call, src: Path, out: Path, images: Path | None, resist: int |
     call.finish({"out": out, **found.counts, "faults": listed}, text, ok=not faults)
 
 
-@command("export", group=noun)
+@command("export", table="pairs", group=noun)
 @click.argument("pairs", type=ANY)
 @click.option("--format", type=click.Choice(["released", "ms-swift", "trl"]), required=True)
 @click.option("--out", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--data", type=FOLDER, help="DATA folder, when it was moved.")
-@click.option("--noise-size", type=click.IntRange(8), default=336, show_default=True)
+@click.option(
+    "--noise-size",
+    type=click.IntRange(8),
+    default=336,
+    show_default=True,
+    help="Side of the noise images that ms-swift rows need.",
+)
 def export(
     call: Call, pairs: Path, format: str, out: Path, data: Path | None, noise_size: int
 ) -> None:

@@ -58,17 +58,18 @@ def batch(
         RunSettings, references="none" if no_rag else references, noise=noise, split=split,
         task=task, domain=only_domain, limit=limit, ids=call.names(ids) or None, shard=shard,
     )  # fmt: skip
+    folder = DataFolder(data)
     references_used = settings.references != "none"
     parts = call.system(flags, references_used)
     pipeline = system.build(parts, references=references_used, seed=call.seed)
     result = run(
-        pipeline, DataFolder(data), out, settings, call.seed, parts.describe(), parts.inputs(),
+        pipeline, folder, out, settings, call.seed, parts.describe(), parts.inputs(),
         call.progress("examples"),
     )  # fmt: skip
     call.finish(result, ok=not result["failed"])
 
 
-@command("merge", group=noun)
+@command("merge", table="run", group=noun)
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
 @click.option("--out", type=FOLDER, required=True, help="Run folder of the whole.")
 def merge(call: Call, runs: tuple[Path, ...], out: Path) -> None:

@@ -1,0 +1,33 @@
+"""``mmedrag model``: LLaVA layouts to Hugging Face folders, adapters to merged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mmedrag.cli.common import FOLDER, Call, command
+
+
+@click.group("model")
+def noun() -> None:
+    """Convert LLaVA-Med layouts, merge adapters, describe models."""
+
+
+@command("convert", table="model", group=noun)
+@click.argument("src", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--vision-tower", help="Folder or hub id of the CLIP tower that SRC only names.")
+@click.option(
+    "--chat",
+    type=click.Choice(["mistral_instruct", "vicuna_v1"]),
+    help="Chat template; default: by the language model.",
+)
+@click.option("--download", is_flag=True, help="Allow the vision tower to be downloaded.")
+def convert(
+    call: Call, src: Path, out: Path, vision_tower: str | None, chat: str | None, download: bool
+) -> None:
+    """Turn a LLaVA-Med-1.5, LLaVA-1.5 or LLaVA-Med-1.0 folder into a Hugging Face folder."""
+    from mmedrag.convert import convert as convert_model
+
+    call.finish(vars(convert_model(src, out, vision_tower, chat, local_files_only=not download)))

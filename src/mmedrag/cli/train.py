@@ -1,0 +1,50 @@
+"""``mmedrag train``: the three trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mmedrag.cli.common import ANY, FOLDER, Call, command
+
+
+@click.group("train")
+def noun() -> None:
+    """Train the domain model, a domain's retriever, or an adapter by preference (RAG-PT)."""
+
+
+@command("dpo", group=noun, settings=True)
+@click.argument("pairs", type=ANY)
+@click.option("--model", required=True, help="Model to tune: a folder, or embedded:vlm.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the adapter.")
+@click.option("--init-adapter", help="Adapter of an earlier stage to go on from.")
+@click.option(
+    "--reference",
+    type=click.Choice(["base", "init"]),
+    default="base",
+    help="What the policy is pulled to: the model, or the model with that adapter.",
+)
+@click.option("--data", type=FOLDER, help="DATA folder of the pairs, when it was moved.")
+@click.option("--prepare-only", is_flag=True, help="Fill the caches and stop (sharded launches).")
+def dpo(
+    call: Call, pairs: Path, model: str, out: Path, init_adapter: str | None, reference: str,
+    data: Path | None, prepare_only: bool,
+) -> None:  # fmt: skip
+    """Tune one adapter on preference PAIRS: two-image, two-prompt DPO.
+
+    Hyper-parameters are settings: --config paper, --set beta=0.5 --set lora_r=16 ...
+    """
+    from mmedrag.dpo_settings import DpoTraining
+    from mmedrag.pairs_io import read_pairs
+    from mmedrag.system import located
+    from mmedrag.train_dpo import train_dpo
+
+    settings = call.settings(DpoTraining, **call.seed_if_given())
+    result = train_dpo(
+        read_pairs(pairs, data), located(model), out, settings,
+        init_adapter=located(init_adapter) if init_adapter else None,
+        reference=reference, prepare_only=prepare_only,  # type: ignore[arg-type]
+    )  # fmt: skip
+    result.pop("history", None)
+    call.finish(result)

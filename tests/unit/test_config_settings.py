@@ -1,0 +1,87 @@
+"""Recipes, overrides and typed settings: unknown keys fail, errors name the place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from mmedrag import config
+from mmedrag.types import UserError
+
+
+@dataclass(frozen=True)
+class Some:
+    rate: float = 0.1
+    names: tuple[str, ...] = ()
+    path: Path | None = None
+
+
+class Model(BaseModel):
+    count: int = 1
+
+
+def test_overrides_lie_over_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[dpo]\nbeta = 0.1\nepochs = 3\n[run]\nnoise = 'blank'\n")
+    found = config.load(recipe, ["dpo.beta=0.5", "run.limit = 7", "selection.rule=fixed_k"])
+    assert found == {
+        "dpo": {"beta": 0.5, "epochs": 3},
+        "run": {"noise": "blank", "limit": 7},
+        "selection": {"rule": "fixed_k"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("3e-7", 3e-7), ("true", True), ("[1, 2]", [1, 2]), ('"7"', "7"), ("a b", "a b"),
+     ("", ""), ("2026-01-02x", "2026-01-02x")],
+)  # fmt: skip
+def test_values_are_toml_or_text(text: str, value: object) -> None:
+    assert config.parse_value(text) == value
+
+
+@pytest.mark.parametrize("wrong", ["dpo.beta", "beta=1", ".beta=1", "dpo.=1", "nothing.beta=1"])
+def test_bad_overrides(wrong: str) -> None:
+    with pytest.raises(UserError, match="--set"):
+        config.load(None, [wrong])
+
+
+def test_bad_recipes(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    with pytest.raises(UserError, match="cannot be read"):
+        config.load(file)
+    file.write_text("[dpo\n")
+    with pytest.raises(UserError, match="r.toml: not valid TOML"):
+        config.load(file)
+    file.write_text("[dop]\n")
+    with pytest.raises(UserError, match=r"unknown table \[dop\], expected one of"):
+        config.load(file)
+    file.write_text("dpo = 3\n")
+    with pytest.raises(UserError, match="outside a table"):
+        config.load(file)
+    with pytest.raises(UserError, match="expected a .toml file or one of default"):
+        config.load("papper")
+
+
+def test_settings_are_typed_and_closed() -> None:
+    assert config.settings(Some, {"rate": 1, "names": ["a"], "path": "x"}, "[s]") == Some(
+        1.0, ("a",), Path("x")
+    )
+    assert config.settings(Model, {}, "[m]").count == 1
+    with pytest.raises(UserError, match=r"\[s\]: unknown key 'ratte', expected one of rate, names"):
+        config.settings(Some, {"ratte": 1}, "[s]")
+    with pytest.raises(UserError, match=r"\[s\]: rate: .*number"):
+        config.settings(Some, {"rate": "fast"}, "[s]")
+    with pytest.raises(UserError, match=r"\[m\]: unknown key 'x'"):
+        config.settings(Model, {"x": 1}, "[m]")
+
+
+def test_resolved_copy_is_plain_data() -> None:
+    assert config.as_dict({"s": Some(path=Path("a/b")), "m": Model(), "l": {3, 1}}) == {
+        "s": {"rate": 0.1, "names": [], "path": "a/b"},
+        "m": {"count": 1},
+        "l": [1, 3],
+    }
