@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmedrag.dpo_encode import file_hash
+from mmedrag.dpo_policy import REFERENCE
 from mmedrag.dpo_settings import DpoTraining
 from mmedrag.types import Pair
 
@@ -30,6 +32,7 @@ def write(
 ) -> None:
     """Write the side files; ``result.json`` comes last and says that the run is finished."""
     (out / "training_args.bin").unlink(missing_ok=True)  # a pickle, and of no use here
+    shutil.rmtree(out / REFERENCE, ignore_errors=True)  # PEFT saves the frozen twin too
     rows = [{k: v for k, v in row.items() if k not in _TIMES} for row in history]
     _put(out / "training_log.jsonl", "".join(json.dumps(row) + "\n" for row in rows if row))
     _put(out / "train_ids.jsonl", "".join(json.dumps(row) + "\n" for row in _ids(pairs)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from mmedrag.encoders import torchvision_shim
 from mmedrag.losses import dpo_loss
 
 torchvision_shim.ready()
-from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from transformers import (  # noqa: E402
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete"  # marker inside a checkpoint, written after everything else
@@ -41,6 +48,11 @@ def arguments(settings: DpoTraining, folder: Path, pairs: int) -> TrainingArgume
     every: dict[str, Any] = {"save_strategy": "epoch"}
     if settings.save_steps:
         every = {"save_strategy": "steps", "save_steps": settings.save_steps}
+    known = {f.name for f in fields(TrainingArguments)}  # renamed in transformers 5
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in known)
+    recompute: dict[str, Any] = {
+        name: settings.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False},
+    }  # fmt: skip
     return TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation, num_train_epochs=settings.epochs,
@@ -50,10 +62,8 @@ def arguments(settings: DpoTraining, folder: Path, pairs: int) -> TrainingArgume
         logging_steps=settings.log_steps, logging_first_step=True, save_total_limit=2,
         report_to=settings.report_to, seed=settings.seed, data_seed=settings.seed,
         remove_unused_columns=False, dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=not cpu, use_cpu=cpu, bf16=half, disable_tqdm=None,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False}, logging_nan_inf_filter=False,
-        ddp_find_unused_parameters=False, **every,
+        dataloader_pin_memory=not cpu, use_cpu=cpu, bf16=half, disable_tqdm=True,
+        logging_nan_inf_filter=False, ddp_find_unused_parameters=False, **every, **recompute,
     )  # fmt: skip
 
 
@@ -89,8 +99,10 @@ class DpoTrainer(Trainer):
             args=arguments,
             train_dataset=PairDataset(pairs, clock),
             data_collator=collator,
-            callbacks=[_Epochs(clock), _Completes()],
+            callbacks=[_Epochs(clock), _Completes(), _Progress()],
         )
+        for printing in (PrinterCallback, ProgressCallback):  # they write to stdout
+            self.remove_callback(printing)
         self.model_accepts_loss_kwargs = False
         self._totals = self._zeros()
         self._shown: dict[str, float] = {}
@@ -192,6 +204,30 @@ class _Completes(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class _Progress(TrainerCallback):
+    """A bar on a terminal's stderr, and every logged step to the log."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm import tqdm
+
+        hide = None if state.is_world_process_zero else True  # None: only on a terminal
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="dpo", disable=hide)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs and state.is_world_process_zero:
+            shown = ("loss", "rewards/accuracies", "rewards/margins")
+            said = " ".join(f"{name} {logs[name]:.4f}" for name in shown)
+            self.bar.set_postfix_str(said)
+            log.info("step %d of %d: %s", state.global_step, state.max_steps, said)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -72,7 +72,7 @@ PAPER_KINDS: tuple[PairKind, ...] = ("cross_modal", "resist", "copy")  # order a
 class PairSet:
     """The pairs and how many candidates went where.
 
-    ``counts``: ``pairs`` per kind · ``dropped`` per reason · ``refused`` (held-out rule) per
+    ``counts``: ``pairs`` per kind · ``dropped`` and ``refused`` (held-out rule) per kind and
     reason · ``examples`` how many had traces · ``score_means`` the report thresholds used.
     """
 
@@ -133,18 +133,18 @@ def build_pairs(
         raise UserError(f"pairs: mode {mode!r} is not known, expected paper or released")
     index = _index(traces_by_condition, kinds)
     criterion = criterion or Criterion()
-    dropped: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
+    dropped: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
+    refused: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     means: dict[str, dict[str, float]] = {}
     built: dict[PairKind, list[Pair]] = {}
     for kind in kinds:
         rule = KINDS[kind]
-        better, worse = _aligned(index[rule.better], index[rule.worse], dropped)
+        better, worse = _aligned(index[rule.better], index[rule.worse], dropped[kind])
         verdicts, means[kind] = judge(better, worse, mode, criterion)
         built[kind] = []
         for first, second, verdict in zip(better, worse, verdicts, strict=True):
             if "unclear" in verdict:
-                dropped["unclear"] += 1
+                dropped[kind]["unclear"] += 1
                 continue
             if verdict != ("right", rule.verdict):
                 continue
@@ -152,11 +152,11 @@ def build_pairs(
             pair = _pair(kind, rule, first, second, source, mode, prompts, root)
             reason = _unusable(pair, kind, first, second)
             if reason is not None:
-                dropped[reason] += 1
+                dropped[kind][reason] += 1
                 continue
             violation = _violation(first, pair, held_out)
             if violation is not None:
-                refused[violation] += 1
+                refused[kind][violation] += 1
                 continue
             built[kind].append(pair)
     share = (0.5 if mode == "released" else None) if balance == "mode" else balance
@@ -165,19 +165,23 @@ def build_pairs(
         keep = int(share * rest)
         have = built["cross_modal"]
         if len(have) > keep:
-            dropped["balance"] += len(have) - keep
+            dropped["cross_modal"]["balance"] = len(have) - keep
             built["cross_modal"] = random.Random(seed).sample(have, keep)
     pairs = [pair for kind in kinds for pair in built[kind]]
     counts = {
         "mode": mode,
         "examples": len({i for group in index.values() for i in group}),
         "pairs": {kind: len(built[kind]) for kind in kinds},
-        "dropped": dict(sorted(dropped.items())),
-        "refused": dict(sorted(refused.items())),
+        "dropped": _sorted(dropped),
+        "refused": _sorted(refused),
         "score_means": {kind: value for kind, value in means.items() if value},
     }
     log.info("pairs: %s", counts)
     return PairSet(pairs, counts)
+
+
+def _sorted(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {kind: dict(sorted(found.items())) for kind, found in counts.items() if found}
 
 
 def _index(
@@ -216,7 +220,8 @@ def _aligned(
 ) -> tuple[list[Trace], list[Trace]]:
     """The examples answered under both conditions, in the order of the first."""
     ids = [i for i in first if i in second]
-    dropped["incomplete"] += len(first.keys() ^ second.keys())
+    if alone := len(first.keys() ^ second.keys()):
+        dropped["incomplete"] += alone
     good = []
     for i in ids:
         failed = any(t.error or t.answer is None or t.prompt is None for t in (first[i], second[i]))
