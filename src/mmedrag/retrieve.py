@@ -6,8 +6,6 @@ are traces that end at the selection; ``released`` rows are those of the release
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from mmedrag.conditions import Plan, Pool
 from mmedrag.pipeline import Pipeline
 from mmedrag.run import Worker, chunks
+from mmedrag.runs import write_rows
 from mmedrag.types import Example, Trace
 
 CHUNK = 256
@@ -39,7 +38,7 @@ def retrieve(
         if progress:
             progress(len(found), len(examples))
     traces = [found[example.id] for example in examples]
-    _write(out, _rows(examples, traces, format))
+    write_rows(out, _rows(examples, traces, format))
     return {
         "out": str(out),
         "rows": len(traces),
@@ -49,20 +48,12 @@ def retrieve(
     }
 
 
-def _rows(examples: Sequence[Example], traces: Sequence[Trace], format: str) -> list[str]:
+def _rows(
+    examples: Sequence[Example], traces: Sequence[Trace], format: str
+) -> Sequence[str | dict[str, Any]]:
     if format == "native":
         return [trace.to_json() for trace in traces]
     from mmedrag.retriever import released_rows
 
     rows = released_rows(examples, [t.hits for t in traces], [t.selection for t in traces])
-    return [json.dumps(row, ensure_ascii=False) for row in rows]
-
-
-def _write(path: Path, rows: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8", newline="\n") as handle:
-        handle.writelines(row + "\n" for row in rows)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(part, path)
+    return rows

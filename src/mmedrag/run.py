@@ -340,7 +340,7 @@ def _inputs(
     names = ("examples.jsonl", "corpus.jsonl", "truth.jsonl")
     files = {str(path): path for name in names if (path := data.path / name).exists()}
     pictures = runs.picture_inputs(path for row in rows for path in row.images)
-    return {"files": runs.inputs({**files, **(more or {})}), "images": pictures}
+    return {"inputs": runs.inputs({**files, **(more or {})}), "images": pictures}
 
 
 def _claim_all(
@@ -357,7 +357,7 @@ def _claim_all(
             "settings": {"run": asdict(mine), "k": pipeline.k},
             "system": dict(system or {}),
             "seeds": {"run": seed},
-            "inputs": inputs,
+            **inputs,
             **{key: facts.get(key) for key in ("model", "device", "dtype", "batch_size")},
             "environment": runs.environment(),
         }

@@ -32,7 +32,14 @@ PACKAGES = (
     "open_clip_torch", "openai",
 )  # fmt: skip
 
-IDENTITY = ("command", "settings", "system", "seeds", "inputs")  # equal in a run that goes on
+IDENTITY = (
+    "command",
+    "settings",
+    "system",
+    "seeds",
+    "inputs",
+    "images",
+)  # equal in a run that goes on
 
 
 def sha256(path: str | Path) -> str:
@@ -102,6 +109,19 @@ def commit() -> str | None:
     if head.returncode:
         return None
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> None:
+    """JSON Lines from objects, or from rows that are JSON already; atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8", newline="\n") as handle:
+        for row in rows:
+            handle.write(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False))
+            handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(part, path)
 
 
 def write_json(path: Path, value: Any) -> None:

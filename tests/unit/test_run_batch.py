@@ -77,8 +77,8 @@ def test_config_says_what_was_run_on_what(small_data: Path, tmp_path: Path) -> N
     assert config["seeds"] == {"run": 3}
     assert config["system"] == system
     assert config["settings"]["run"]["references"] == "selected"
-    assert set(config["inputs"]["files"]) > {"x", str(small_data / "examples.jsonl")}
-    assert config["inputs"]["images"]["count"] == 12
+    assert set(config["inputs"]) > {"x", str(small_data / "examples.jsonl")}
+    assert config["images"]["count"] == 12
     assert config["environment"]["versions"]["mmedrag"]
 
 

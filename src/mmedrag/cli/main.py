@@ -17,12 +17,14 @@ import click
 NOUNS = {
     "data": "make, import, check and count data folders",
     "train": "domain model, retriever, adapter (RAG-PT)",
+    "domain": "identify domains",
     "index": "build, change and inspect the index of a domain",
     "retrieve": "references of every example, without answering",
     "run": "answer every example of a data folder; merge shards",
     "pairs": "preference pairs: build, import, export",
     "model": "convert LLaVA-Med layouts, merge adapters",
     "eval": "run folders to metrics with intervals and controls",
+    "report": "run folders to one HTML file",
 }
 
 

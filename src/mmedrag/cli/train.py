@@ -14,6 +14,33 @@ def noun() -> None:
     """Train the domain model, a domain's retriever, or an adapter by preference (RAG-PT)."""
 
 
+@command("domain", group=noun, settings=True)
+@click.argument("data", type=FOLDER, nargs=-1, required=True)
+@click.option("--out", type=FOLDER, required=True, help="Folder of the domain model.")
+@click.option(
+    "--encoder",
+    default="embedded",
+    show_default=True,
+    help="Frozen encoder: a folder, hf:ID, hf-hub:ID, ...; none: picture statistics.",
+)
+@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+@click.option("--notice", help="What the model says with pictures it does not know.")
+def domain(
+    call: Call, data: tuple[Path, ...], out: Path, encoder: str, device: str | None,
+    notice: str | None,
+) -> None:  # fmt: skip
+    """Train domain identification on the domains that DATA states (split train, fitted on val)."""
+    from mmedrag.train_domain import DomainTraining, train_domain
+    from mmedrag.types import DataFolder
+
+    settings = call.settings(DomainTraining, None, **call.seed_if_given())
+    metrics = train_domain(
+        [DataFolder(path) for path in data], out, None if encoder == "none" else encoder,
+        settings, device, notice=notice,
+    )  # fmt: skip
+    call.finish({"out": out, **metrics})
+
+
 @command("dpo", group=noun, settings=True)
 @click.argument("pairs", type=ANY)
 @click.option("--model", required=True, help="Model to tune: a folder, or embedded:vlm.")
@@ -40,7 +67,7 @@ def dpo(
     from mmedrag.system import located
     from mmedrag.train_dpo import train_dpo
 
-    settings = call.settings(DpoTraining, **call.seed_if_given())
+    settings = call.settings(DpoTraining, None, **call.seed_if_given())
     result = train_dpo(
         read_pairs(pairs, data), located(model), out, settings,
         init_adapter=located(init_adapter) if init_adapter else None,
