@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -72,30 +73,41 @@ def short(error: BaseException) -> str:
 
 
 def frames(data: bytes, name: str = "DICOM", limit: int | None = 1) -> list[Image.Image]:
-    """Pictures in a DICOM file, RGB, at most ``limit`` of them (None: all)."""
-    return pictures(read(data, name), name, limit)
+    """The first ``limit`` pictures in a DICOM file (None: all), RGB."""
+    dataset = read(data, name)
+    count = count_frames(dataset, name)
+    return pictures(dataset, name, range(count if limit is None else min(count, limit)))
 
 
-def pictures(dataset: Any, name: str, limit: int | None = None) -> list[Image.Image]:
-    """Pictures in a data set: modality LUT, VOI LUT or window, inversion, orientation applied.
+def pictures(dataset: Any, name: str, indices: Iterable[int]) -> list[Image.Image]:
+    """Frames of a data set: modality LUT, VOI LUT or window, inversion, orientation applied.
 
     Raises:
-        UserError: no image in it, or pixels that cannot be decoded.
+        UserError: pixels that cannot be decoded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            count = _checked(dataset, name)
-            wanted = range(count if limit is None else min(count, limit))
-            return [_picture(dataset, index) for index in wanted]
-    except UserError:
-        raise
+            return [_picture(dataset, index) for index in indices]
     except Exception as error:
         raise UserError(f"{name}: DICOM pixels cannot be decoded: {short(error)}") from None
 
 
+def count_frames(dataset: Any, name: str) -> int:
+    """How many frames there are, after everything that can be refused without decoding.
+
+    Raises:
+        UserError: no image in it, an unusable shape, or too large.
+    """
+    try:
+        return _checked(dataset, name)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: DICOM attributes cannot be read: {short(error)}") from None
+
+
 def _checked(dataset: Any, name: str) -> int:
-    """How many frames there are, after everything that can be refused without decoding."""
     if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         kind = str(dataset.get("Modality", "") or dataset.get("SOPClassUID", "")) or "unknown kind"
         raise UserError(f"{name}: DICOM without an image ({kind}), expected PixelData")

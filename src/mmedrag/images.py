@@ -52,7 +52,7 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
         raise UserError(f"{name}: image file is empty, {EXPECTED}")
     if data[:4] == b"PK\x03\x04":
         return _from_array(_npz(data, name), name)
-    if looks_like_dicom(data):
+    if looks_like_dicom(data) or name.lower().endswith((".dcm", ".dicom")):
         from mmedrag.dicom import frames  # pydicom only when a DICOM file comes
 
         return frames(data, name)[0]

@@ -25,8 +25,12 @@ from mmedrag.types import Split, UserError
 __all__ = ["FORMATS", "ImportResult", "export_released", "import_data"]
 
 FORMATS = {
+    "dicom": "mmedrag.datasets.dicom:load",
+    "llava": "mmedrag.datasets.llava:load",
     "manifest": "mmedrag.datasets.manifest:load",
     "released": "mmedrag.datasets.released:load",
+    "table": "mmedrag.datasets.table:load",
+    "vqa": "mmedrag.datasets.vqa:load",
 }
 
 
@@ -67,9 +71,10 @@ def import_data(
     source = Path(src)
     if not source.exists():
         raise UserError(f"{source}: does not exist")
+    named = format != "dicom"  # names of DICOM files and folders can be names of patients
     settings = {
-        "format": format, "source": source.name, "seed": seed,
-        "shares": dict(shares) if shares else None, "inputs": _inputs(source),
+        "format": format, "source": source.name if named else None, "seed": seed,
+        "shares": dict(shares) if shares else None, "inputs": _inputs(source) if named else {},
         "options": {key: _plain(value) for key, value in sorted(given.items())},
     }  # fmt: skip
     writer = Writer(Path(out), settings, seed, dict(shares) if shares else None, progress)

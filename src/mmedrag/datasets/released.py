@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedrag.datasets.manifest import answer_type, images_of, text_of
+from mmedrag.datasets.common import answer_type, clean_question, images_of, text_of
 from mmedrag.datasets.rows import Row, parse, read_rows
 from mmedrag.datasets.writer import Writer, write_atomic
 from mmedrag.pairs_import import import_released
@@ -35,7 +35,6 @@ DOMAINS = {
     "pmc": "pathology", "quilt": "pathology",
 }  # fmt: skip
 STYLES = "released.json"  # how each source file was laid out, for a byte-equal way back
-_IMAGE_TOKEN = re.compile(r"\s*<image>\s*")
 
 
 @dataclass(frozen=True)
@@ -108,11 +107,6 @@ def split_of(file: str, row: Mapping[str, Any]) -> Split | None:
     given = row.get("split", row.get("use"))
     return {"train": "train", "training": "train", "val": "val", "valid": "val",
             "validation": "val", "test": "test"}.get(str(given))  # type: ignore[return-value]  # fmt: skip
-
-
-def clean_question(text: str) -> str:
-    """The question without its ``<image>`` marker (it stands before or after, oddly spaced)."""
-    return _IMAGE_TOKEN.sub("\n", text).strip()
 
 
 def sources(src: Path) -> list[tuple[Path, str]]:

@@ -51,6 +51,7 @@ class ImportResult:
     missing_images: int = 0  # named by a row, but not there: that row is text-only
     splits: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)  # what was refused and why, to be shown
 
     @property
     def exit_code(self) -> int:
@@ -139,8 +140,7 @@ class Writer:
         stamp = [stat.st_size, stat.st_mtime_ns, sha256]
         known = self._known.get(key)
         if known and known["stamp"] == stamp and (self.out / known["image"]).is_file():
-            look = Look(known["pixels"], known["hash"], bytes.fromhex(known["small"]))
-            return self._remember(key, known["image"], look)
+            return self._remember(key, known["image"], _unpacked(known))
         try:
             data = source.read_bytes()
         except OSError as error:
@@ -162,13 +162,8 @@ class Writer:
             stem, dot, end = name.rpartition(".")
             name = f"{stem}-{_short_hash(key)}{dot}{end}"
         write_atomic(self.out / name, data)
-        entry = {
-            "source": key, "stamp": stamp, "image": name, "pixels": look.pixels,
-            "hash": look.hash, "small": look.small.hex(),
-        }  # fmt: skip
         if stamp is not None:
-            self._cache.write(json.dumps(entry) + "\n")
-            self._cache.flush()
+            self._note({"source": key, "stamp": stamp, "image": name} | _packed(look))
         return self._remember(key, name, look)
 
     def _remember(self, key: str, name: str, look: Look) -> str:
@@ -176,10 +171,32 @@ class Writer:
         self._stored[key] = name
         return name
 
+    def _note(self, entry: dict[str, Any]) -> None:
+        self._cache.write(json.dumps(entry) + "\n")
+        self._cache.flush()
+
+    def remember(self, key: str, fields: dict[str, Any], images: list[str]) -> None:
+        """Keep what a costly source file gave, for the next run of the same command."""
+        looks = {name: _packed(self._looks[name]) for name in images}
+        self._note({"source": key, "fields": fields, "looks": looks})
+
+    def recall(self, key: str) -> dict[str, Any] | None:
+        """What :meth:`remember` kept, if its images are still there."""
+        known = self._known.get(key)
+        if known is None or not all((self.out / name).is_file() for name in known["looks"]):
+            return None
+        for name, look in known["looks"].items():
+            self._remember(f"{key}/{name}", name, _unpacked(look))
+        return dict(known["fields"])
+
     # --- rows
 
-    def reject(self, row: Row, reason: str) -> None:
-        """Refuse a source row; it goes to ``rejected.jsonl`` as it was, if JSON can hold it."""
+    def reject(self, row: Row, reason: str, shown: str | None = None) -> None:
+        """Refuse a source row; it goes to ``rejected.jsonl`` as it was, if JSON can hold it.
+
+        ``shown`` is a name for the user's eyes alone (a path that may identify a patient).
+        """
+        self.result.refusals.append(f"{shown or f'{row.file}:{row.line}'}: {reason}")
         value = row.value if row.text is None else row.text
         try:
             BadRow(file=row.file, line=row.line, reason=reason, row=value).to_json().encode()
@@ -291,6 +308,14 @@ def write_atomic(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     os.replace(part, path)
+
+
+def _packed(look: Look) -> dict[str, Any]:
+    return {"pixels": look.pixels, "hash": look.hash, "small": look.small.hex()}
+
+
+def _unpacked(entry: dict[str, Any]) -> Look:
+    return Look(entry["pixels"], entry["hash"], bytes.fromhex(entry["small"]))
 
 
 def _short_hash(name: str) -> str:

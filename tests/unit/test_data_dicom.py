@@ -1,0 +1,317 @@
+"""DICOM: pixels as they should be seen, and nothing of the patient in what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
+pytest.importorskip("dicomanonymizer", reason="needs the extra 'dicom'")
+
+from mmedrag import dicom  # noqa: E402
+from mmedrag.datasets import import_data, ocr  # noqa: E402
+from mmedrag.datasets.deidentify import Pseudonyms, deidentify, read_key  # noqa: E402
+from mmedrag.images import load_image  # noqa: E402
+from mmedrag.types import DataFolder, UserError  # noqa: E402
+
+# pixels that tell orientation: bright in the upper left corner
+CORNER = np.zeros((40, 40), dtype=np.uint16)
+CORNER[:10, :10] = 3000
+SECRETS = (
+    "Roe",
+    "Jill",
+    "MRN12345",
+    "ACC777",
+    "StMary",
+    "Dr^Who",
+    "19610203",
+    "20200417",
+    "Private note",
+    "1.2.826.0.1.77",
+)
+
+
+def make(pixels: np.ndarray = CORNER, frames: int = 0, **changes: Any) -> Any:
+    """A data set with identity in every usual and some unusual places."""
+    item = pydicom.Dataset()
+    found = pydicom.Dataset()
+    found.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    found.SOPInstanceUID = "1.2.826.0.1.77.1"
+    found.StudyInstanceUID = "1.2.826.0.1.77.2"
+    found.SeriesInstanceUID = "1.2.826.0.1.77.3"
+    found.PatientName, found.PatientID, found.PatientBirthDate = "Roe^Jill", "MRN12345", "19610203"
+    found.AccessionNumber, found.InstitutionName = "ACC777", "StMary"
+    found.ReferringPhysicianName = "Dr^Who"
+    found.StudyDate, found.StudyTime, found.Modality = "20200417", "101112", "DX"
+    found.AcquisitionDateTime = "20200417101112.5"
+    found.StudyDescription = "Chest of Jill Roe"
+    item.CodeMeaning, item.CodeValue = "Chest", "T-D3000"
+    item.PersonName = "Roe^Jill"
+    item.ReferencedSOPInstanceUID = "1.2.826.0.1.77.9"
+    item.ContentDate = "20200417"
+    found.AnatomicRegionSequence = [item]
+    found.add_new((0x0009, 0x0010), "LO", "SHOP")
+    found.add_new((0x0009, 0x1001), "LO", "Private note")
+    found.Rows, found.Columns = pixels.shape[-2:] if not frames else pixels.shape[1:3]
+    found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
+    found.BitsAllocated, found.BitsStored, found.HighBit = 16, 12, 11
+    found.PixelRepresentation = 0
+    if frames:
+        found.NumberOfFrames = frames
+    found.PixelData = pixels.astype(np.uint16).tobytes()
+    found.file_meta = pydicom.dataset.FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    found.file_meta.SourceApplicationEntityTitle = "StMary"
+    for key, value in changes.items():
+        setattr(found, key, value)
+    return found
+
+
+def save(dataset: Any, path: Path, preamble: bytes = b"Roe^Jill".ljust(128, b"\0")) -> Path:
+    dataset.preamble = preamble
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def shown(dataset: Any, tmp_path: Path) -> np.ndarray:
+    return np.asarray(load_image(save(dataset, tmp_path / "one.dcm")))[..., 0]
+
+
+# --- pixels
+
+
+def test_window_inversion_and_rescale(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(4000, dtype=np.uint16)[::100], (40, 1))
+    plain = shown(make(ramp), tmp_path)
+    assert plain[0, 0] == 0 and plain[0, -1] == 255 and (np.diff(plain[0].astype(int)) > 0).all()
+    assert (
+        shown(make(ramp, PhotometricInterpretation="MONOCHROME1"), tmp_path) == 255 - plain
+    ).all()
+    window = shown(make(ramp, WindowCenter=1000, WindowWidth=200), tmp_path)
+    # PS3.3 C.11.2.1.2: black up to c - 0.5 - (w-1)/2 = 900, white above c - 0.5 + (w-1)/2 = 1099
+    assert (window[0, :10] == 0).all() and (window[0, 11:] == 255).all()
+    assert window[0, 10] == round(((1000 - 999.5) / 199 + 0.5) * 255)
+    several = make(ramp, WindowCenter=[1000, 50], WindowWidth=[200, 400])
+    assert (shown(several, tmp_path) == window).all()
+    hounsfield = make(ramp, RescaleSlope=1, RescaleIntercept=-1000, WindowCenter=0, WindowWidth=200)
+    assert (shown(hounsfield, tmp_path) == window).all()
+    exact = make(ramp, WindowCenter=1000, WindowWidth=200, VOILUTFunction="LINEAR_EXACT")
+    assert shown(exact, tmp_path)[0, 10] == 128
+    sigmoid = make(ramp, WindowCenter=1000, WindowWidth=200, VOILUTFunction="SIGMOID")
+    assert shown(sigmoid, tmp_path)[0, 10] == 128
+
+
+def test_a_voi_lut_and_padding(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(40, dtype=np.uint16), (40, 1))
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [40, 0, 8]
+    table.add_new("LUTData", "OW", bytes((np.arange(40) * 6).astype(np.uint8).repeat(1)))
+    table["LUTData"].value = (np.arange(40) * 6).astype("<u2").tobytes()
+    inverse = shown(make(ramp, VOILUTSequence=[table]), tmp_path)
+    assert inverse[0, 0] == 0 and inverse[0, 39] == 234
+    padded = ramp.copy()
+    padded[:, :5] = 4000
+    dark = shown(make(padded, PixelPaddingValue=4000), tmp_path)
+    assert (dark[:, :5] == 0).all() and dark[0, -1] == 255  # padding does not set the range
+    white = make(padded, PixelPaddingValue=4000, PhotometricInterpretation="MONOCHROME1")
+    assert (shown(white, tmp_path)[:, :5] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "corner"),
+    [
+        (["L", "F"], "top left"),
+        (["R", "F"], "top right"),
+        (["L", "H"], "bottom left"),
+        (["R", "H"], "bottom right"),
+        (["P", "F"], "top left"),
+        (["F", "L"], "top left"),
+        (None, "top left"),
+        ([1, 0, 0, 0, 1, 0], "top left"),
+        ([-1, 0, 0, 0, -1, 0], "bottom right"),
+        ([0, 1, 0, 0, 0, -1], "top left"),
+        ([1, 0, 0, 0, 0, 1], "bottom left"),
+    ],
+)
+def test_pictures_stand_as_films_are_read(orientation: Any, corner: str, tmp_path: Path) -> None:
+    key = (
+        "PatientOrientation"
+        if orientation and isinstance(orientation[0], str)
+        else ("ImageOrientationPatient")
+    )
+    dataset = make(**({key: orientation} if orientation else {}))
+    pixels = shown(dataset, tmp_path)
+    rows, columns = ("top" in corner, "left" in corner)
+    spot = pixels[:10] if rows else pixels[-10:]
+    spot = spot[:, :10] if columns else spot[:, -10:]
+    assert (spot == 255).all() and (pixels == 255).sum() == 100
+
+
+def test_missing_preamble_and_meta_header(tmp_path: Path) -> None:
+    dataset = make()
+    whole = save(dataset, tmp_path / "a.dcm").read_bytes()
+    bare = tmp_path / "b"
+    bare.write_bytes(whole[whole.index(b"\x08\x00\x16\x00") :])  # starts at SOPClassUID
+    assert (np.asarray(load_image(bare)) == np.asarray(load_image(tmp_path / "a.dcm"))).all()
+
+
+def test_frames_are_decoded_one_by_one(tmp_path: Path) -> None:
+    stack = np.stack([np.full((8, 8), n * 100, dtype=np.uint16) for n in range(5)])
+    stack[:, 0, 0] = 0
+    stack[:, 0, 1] = 500
+    data = save(make(stack, frames=5), tmp_path / "m.dcm").read_bytes()
+    pictures = dicom.frames(data, limit=None)
+    assert [p.getpixel((4, 4))[0] for p in pictures] == [0, 51, 102, 153, 204]
+    assert len(dicom.frames(data)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Rows": 0},
+        {"Rows": 65535, "Columns": 65535},
+        {"NumberOfFrames": 10**8},
+        {"PhotometricInterpretation": "SMELL"},
+        {"PixelData": b"\0\0"},
+        {"BitsAllocated": 7},
+    ],
+    ids=str,
+)
+def test_unusable_pixels_are_refused_with_a_reason(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"bad\.dcm"):
+        load_image(save(make(**changes), tmp_path / "bad.dcm"))
+
+
+def test_all_of_pydicoms_own_files_give_a_picture_or_a_reason() -> None:
+    from pydicom.data import get_testdata_files
+
+    decoded, refused = 0, 0
+    for name in sorted(get_testdata_files()):
+        if Path(name).is_dir():
+            continue
+        try:
+            picture = load_image(name)
+        except UserError as error:
+            assert str(error).startswith(name) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert picture.mode == "RGB" and picture.width > 0
+            decoded += 1
+    assert decoded >= 85 and refused >= 1, (decoded, refused)
+
+
+# --- identity
+
+
+def test_nothing_of_the_patient_is_written(tmp_path: Path) -> None:
+    src = tmp_path / "Roe^Jill"
+    src.mkdir()
+    overlay = make(StudyDate="20200418", SOPInstanceUID="1.2.826.0.1.77.11")
+    overlay.add_new((0x6000, 0x4000), "LT", "Roe Jill")
+    save(make(), src / "Roe_Jill_1.dcm")
+    save(overlay, src / "Roe_Jill_2.dcm")
+    save(make(PatientID="OTHER", SOPInstanceUID="1.2.826.0.1.77.12"), src / "3.dcm")
+    (src / "broken_Roe.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"Roe^Jill")
+    (src / "notes.txt").write_text("Roe")
+    result = import_data("dicom", src, tmp_path / "out", ocr="off")
+    assert (result.corpus, result.rejected) == (3, 1)
+    assert "broken_Roe.dcm" in result.refusals[0]  # shown to the user, not written
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            data = path.read_bytes() + path.name.encode()
+            for secret in (*SECRETS, "Roe_Jill"):
+                assert secret.encode() not in data, (path.name, secret)
+    rows = {r.id: r for r in DataFolder(tmp_path / "out").corpus()}
+    assert len(rows) == 3 and all(r.text == "" for r in rows.values())
+    patients = sorted(str(r.patient) for r in rows.values())
+    assert (
+        len(set(patients)) == 2
+        and len({r.split for r in rows.values() if patients.count(str(r.patient)) == 2}) == 1
+    )
+    dates = sorted(r.meta["date"] for r in rows.values())
+    from datetime import date
+
+    mine = [
+        date.fromisoformat(r.meta["date"])
+        for r in rows.values()
+        if patients.count(str(r.patient)) == 2
+    ]
+    assert abs((mine[0] - mine[1]).days) == 1 and max(dates) < "2020-04-17"
+
+
+def test_deidentified_data_set_holds_no_secret_anywhere() -> None:
+    names = Pseudonyms(b"k" * 32)
+    before = str(make()) + str(make().file_meta)
+    assert all(secret in before for secret in SECRETS)
+    cleaned = deidentify(make(), names)
+    text = str(cleaned) + str(cleaned.file_meta)
+    for secret in SECRETS:
+        assert secret not in text, secret
+    assert cleaned.PatientIdentityRemoved == "YES" and cleaned.PatientID
+    assert cleaned.PatientBirthDate in ("", "00010101")
+    again = deidentify(make(), names)
+    assert str(again.SOPInstanceUID) == str(cleaned.SOPInstanceUID)  # repeatable with the key
+    other = deidentify(make(), Pseudonyms(b"z" * 32))
+    assert other.PatientID != cleaned.PatientID
+    assert str(other.StudyInstanceUID) != str(cleaned.StudyInstanceUID)
+
+
+def test_import_repeats_itself_and_the_key_stays_outside(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    stack = np.stack([CORNER // (n + 1) for n in range(30)])
+    save(make(stack, frames=30), src / "m.dcm")
+    result = import_data("dicom", src, tmp_path / "out", ocr="off", max_frames=4)
+    row = DataFolder(tmp_path / "out").corpus()[0]
+    assert len(row.images) == 4 and row.meta["frames"] == 30 and result.images == 4
+    key = tmp_path / "out.key"
+    assert key.stat().st_mode & 0o077 == 0 and not list((tmp_path / "out").rglob("*.key"))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    import_data("dicom", src, tmp_path / "out", ocr="off", max_frames=4)
+    after = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert before == after
+    (tmp_path / "short.key").write_text("abc")
+    with pytest.raises(UserError, match="expected at least 16"):
+        read_key(tmp_path / "short.key")
+
+
+def burned_in(text: str, side: str = "L") -> np.ndarray:
+    picture = Image.fromarray((np.random.default_rng(0).random((400, 400)) * 40).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    draw.text((20, 20), text, fill=255, font=ImageFont.load_default(22))
+    draw.text((360, 350), side, fill=255, font=ImageFont.load_default(30))
+    return np.asarray(picture).astype(np.uint16) * 12
+
+
+@pytest.mark.skipif(not ocr.available(), reason="needs the extra 'ocr'")
+def test_burned_in_text_is_masked_or_refused(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    save(make(burned_in("ROE, JILL 03.02.1961")), src / "a.dcm")
+    import_data("dicom", src, tmp_path / "out")
+    row = DataFolder(tmp_path / "out").corpus()[0]
+    assert row.meta["masked_text"] >= 1
+    picture = load_image(row.images[0])
+    assert not [line for line in ocr.find_text(picture) if line.tells]
+    marker = np.asarray(picture)[350:385, 355:385]
+    assert marker.max() > 200  # the side marker stays
+    refused = import_data("dicom", src, tmp_path / "o2", ocr="refuse")
+    assert refused.corpus == 0 and "burned-in text" in refused.refusals[0]
+
+
+def test_declared_burned_in_text_is_not_trusted_without_ocr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ocr, "available", lambda: False)
+    src = tmp_path / "src"
+    src.mkdir()
+    save(make(BurnedInAnnotation="YES"), src / "a.dcm")
+    save(make(SOPInstanceUID="1.2.826.0.1.77.5"), src / "b.dcm")
+    result = import_data("dicom", src, tmp_path / "out")
+    assert (result.corpus, result.rejected) == (1, 1) and "not looked for" in result.notes[0]
+    assert json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["file"] == "dicom-0"
