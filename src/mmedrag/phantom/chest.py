@@ -424,5 +424,6 @@ SPEC = DomainSpec(
         "bilateral": ("bilateral", "on both sides"),
     },
     both="bilateral",
+    visibility=1.2,
     render=render,
 )

@@ -548,6 +548,7 @@ SPEC = DomainSpec(
         "diffuse": ("diffuse", "in both hemifields"),
     },
     both="diffuse",
+    visibility=1.9,
     render=render,
     grain=6.0,
 )

@@ -74,6 +74,7 @@ class DomainSpec:
     both: str
     render: Render
     grain: float = 10.0  # grey levels, standard deviation of pixel noise at knob 1
+    visibility: float = 1.0  # multiplies the contrast knob, so that domains are about as hard
     by_name: Mapping[str, FindingSpec] = field(init=False)
 
     def __post_init__(self) -> None:

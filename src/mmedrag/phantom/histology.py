@@ -749,6 +749,7 @@ SPEC = DomainSpec(
         "diffuse": ("diffuse", "throughout the field"),
     },
     both="diffuse",
+    visibility=0.9,
     render=render,
     grain=8.0,
 )

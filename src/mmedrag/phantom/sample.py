@@ -101,7 +101,8 @@ def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator
 def picture(domain: DomainSpec, study: Study, canvas: Canvas, knobs: Knobs) -> np.ndarray:
     """The study's image, uint8 [S, S] or [S, S, 3]."""
     dice: Callable[[str], Dice] = lambda name: Dice(study.key, name)  # noqa: E731
-    image = domain.render(canvas, study.findings, study.attributes, dice, knobs.contrast)
+    contrast = knobs.contrast * domain.visibility
+    image = domain.render(canvas, study.findings, study.attributes, dice, contrast)
     channels = 1 if image.ndim == 2 else image.shape[2]
     noise = grain(canvas.size, channels, study.key, "grain")
     return to_uint8(image, noise, domain.grain * knobs.noise)

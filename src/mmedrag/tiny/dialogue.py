@@ -105,7 +105,7 @@ class Writer:
         stray = dice.chance(practice)
         own = self.report(study, dice)
         references = [own]
-        for _ in range(dice.integer(0, 2)):
+        for _ in range(dice.weighted((0, 1, 2), (0.5, 0.3, 0.2))):
             mate = self.studies.studies[dice.choice(mates)]
             references.append(self.report(mate, dice))
         if not stray:

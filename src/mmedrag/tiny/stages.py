@@ -18,7 +18,7 @@ from mmedrag.tiny.text import train_tokenizer
 
 log = logging.getLogger(__name__)
 EACH = 600  # studies per seed and domain
-VISION_STEPS, LOOK_STEPS, READ_STEPS = 2700, 900, 1500
+VISION_STEPS, LOOK_STEPS, READ_STEPS = 2100, 600, 1200
 
 
 @lru_cache(maxsize=1)

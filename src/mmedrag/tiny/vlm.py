@@ -134,7 +134,7 @@ def texts(writers: Mapping[str, Writer], count: int) -> list[str]:
 def train(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast,
     writers: Mapping[str, Writer], feats: Mapping[str, torch.Tensor], steps: int, reading: float,
-    state: Path, rate: float = 1e-3, batch: int = 48, seed: int = 0, check: object = None,
+    state: Path, rate: float = 1e-3, batch: int = 32, seed: int = 0, check: object = None,
 ) -> None:  # fmt: skip
     """Train projector and language model; ``reading`` is the share of dialogues with references.
 
@@ -155,12 +155,12 @@ def train(
     names, began, losses = list(writers), time.time(), []
     for step in range(start, steps):
         rows, images = [], []
+        reads = Dice("kind", seed, step).chance(reading)  # one kind a step: little padding
         for i in range(batch):
             name = names[i % len(names)]
             writer, dice = writers[name], Dice("train", seed, step, i)
             row = dice.integer(0, len(writer.studies.studies) - 1)
-            make = writer.read if dice.chance(reading) else writer.look
-            dialogue = make(row, dice)
+            dialogue = (writer.read if reads else writer.look)(row, dice)
             if dialogue.turns:
                 rows.append(encode(tokenizer, dialogue))
                 images.append(feats[name][dialogue.image])
