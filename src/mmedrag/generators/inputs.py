@@ -36,6 +36,8 @@ class Inputs:
         config = model.config
         self.image_size = vision.image_size(processor, config)
         self.image_token = getattr(processor, "image_token", None) or "<image>"
+        # how a converted model wants an image written in raw text (LLaVA-Med-1.0: between tags)
+        self.image_place = getattr(config, "image_place", None) or self.image_token
         self.image_token_id: Any = getattr(config, "image_token_id", None)
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         self.pad_id: int = pad if pad is not None else end or 0
@@ -54,7 +56,7 @@ class Inputs:
     def text(self, prompt: Prompt, images: int) -> str:
         """The exact string that is tokenised, with one image token for each image."""
         if prompt.style == "raw":
-            return prompt.text.replace("<image>\n", f"{self.image_token}\n" * images, 1)
+            return prompt.text.replace("<image>\n", f"{self.image_place}\n" * images, 1)
         content = [{"type": "image"}] * images + [{"type": "text", "text": prompt.text}]
         try:
             return self.processor.apply_chat_template(
