@@ -199,3 +199,30 @@ def demo(
         json.dumps({"studies_per_domain": studies, "examples": len(examples), "seed": seed}) + "\n"
     )
     return {**result, "report": str(page), "examples": len(examples)}
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """The demo's table in words: closed questions and reports, overall, clean images."""
+    lines = [
+        f"{result['examples']} examples; balanced accuracy of closed questions and finding F1 of "
+        "reports, with 95 % intervals",
+        f"{'':<34} {'closed questions':<24} reports",
+    ]
+    for name, arm in result["runs"].items():
+        if arm["condition"].startswith("clean"):
+            cells = [
+                _cell(arm["tasks"].get(task, {}).get("overall"), metric)
+                for task, metric in (("vqa_closed", "balanced_accuracy"), ("report", "finding_f1"))
+            ]
+            lines.append(f"{name:<34} {cells[0]:<24} {cells[1]}")
+    lines.append("* not above its best control (see the report)")
+    lines.append(f"report: {result['report']}")
+    return "\n".join(lines)
+
+
+def _cell(table: Mapping[str, Any] | None, metric: str) -> str:
+    found = (table or {}).get("metrics", {}).get(metric)
+    if not found or found["value"] is None:
+        return "-"
+    mark = "*" if metric in (table or {}).get("marked", {}) else ""
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]{mark}"

@@ -1,0 +1,63 @@
+"""The small image-text encoders: a CLIPModel around the trained tower, to be tuned per domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers.processors import TemplateProcessing
+
+from mmedrag.encoders import torchvision_shim
+
+torchvision_shim.ready()
+from transformers import (  # noqa: E402
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+)
+
+from mmedrag.tiny.vlm import image_processor
+
+CONTEXT = 128  # tokens; the benchmark's reports are shorter
+
+
+def text_tokenizer(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The shared vocabulary with CLIP's manners: <s> text </s>, padded on the right."""
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer, bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>", padding_side="right", model_max_length=CONTEXT,
+    )  # fmt: skip
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>",
+        special_tokens=[("<s>", words.bos_token_id), ("</s>", words.eos_token_id)],
+    )
+    return own
+
+
+def new_encoder(
+    tower: CLIPVisionModel, words: PreTrainedTokenizerFast, folder: Path, seed: int = 0
+) -> Path:
+    """Save an encoder with the trained tower and an untrained text side; returns its folder."""
+    torch.manual_seed(seed)
+    width = tower.config.hidden_size
+    config = CLIPConfig(
+        vision_config=tower.config.to_dict(),
+        text_config=CLIPTextConfig(
+            vocab_size=len(words), hidden_size=width, intermediate_size=3 * width,
+            num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=CONTEXT,
+            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id, projection_dim=width,
+        ).to_dict(),
+        projection_dim=width,
+    )  # fmt: skip
+    model = CLIPModel(config)
+    missing = model.vision_model.load_state_dict(
+        {k.removeprefix("vision_model."): v for k, v in tower.state_dict().items()}, strict=True
+    )
+    assert not missing.missing_keys
+    model.save_pretrained(folder)
+    text_tokenizer(words).save_pretrained(folder)
+    image_processor().save_pretrained(folder)
+    return folder
