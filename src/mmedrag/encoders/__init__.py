@@ -16,13 +16,17 @@ features, inside the domain model. ``load_encoder`` turns a name into an
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmedrag.protocols import Encoder, resolve
 from mmedrag.types import UserError
 
+if TYPE_CHECKING:
+    from mmedrag.encoders.base import Towers
+
 ENCODERS = {
-    "hf": "mmedrag.encoders.hf:HFEncoder",
-    "open_clip": "mmedrag.encoders.open_clip:OpenClipEncoder",
+    "hf": "mmedrag.encoders.hf:towers",
+    "open_clip": "mmedrag.encoders.open_clip:towers",
 }
 EXTRAS = {"open_clip": "clip", "timm": "clip", "torchvision": "clip"}
 EMBEDDED = "embedded"
@@ -46,17 +50,31 @@ def load_encoder(
         raise UserError(f"encoder: long_text: got {long_text!r}, expected 'window' or 'truncate'")
     kind, target = _kind(spec)
     factory = resolve(kind, ENCODERS, "encoder", EXTRAS)
-    if kind in ENCODERS:
-        return factory(target, spec=spec, device=device, dtype=dtype, long_text=long_text)
-    return factory(spec, device)
+    if kind not in ENCODERS:
+        return factory(spec, device)
+    from mmedrag.encoders.base import TorchEncoder
+
+    return TorchEncoder(factory(target), spec, device, dtype, long_text)
+
+
+def load_towers(spec: str) -> Towers:
+    """The bare towers behind ``spec``, to be trained (``mmedrag.train_retriever``).
+
+    Raises:
+        UserError: as :func:`load_encoder`, or an encoder that is not made of torch towers.
+    """
+    kind, target = _kind(spec)
+    if kind not in ENCODERS:
+        raise UserError(f"encoder {spec!r}: cannot be trained, expected Hugging Face or open_clip")
+    return resolve(kind, ENCODERS, "encoder", EXTRAS)(target)
 
 
 def _kind(spec: str) -> tuple[str, str]:
     """(name in ENCODERS or module:Class, what that loader should open)."""
     if spec == EMBEDDED or spec.startswith(EMBEDDED + ":"):
-        from mmedrag import embedded
+        from mmedrag.embedded import path
 
-        return "hf", str(embedded.path(spec.partition(":")[2] or "encoder"))
+        return "hf", str(path(spec.partition(":")[2] or "encoder"))
     if spec.startswith("hf-hub:"):
         return "open_clip", spec
     prefix, colon, rest = spec.partition(":")

@@ -46,6 +46,7 @@ class Towers:
     text_features: Callable[[Tokens], torch.Tensor]
     context: int
     describe: dict[str, Any]
+    save: Callable[[Path], None]  # as a folder that load_encoder opens
 
 
 class TorchEncoder:

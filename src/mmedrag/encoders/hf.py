@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mmedrag.encoders import torchvision_shim
-from mmedrag.encoders.base import TorchEncoder, Towers
+from mmedrag.encoders.base import Towers
 from mmedrag.types import UserError
 
 
@@ -77,17 +77,20 @@ def describe(tokenizer: Any, processor: Any) -> dict[str, Any]:
     return {"processor": json.loads(json.dumps(settings, default=str)), "tokenizer": words}
 
 
-def HFEncoder(  # noqa: N802 - a loader that reads like the class it fills
-    target: str, spec: str, device: str | None, dtype: str | None, long_text: str
-) -> TorchEncoder:
-    """A :class:`TorchEncoder` over a Hugging Face CLIP or SigLIP model."""
+def towers(target: str) -> Towers:
+    """A Hugging Face CLIP or SigLIP model as :class:`~mmedrag.encoders.base.Towers`."""
     model, tokenizer, processor = load_parts(target)
     text_input = TextInput(model, tokenizer)
 
     def prepare(picture: Image.Image) -> torch.Tensor:
         return processor(images=picture, return_tensors="pt")["pixel_values"][0]
 
-    towers = Towers(
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    return Towers(
         model=model,
         prepare=prepare,
         tokenize=text_input,
@@ -96,5 +99,5 @@ def HFEncoder(  # noqa: N802 - a loader that reads like the class it fills
         text_features=lambda tokens: features(model.get_text_features(**tokens)),
         context=text_input.context,
         describe=describe(tokenizer, processor),
+        save=save,
     )
-    return TorchEncoder(towers, spec, device, dtype, long_text)

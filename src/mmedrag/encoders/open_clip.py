@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmedrag.encoders import torchvision_shim
-from mmedrag.encoders.base import TorchEncoder, Towers
+from mmedrag.encoders.base import Towers
 from mmedrag.types import UserError
 
 
@@ -36,17 +38,36 @@ def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:
     return [len(tokenizer.encode(text)) + 2 for text in texts]  # start and end tokens
 
 
-def OpenClipEncoder(  # noqa: N802 - a loader that reads like the class it fills
-    target: str, spec: str, device: str | None, dtype: str | None, long_text: str
-) -> TorchEncoder:
-    """A :class:`TorchEncoder` over an open_clip model."""
+def _save(model: Any, tokenizer: Any, name: str, folder: Path) -> None:
+    """A ``local-dir:`` folder: open_clip_config.json and safetensors weights."""
+    import open_clip
+    from safetensors.torch import save_model
+
+    source = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
+    if name.startswith("local-dir:"):
+        settings = json.loads(source.read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        settings = open_clip.get_model_config(name)
+    if settings is None:
+        raise UserError(f"encoder {name}: open_clip does not tell its configuration")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_cfg": settings, "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
+    text = json.dumps(config, indent=1, sort_keys=True)
+    (folder / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")
+    save_model(model, str(folder / "open_clip_model.safetensors"))
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(str(folder))
+
+
+def towers(target: str) -> Towers:
+    """An open_clip model as :class:`~mmedrag.encoders.base.Towers`."""
     model, transform, tokenizer = load_parts(target)
     context = int(getattr(model, "context_length", None) or tokenizer.context_length)
 
     def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
         return {"text": tokenizer(texts, context_length=context)}
 
-    towers = Towers(
+    return Towers(
         model=model,
         prepare=transform,
         tokenize=tokenize,
@@ -59,5 +80,5 @@ def OpenClipEncoder(  # noqa: N802 - a loader that reads like the class it fills
             "tokenizer": type(tokenizer).__name__,
             "context": context,
         },
+        save=lambda folder: _save(model, tokenizer, target.partition("@")[0], folder),
     )
-    return TorchEncoder(towers, spec, device, dtype, long_text)
