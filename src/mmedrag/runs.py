@@ -32,14 +32,8 @@ PACKAGES = (
     "open_clip_torch", "openai",
 )  # fmt: skip
 
-IDENTITY = (
-    "command",
-    "settings",
-    "system",
-    "seeds",
-    "inputs",
-    "images",
-)  # equal in a run that goes on
+# equal in a run that goes on
+IDENTITY = ("command", "settings", "system", "seeds", "inputs", "images")
 
 
 def sha256(path: str | Path) -> str:
