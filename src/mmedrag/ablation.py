@@ -137,7 +137,7 @@ def sample(data: DataFolder, studies: int | None, split: str = "test") -> list[E
 
 def embedded_parts(rule: RuleSpec | None = None) -> Parts:
     """The parts of the embedded system; indexes are built on first use."""
-    from mmedrag.domain import DomainModel
+    from mmedrag.domain import open_domain
     from mmedrag.generators import load_generator
     from mmedrag.retriever import open_retriever
 
@@ -151,7 +151,7 @@ def embedded_parts(rule: RuleSpec | None = None) -> Parts:
         return loaded[key]
 
     return Parts(
-        domain=DomainModel.load(embedded.path("domain")),
+        domain=open_domain(embedded.path("domain")),
         domain_retrievers={d: open_retriever(p) for d, p in embedded.index_folders().items()},
         generic=open_retriever(embedded.generic_index()),
         generator=generator,

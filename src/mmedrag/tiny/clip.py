@@ -45,8 +45,8 @@ def new_encoder(
     config = CLIPConfig(
         vision_config=tower.config.to_dict(),
         text_config=CLIPTextConfig(
-            vocab_size=len(words), hidden_size=width, intermediate_size=3 * width,
-            num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=CONTEXT,
+            vocab_size=len(words), hidden_size=width, intermediate_size=2 * width,
+            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT,
             bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
             pad_token_id=words.pad_token_id, projection_dim=width,
         ).to_dict(),

@@ -82,4 +82,29 @@ def read(work: Path, out: Path) -> None:
     _dialogues(work, out, "read.pt", READ_STEPS, 0.7, "look.pt")
 
 
-STAGES: dict[str, Callable[[Path, Path], None]] = {"vision": see, "look": look, "read": read}
+def domain(work: Path, out: Path) -> None:
+    """The domain model: a head on the generic encoder, from a benchmark of its own."""
+    from mmedrag.phantom.build import build
+    from mmedrag.train_domain import train_domain
+    from mmedrag.types import DataFolder
+
+    data = work / "phantom-domain"
+    build(data, studies=600, seed=1800)
+    train_domain(
+        [DataFolder(data)], out / "domain", encoder="embedded:encoder", copy_encoder=False,
+        notice="a benchmark model: it has seen drawn pictures only",
+    )  # fmt: skip
+
+
+def adapter(work: Path, out: Path) -> None:
+    """RAG-PT on all pairs, and on each set alone."""
+    from mmedrag.tiny import preference
+
+    preference.tune(work, out, "adapter", preference.SETS)
+    for kind in preference.SETS:
+        preference.tune(work, out, f"adapter-{kind}", (kind,))
+
+
+STAGES: dict[str, Callable[[Path, Path], None]] = {
+    "vision": see, "look": look, "read": read, "domain": domain, "adapter": adapter,
+}  # fmt: skip

@@ -1,0 +1,69 @@
+"""The last stage: RAG-PT of the small model on validation patients that nothing was trained on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mmedrag.domain import open_domain
+from mmedrag.dpo_settings import DpoTraining
+from mmedrag.generators import load_generator
+from mmedrag.index import build_index
+from mmedrag.pairs_io import read_pairs
+from mmedrag.pairs_run import PairSettings, make_pairs
+from mmedrag.phantom.build import build
+from mmedrag.phantom.grammar import DOMAINS
+from mmedrag.pipeline import Pipeline
+from mmedrag.retriever import open_retriever
+from mmedrag.select import RuleSpec
+from mmedrag.train_dpo import train_dpo
+from mmedrag.types import DataFolder
+
+log = logging.getLogger(__name__)
+PAIR_SEED, PAIR_STUDIES = 3000, 1500  # of the benchmark that pairs come from
+SETS = ("cross_modal", "copy", "resist")
+SETTINGS = DpoTraining()
+K = 4
+
+
+def data_folder(work: Path) -> DataFolder:
+    path = work / f"phantom-{PAIR_SEED}"
+    if not (path / "examples.jsonl").exists():
+        build(path, studies=PAIR_STUDIES, seed=PAIR_SEED)
+    return DataFolder(path)
+
+
+def pipeline(work: Path, weights: Path, data: DataFolder) -> Pipeline:
+    """The embedded system over an index of the pairs' own training studies."""
+    retrievers = {}
+    for name in DOMAINS:
+        index = work / f"index-{data.path.name}-{name}"
+        if not (index / "manifest.json").exists():
+            encoder = str((weights / f"retriever-{name}").resolve())
+            build_index([data], index, domain=name, encoder=encoder)
+        retrievers[name] = open_retriever(index)
+    return Pipeline(
+        domain=open_domain(weights / "domain"), retrievers=retrievers, rule=RuleSpec(), k=K,
+        generator=load_generator("hf", weights / "vlm", batch_size=64),
+    )  # fmt: skip
+
+
+def make(work: Path, weights: Path) -> Path:
+    """Preference pairs of all kinds; the four conditions' traces stay beside them."""
+    data, out = data_folder(work), work / "pairs"
+    if not (out / "pairs.jsonl").exists():
+        held_out = [weights / f"retriever-{name}" for name in DOMAINS]
+        found = make_pairs(
+            lambda: pipeline(work, weights, data), data, out, PairSettings(chunk=512),
+            held_out=[folder for folder in held_out if (folder / "train_ids.jsonl").exists()],
+        )  # fmt: skip
+        log.info("pairs %s", found)
+    return out
+
+
+def tune(
+    work: Path, weights: Path, name: str, kinds: tuple[str, ...], settings: DpoTraining = SETTINGS
+) -> dict:
+    """Tune one adapter on the pairs of ``kinds`` into ``weights/name``."""
+    pairs = [pair for pair in read_pairs(make(work, weights)) if pair.kind in kinds]
+    return train_dpo(pairs, weights / "vlm", weights / name, settings, cache=work / "dpo")
