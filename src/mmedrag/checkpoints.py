@@ -125,7 +125,8 @@ def shard_paths(folder: Path) -> list[Path]:
                 if not (folder / name).is_file():
                     raise UserError(f"{folder / name}: missing, named by {index}")
             return [folder / name for name in names]
-    for pattern in ("model*.safetensors", "*.safetensors", "pytorch_model*.bin"):
+    patterns = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+    for pattern in patterns:
         found = sorted(folder.glob(pattern))
         if found:
             return found

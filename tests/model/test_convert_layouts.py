@@ -17,7 +17,9 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from mmedrag.convert import TOWERS, convert, rename  # noqa: E402
+from mmedrag.convert import convert  # noqa: E402
+from mmedrag.convert_source import TOWERS, load_tokenizer  # noqa: E402
+from mmedrag.convert_tensors import rename  # noqa: E402
 from mmedrag.encoders import torchvision_shim  # noqa: E402
 from mmedrag.generators import load_generator  # noqa: E402
 from mmedrag.generators.inputs import expand  # noqa: E402
@@ -25,6 +27,8 @@ from mmedrag.protocols import Request  # noqa: E402
 from mmedrag.types import Prompt, UserError  # noqa: E402
 
 torchvision_shim.ready()
+from transformers import AutoTokenizer  # noqa: E402
+
 pytestmark = pytest.mark.model
 
 VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
@@ -532,3 +536,30 @@ def wide(folder, kind):
     else:
         torch.save(tensors, path)
     change_config(intermediate_size=inner)(folder)
+
+
+def test_a_sentencepiece_tokenizer_gives_the_ids_of_the_original(tmp_path):
+    """LLaVA used LLaMA's slow tokenizer, which is sentencepiece itself on every piece of text."""
+    spm = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    words = "is there an effusion yes no the heart looks normal question answer please".split()
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(words, 8)) for _ in range(300)]
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(tmp_path / "tokenizer"), vocab_size=340,
+        model_type="bpe", byte_fallback=True, character_coverage=1.0, add_dummy_prefix=True,
+        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    original = spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    image = again.convert_tokens_to_ids("<image>")
+    assert image == original.get_piece_size() == 340
+    for text in ("[INST] <image>\nIs there an effusion? [/INST]", "USER: <image>\nno ß ASSISTANT:"):
+        before, after = text.split("<image>")
+        want = [1, *original.encode(before), image, *original.encode(after)]
+        assert again(text)["input_ids"] == want
+    assert again.decode(again(" yes no")["input_ids"], skip_special_tokens=True).strip() == "yes no"

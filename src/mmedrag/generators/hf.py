@@ -19,7 +19,7 @@ import torch
 
 from mmedrag.generators.decoding import Decoding, SeededSampler, Verbalizers
 from mmedrag.generators.inputs import Inputs
-from mmedrag.generators.loading import load
+from mmedrag.generators.loading import attach, load
 from mmedrag.protocols import Request
 from mmedrag.types import Answer, Prompt, UserError
 
@@ -134,19 +134,11 @@ class HFGenerator:
         return other
 
     def _use(self, adapter: str | Path) -> None:
-        from peft import PeftModel
-
-        folder = str(adapter)
-        if not (Path(folder) / "adapter_config.json").is_file():
-            raise UserError(f"{folder}: no adapter here, expected adapter_config.json in a folder")
         name = f"adapter{len(self._peft[0].peft_config) if self._peft else 0}"
-        if self._peft:
-            self._peft[0].load_adapter(folder, adapter_name=name)
-        else:
-            self._peft.append(PeftModel.from_pretrained(self.model, folder, adapter_name=name))
-        self._peft[0].to(self.device).eval()
+        found = attach(self.model, adapter, name, self._peft[0] if self._peft else None)
+        self._peft[:] = [found.to(self.device)]
         self._adapter = name
-        self.name = f"{self.name}+{Path(folder).name}"
+        self.name = f"{self.name}+{Path(adapter).name}"
 
     @contextmanager
     def active(self) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmedrag.checkpoints import Shard, shard_paths
 from mmedrag.encoders import torchvision_shim
 from mmedrag.types import UserError
 
@@ -75,6 +76,39 @@ def load(
     loaded.eval().requires_grad_(False).to(chosen_device)
     log.info("%s: %s parameters, %s on %s", name, f"{size:,}", number, chosen_device)
     return Loaded(loaded, processor, chosen_device, number, size)
+
+
+def attach(model: Any, adapter: str | Path, name: str = "default", peft: Any = None) -> Any:
+    """A PEFT adapter injected into ``model`` (or added to the ``peft`` model around it).
+
+    PEFT only warns when an adapter's tensors find no place, and answers as if there were none
+    (released issue 27); here that is an error.
+
+    Raises:
+        UserError: no adapter there, or one that does not fit the model in every tensor.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    folder = Path(adapter)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: no adapter here, expected adapter_config.json in a folder")
+    try:
+        if peft is None:
+            peft = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        else:
+            peft.load_adapter(str(folder), adapter_name=name)
+    except (ValueError, RuntimeError, KeyError, OSError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: the adapter does not fit the model: {reason}") from error
+    held = set(get_peft_model_state_dict(peft, adapter_name=name))
+    stored = {key for path in shard_paths(folder) for key in Shard(path).specs}
+    if held != stored:
+        odd = sorted(held ^ stored)
+        raise UserError(
+            f"{folder}: the adapter does not fit the model: {len(odd)} tensors differ, the first "
+            f"is {odd[0]}"
+        )
+    return peft.eval().requires_grad_(False)
 
 
 def best_device() -> str:
