@@ -265,9 +265,11 @@ class Worker:
 
     def _careful(self, step: Callable[[list[Trace]], None], traces: list[Trace]) -> None:
         """Run a stage; what fails is halved until the failing rows stand alone."""
-        waiting = [traces] if traces else []
+        waiting = [traces]
         while waiting:
             part = waiting.pop(0)
+            if not part:
+                continue
             if len(part) > self.at_a_time:
                 waiting[:0] = list(_slices(part, self.at_a_time))
                 continue
@@ -281,6 +283,9 @@ class Worker:
                     log.warning("%s: %s", part[0].example_id, part[0].error)
                     log.debug("traceback", exc_info=True)
                     continue
+            if not short and self._unreadable(part):
+                waiting.insert(0, [trace for trace in part if not trace.error])
+                continue
             half = (len(part) + 1) // 2
             if short:
                 self.at_a_time = min(self.at_a_time, half)
@@ -288,6 +293,27 @@ class Worker:
                 log.warning("out of memory with %d rows: now at most %d", len(part), half)
                 _free_memory()
             waiting[:0] = [part[:half], part[half:]]
+
+    def _unreadable(self, traces: Sequence[Trace]) -> int:
+        """Give rows whose image cannot be read their error: the commonest failure, found without
+        answering the others again and again. Returns how many rows those are."""
+        from mmedrag.images import load_image
+
+        why: dict[Path, str | None] = {}
+        for trace in traces:
+            for path in trace.example.images if trace.example else []:
+                if path not in why:
+                    try:
+                        load_image(path)
+                        why[path] = None
+                    except Exception as error:
+                        why[path] = _one_line(error)
+                if why[path] and not trace.error:
+                    trace.error = why[path]
+        found = [trace for trace in traces if trace.error]
+        for trace in found:
+            log.warning("%s: %s", trace.example_id, trace.error)
+        return len(found)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -366,7 +392,7 @@ def _claim_all(
 
 def _failed(traces: Path) -> int:
     with open(traces, encoding="utf-8") as lines:
-        return sum("error" in json.loads(line) for line in lines)
+        return sum(bool(json.loads(line).get("error")) for line in lines)
 
 
 def _slices(rows: list[Trace], size: int) -> Iterator[list[Trace]]:

@@ -10,6 +10,7 @@ import pytest
 
 from mmedrag.conditions import Plan
 from mmedrag.generators.scripted import ScriptedGenerator
+from mmedrag.images import load_image
 from mmedrag.pipeline import Pipeline
 from mmedrag.protocols import Request
 from mmedrag.run import RunSettings, choose, chunks, merge, parse_shard, run, run_plans
@@ -157,6 +158,26 @@ def test_a_failing_row_does_not_stop_the_others(small_data: Path, tmp_path: Path
     assert {row["error"] for row in bad} == {"ValueError: cannot look at this one"}
     assert {row["example_id"][:3] for row in bad} == {"s03"}
     assert sum("answer" in row for row in rows) == 33
+
+
+def test_unreadable_images_do_not_repeat_the_others(small_data: Path, tmp_path: Path) -> None:
+    class Looking(ScriptedGenerator):
+        def generate(self, requests: Any) -> Any:
+            for request in requests:
+                load_image(request.images[0])
+            return super().generate(requests)
+
+    for name in ("s03", "s07"):
+        (small_data / "images" / f"{name}.png").write_bytes(b"torn")
+    looking = pipeline()
+    looking.generator = Looking("tester", script=say)
+    result = run(looking, DataFolder(small_data), tmp_path / "r", RunSettings())
+    assert result["failed"] == 6
+    assert looking.generator.calls == 30
+    for row in traces(tmp_path / "r"):
+        torn = row["image"][7:10] in ("s03", "s07")
+        assert ("error" in row) == torn
+        assert not torn or row["image"] in row["error"]
 
 
 def test_out_of_memory_halves_and_is_recorded(small_data: Path, tmp_path: Path) -> None:
