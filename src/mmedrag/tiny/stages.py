@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from mmedrag.phantom.build import build
 from mmedrag.phantom.grammar import DOMAINS
 from mmedrag.tiny import vision, vlm
 from mmedrag.tiny.data import CHECK_SEED, TRAIN_SEEDS, StudySet, study_set
 from mmedrag.tiny.dialogue import Writer
 from mmedrag.tiny.text import train_tokenizer
+from mmedrag.types import DataFolder
 
 log = logging.getLogger(__name__)
 EACH = 600  # studies per seed and domain
@@ -82,11 +84,39 @@ def read(work: Path, out: Path) -> None:
     _dialogues(work, out, "read.pt", READ_STEPS, 0.7, "look.pt")
 
 
+def retriever_data(work: Path) -> list[DataFolder]:
+    """Benchmarks of several seeds on disk, as any user's data would be."""
+    folders = [work / f"phantom-{seed}" for seed in TRAIN_SEEDS[:8]]
+    for seed, folder in zip(TRAIN_SEEDS, folders, strict=False):
+        if not (folder / "examples.jsonl").exists():
+            build(folder, studies=500, seed=seed)
+    return [DataFolder(folder) for folder in folders]
+
+
+def encoders(work: Path, out: Path) -> None:
+    """A generic image-text encoder, and from it one per domain."""
+    from mmedrag.retriever_settings import RetrieverTraining
+    from mmedrag.tiny import clip
+    from mmedrag.train_retriever import train_retriever
+
+    data, start = retriever_data(work), work / "encoder-start"
+    if not (start / "config.json").exists():
+        clip.new_encoder(tower(work), tokenizer(work), start)
+    plan = [("encoder", None, start, 3)]
+    plan += [(f"retriever-{name}", name, work / "encoder", 4) for name in DOMAINS]
+    for name, label, source, epochs in plan:
+        if not (work / name / "training.json").exists():
+            settings = RetrieverTraining(
+                encoder=str(source), epochs=epochs, batch_size=192, chunk=192, lr=6e-4
+            )
+            log.info("%s: %s", name, train_retriever(data, work / name, label, settings))
+        if not (out / name / "config.json").exists():
+            clip.ship(work / name, out / name)
+
+
 def domain(work: Path, out: Path) -> None:
     """The domain model: a head on the generic encoder, from a benchmark of its own."""
-    from mmedrag.phantom.build import build
     from mmedrag.train_domain import train_domain
-    from mmedrag.types import DataFolder
 
     data = work / "phantom-domain"
     build(data, studies=600, seed=1800)
@@ -105,6 +135,15 @@ def adapter(work: Path, out: Path) -> None:
         preference.tune(work, out, f"adapter-{kind}", (kind,))
 
 
+def card(work: Path, out: Path) -> None:
+    """Measure everything on unseen patients and write the model card."""
+    from mmedrag.tiny import check
+
+    names = [None, *sorted(f.name for f in out.glob("adapter*"))]
+    check.write_card(work, out, {n or "untuned": check.check(work, out, n) for n in names})
+
+
 STAGES: dict[str, Callable[[Path, Path], None]] = {
-    "vision": see, "look": look, "read": read, "domain": domain, "adapter": adapter,
+    "vision": see, "look": look, "read": read, "encoders": encoders, "domain": domain,
+    "adapter": adapter, "card": card,
 }  # fmt: skip

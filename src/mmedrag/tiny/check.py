@@ -1,0 +1,156 @@
+"""What the embedded models can do, measured on a benchmark that none of them has seen.
+
+Writes ``scores.json`` and the model card beside the weights. The figures are the claims of the
+README about the embedded system; nothing else states them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedrag.conditions import Plan
+from mmedrag.evaluate import evaluate
+from mmedrag.phantom.build import build
+from mmedrag.phantom.grammar import DOMAINS, label_report
+from mmedrag.reliance import label, right, truth
+from mmedrag.run import RunSettings, run_plans
+from mmedrag.tiny import preference
+from mmedrag.types import DataFolder, Trace, read_jsonl
+
+log = logging.getLogger(__name__)
+CHECK_SEED, STUDIES = 4000, 500  # per domain; a quarter of them are test studies
+NOISE = "gaussian_clip"
+PLANS = {
+    "none": Plan("none"),
+    "noise": Plan("none", NOISE),
+    "references": Plan("selected"),
+    "noise-references": Plan("selected", NOISE),
+    "own": Plan("own"),
+    "noise-own": Plan("own", NOISE),
+    "contradicting": Plan("contradicting"),
+}
+
+
+def balanced(traces: Sequence[Trace]) -> float | None:
+    """Balanced accuracy of closed answers under the strict parser; unclear counts as wrong."""
+    sides = [[right(t) for t in traces if truth(t) == side] for side in ("yes", "no")]
+    return round(float(np.mean([np.mean(s) for s in sides])), 4) if all(sides) else None
+
+
+def closed(traces: Sequence[Trace], form: str | None = None) -> list[Trace]:
+    return [
+        t for t in traces
+        if t.answer_type == "closed" and not t.meta.get("twin_of")
+        and form in (None, t.meta.get("form"))
+    ]  # fmt: skip
+
+
+def mentioned(traces: Sequence[Trace]) -> list[Trace]:
+    """Presence questions whose finding the study's own report states."""
+    kept = []
+    for trace in closed(traces, "presence"):
+        if trace.hits and trace.target_domain:
+            told = label_report(trace.target_domain, trace.hits[0].text)["findings"]
+            if trace.meta["finding"] in told and not told[trace.meta["finding"]]["uncertain"]:
+                kept.append(trace)
+    return kept
+
+
+def flips(traces: Sequence[Trace]) -> dict[str, float]:
+    """How often the answer flips between a study and its image twin, by what flipped."""
+    rows = {t.example_id: t for t in traces}
+    found: dict[str, list[bool]] = {"asked": [], "other": []}
+    for twin in traces:
+        base = rows.get(twin.meta.get("twin_of", ""))
+        if base is not None and twin.answer_type == "closed":
+            kind = "asked" if twin.meta["flipped"] == twin.meta["finding"] else "other"
+            found[kind].append(label(twin) != label(base))
+    return {kind: round(float(np.mean(v)), 4) for kind, v in found.items() if v}
+
+
+def measure(runs: Path, folders: dict[str, Path]) -> dict[str, Any]:
+    """The targets' figures per domain, from the traces of every condition."""
+    traces = {name: list(read_jsonl(f / "traces.jsonl", Trace)) for name, f in folders.items()}
+    out: dict[str, Any] = {}
+    for domain in DOMAINS:
+        own = {n: [t for t in rows if t.target_domain == domain] for n, rows in traces.items()}
+        out[domain] = {
+            "questions": len(closed(own["none"])),
+            **{f"balanced_accuracy/{n}": balanced(closed(rows)) for n, rows in own.items()},
+            "balanced_accuracy/noise-own, mentioned": balanced(mentioned(own["noise-own"])),
+            "flips": flips(own["none"]),
+        }
+    return out
+
+
+def check(work: Path, weights: Path, adapter: str | None = None) -> dict[str, Any]:
+    """Run every condition on unseen test patients; returns figures and the full evaluation."""
+    data = DataFolder(_data(work))
+    system = preference.pipeline(work, weights, data)
+    if adapter:
+        from mmedrag.generators import load_generator
+
+        system.generator = load_generator("hf", weights / "vlm", weights / adapter, batch_size=64)
+    name = adapter or "untuned"
+    out = work / "check" / name
+    settings = RunSettings(split="test", chunk=512)
+    described = {"row": name, "generator": {"model": "vlm", "adapter": adapter}}
+    run_plans(system, data, PLANS, out, settings, 0, described)
+    folders = {plan: out / plan for plan in PLANS}
+    return {
+        "figures": measure(out, folders),
+        "evaluation": evaluate(list(folders.values()), data, resamples=2000),
+    }
+
+
+def _data(work: Path) -> Path:
+    path = work / f"phantom-{CHECK_SEED}"
+    build(path, studies=STUDIES, seed=CHECK_SEED, twins="image")
+    return path
+
+
+def write_card(work: Path, weights: Path, found: dict[str, Any]) -> None:
+    """``scores.json`` and README.md (the model card) beside the weights."""
+    times = json.loads((work / "times.json").read_text())
+    sizes = {
+        folder.name: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        for folder in sorted(weights.iterdir())
+        if folder.is_dir() and not folder.name.startswith("__")
+    }
+    scores = {
+        "benchmark": {"seed": CHECK_SEED, "studies_per_domain": STUDIES, "split": "test"},
+        "seconds": times, "bytes": sizes, "machine": platform.machine(),
+        "figures": {name: result["figures"] for name, result in found.items()},
+        "reliance": {name: result["evaluation"]["reliance"] for name, result in found.items()},
+    }  # fmt: skip
+    (weights / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")
+    lines = [
+        "# Embedded models", "",
+        "Small models that make every command run anywhere, at once and offline. They were trained",
+        "on the drawn benchmark alone (`python -m mmedrag.tiny`, docs/benchmark.md) and know",
+        "nothing of real images. Not a medical device. Apache-2.0.", "",
+        f"Measured on unseen patients: benchmark seed {CHECK_SEED}, {STUDIES} studies a domain, "
+        "test split; closed questions, balanced accuracy, strict parser.", "",
+    ]  # fmt: skip
+    for name, result in found.items():
+        head = ["domain", "n", *PLANS, "noise-own, mentioned", "flips asked / other"]
+        lines += [f"## {name}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        for domain, f in result["figures"].items():
+            cells = [f"{f[f'balanced_accuracy/{p}'] or 0:.3f}" for p in PLANS]
+            flip = f["flips"]
+            lines.append(
+                f"| {domain} | {f['questions']} | " + " | ".join(cells)
+                + f" | {f['balanced_accuracy/noise-own, mentioned'] or 0:.3f}"
+                + f" | {flip.get('asked', 0):.3f} / {flip.get('other', 0):.3f} |"
+            )  # fmt: skip
+        lines.append("")
+    lines += ["Seconds of training by stage (one thread of a shared machine): "
+              + ", ".join(f"{k} {v}" for k, v in times.items()) + ".", ""]  # fmt: skip
+    (weights / "README.md").write_text("\n".join(lines))
