@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedrag.reliance import WITH_REFERENCES
 from mmedrag.types import Trace, UserError, read_jsonl
 
 TASKS = ("vqa_closed", "vqa_open", "report")
@@ -34,6 +35,12 @@ class Arm:
     system: str
     traces: list[Trace]
     config: dict[str, Any] = field(default_factory=dict)
+    title: str = ""  # what tables call it
+
+    @property
+    def plain(self) -> bool:
+        """Clean image, and the references that the system itself chose (or none at all)."""
+        return self.image == "clean" and self.references in ("none", *WITH_REFERENCES)
 
     @property
     def image(self) -> str:
@@ -106,7 +113,26 @@ def load_arms(runs: Sequence[str | Path]) -> list[Arm]:
     twice = [name for name, count in Counter(a.name for a in arms).items() if count > 1]
     if twice:
         raise UserError(f"runs: two of them are called {twice[0]!r}, expected distinct folders")
+    _entitle(arms)
     return arms
+
+
+def _entitle(arms: Sequence[Arm]) -> None:
+    """Titles of rows: ``system.title`` of the configuration, else the arm's name; with the
+    condition where it is not a plain one, or where a plain one would be called alike."""
+    for arm in arms:
+        system = arm.config.get("system")
+        title = system.get("title") if isinstance(system, Mapping) else None
+        arm.title = str(title or arm.name)
+    alike = Counter(a.title for a in arms if a.plain)
+    for arm in arms:
+        if arm.title == arm.name:
+            continue
+        if not arm.plain:
+            arm.title += f" [{arm.condition}]"
+        elif alike[arm.title] > 1:
+            what = "no references" if arm.references == "none" else "references"
+            arm.title += f", {what}"
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -124,8 +150,9 @@ def model_of(config: Mapping[str, Any], traces: Sequence[Trace]) -> str:
     system = config.get("system")
     generator = system.get("generator") if isinstance(system, Mapping) else None
     if isinstance(generator, Mapping) and generator.get("model"):
-        return json.dumps([generator["model"], generator.get("adapter")])
-    models = sorted({t.answer.model for t in traces if t.answer and t.answer.model})
+        beams = system.get("beams", 1) if isinstance(system, Mapping) else 1
+        return json.dumps([generator["model"], generator.get("adapter"), beams])
+    models: list[Any] = sorted({t.answer.model for t in traces if t.answer and t.answer.model})
     return json.dumps(models)
 
 

@@ -35,7 +35,7 @@ PRIMARY = {
     "report": ("rouge_l", "finding_f1"),
 }
 MEANS = frozenset({"accuracy", "exact_match", "token_f1", "rouge_l"})  # means of row values
-ALL_PAIRS = 6  # up to so many arms every pair is compared, beyond it each with the first
+ALL_PAIRS = 6  # up to so many arms every pair is compared, beyond it first and neighbours
 SMALLEST = 10  # a subgroup with fewer rows is listed, but gives no gap
 PERMUTATIONS = 1000
 
@@ -46,7 +46,8 @@ def compare_arms(
     """Paired tests between arms on the rows that both answered.
 
     Args:
-        kept: arm -> task -> :class:`mmedrag.evaluate.Scored`.
+        kept: arm -> task -> :class:`mmedrag.evaluate.Scored`. Up to 6 arms every pair is
+            compared; of more, each with the first and with its predecessor.
 
     Returns:
         Rows of task, metric, a, b, value (b - a) with interval, n, p and Holm-adjusted p.
@@ -57,7 +58,10 @@ def compare_arms(
     names = list(kept)
     pairs = list(combinations(names, 2))
     if len(names) > ALL_PAIRS:
-        pairs = [(names[0], other) for other in names[1:]]
+        steps = {(names[0], other) for other in names[1:]} | set(
+            zip(names, names[1:], strict=False)
+        )
+        pairs = [pair for pair in pairs if pair in steps]
     for task in PRIMARY:
         family = []
         for a, b in pairs:
@@ -88,7 +92,7 @@ def _pair(
         gap = difference(
             theirs.point() - mine.point(), two, one, len(ia), int(groups.max()) + 1
         ).as_dict()
-        if metric in MEANS and groups.max() > 0:
+        if metric in MEANS and gap["p"] is not None:
             p = sign_flip(theirs.values - mine.values, groups, resamples, seed)
             gap |= {"p": clean(p), "test": "sign-flip permutation by patient"}
         rows.append({"task": task, "metric": metric, "a": a, "b": b, **gap})

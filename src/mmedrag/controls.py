@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,14 @@ class TrainingData:
     examples: list[Example] = field(default_factory=list)
     corpus: list[Reference] = field(default_factory=list)
     truth: Mapping[str, Truth] = field(default_factory=dict)
+
+    @cached_property
+    def constants(self) -> dict[str, tuple[str, str | None]]:
+        """domain -> (best constant by ROUGE-L, by finding F1), chosen on the train reports."""
+        return {
+            domain: (best_constant([text for text, _ in rows]), best_findings(domain, rows))
+            for domain, rows in sorted(_train_reports(self).items())
+        }
 
     @classmethod
     def of(cls, data: DataFolder | None) -> TrainingData | None:
@@ -117,18 +125,15 @@ def report_controls(traces: Sequence[Trace], train: TrainingData | None, seed: i
     """Controls of report generation."""
     out: dict[str, Prediction] = {}
     missing: dict[str, str] = {}
-    reports = _train_reports(train)
-    if reports:
-        best = {g: best_constant([r for r, _ in rows], seed) for g, rows in reports.items()}
-        if set(map(group_of, traces)) <= set(best):
-            out["constant"] = Prediction([best[group_of(t)] for t in traces])
-        else:
-            missing["constant"] = "the data has no train reports of every domain of this run"
-        found = {g: best_findings(g, rows) for g, rows in reports.items()}
-        if all(found.get(group_of(t)) for t in traces):
-            out["constant_findings"] = Prediction([found[group_of(t)] or "" for t in traces])
-    else:
+    best = train.constants if train else {}
+    if not best:
         missing["constant"] = NEEDS_DATA if train is None else "the data has no train reports"
+    elif not {group_of(t) for t in traces} <= set(best):
+        missing["constant"] = "the data has no train reports of every domain of this run"
+    else:
+        out["constant"] = Prediction([best[group_of(t)][0] for t in traces])
+        if all(best[group_of(t)][1] for t in traces):
+            out["constant_findings"] = Prediction([best[group_of(t)][1] or "" for t in traces])
     return _with_references(out, missing, traces, train, seed, True, lambda trace, text: text)
 
 
@@ -324,13 +329,11 @@ def best_findings(domain: str, rows: Sequence[tuple[str, Truth | None]]) -> str 
     return texts[int(np.argmax(f1))]
 
 
-def _train_reports(
-    train: TrainingData | None,
-) -> dict[str, list[tuple[str, Truth | None]]]:
+def _train_reports(train: TrainingData) -> dict[str, list[tuple[str, Truth | None]]]:
     """domain -> (report, truth) of the train examples with task ``report``."""
     out: dict[str, list[tuple[str, Truth | None]]] = defaultdict(list)
-    for e in train.examples if train else []:
-        if e.task == "report" and e.answer and train:
+    for e in train.examples:
+        if e.task == "report" and e.answer:
             truth = train.truth.get(str(e.meta.get("study")))
             out[e.domain or "unspecified"].append((e.answer, truth))
     return dict(out)

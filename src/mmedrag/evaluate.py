@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from mmedrag.metrics_stats import (
 )
 from mmedrag.reliance import missing, reliance
 from mmedrag.runs import environment
-from mmedrag.types import DataFolder, Score, Trace, UserError, write_jsonl
+from mmedrag.types import DataFolder, Score, Trace, Truth, UserError, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,28 @@ UNMARKED = frozenset({"parse_rate", "ece", "unreadable_rate", "finding_precision
 DESCRIPTIVE = frozenset({"question_prior_loo"})  # reads test labels: shown, marks nothing
 
 
+@dataclass
+class Facts:
+    """What a DATA folder says about test rows: findings of each study, study of each reference."""
+
+    truth: Mapping[str, Truth] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: DataFolder | None) -> Facts:
+        if data is None:
+            return cls()
+        return cls(data.truth(), {r.id: r.meta.get("study") for r in data.corpus()})
+
+
 class Scorer:
     """Turns predictions for one list of traces into metrics, for the model and every control."""
 
-    def __init__(self, task: str, traces: Sequence[Trace], data: DataFolder | None) -> None:
+    def __init__(self, task: str, traces: Sequence[Trace], facts: Facts) -> None:
         self.task, self.traces = task, traces
         self.targets = [t.target for t in traces]
         self.meteor = task == "report" and metrics_text.meteor_ready()
-        known = data.truth() if data and task == "report" else {}
-        self.truth = [known.get(str(t.meta.get("study"))) for t in traces]
+        self.truth = [facts.truth.get(str(t.meta.get("study"))) for t in traces]
 
     def __call__(self, said: Prediction) -> dict[str, AnyStat]:
         if self.task == "vqa_closed":
@@ -147,17 +160,18 @@ def evaluate(
         clinical: also compute RadEval's clinical metrics (needs the extra and its weights).
 
     Returns:
-        ``runs`` {arm: {condition, n, tasks {task: {overall|domain: {n, patients,
+        ``runs`` {arm: {title, condition, n, tasks {task: {overall|domain: {n, patients,
         failed, metrics {name: {value, low, high, n}}, controls {name: {metric: {...,
         difference}}}, not_computed {control: why}, marked {metric: control}}}}}},
-        ``reliance`` {system: {metric: {value, low, high, n, denominator}}}, ``comparisons``,
+        ``reliance`` {system: {title, metrics {name: {value, low, high, n, denominator}},
+        not_computed}}, ``comparisons``,
         ``subgroups``, ``signatures``, ``environment``. Equal inputs and seed, equal bytes.
 
     Raises:
         UserError: an unreadable run folder, or nothing in it to score.
     """
     arms = load_arms(runs)
-    train = TrainingData.of(data)
+    train, facts = TrainingData.of(data), Facts.of(data)
     scores: list[Score] = []
     kept: dict[str, dict[str, Scored]] = {}
     result: dict[str, Any] = {"schema": 1, "seed": seed, "resamples": resamples, "runs": {}}
@@ -165,12 +179,12 @@ def evaluate(
         tasks = [task for task in TASKS if arm.of_task(task)]
         kept[arm.name] = {}
         result["runs"][arm.name] = {
-            "condition": arm.condition, "n": len(arm.traces),
+            "title": arm.title, "condition": arm.condition, "n": len(arm.traces),
             "failed": sum(t.error is not None for t in arm.traces), "tasks": {},
         }  # fmt: skip
         for task in tasks:
             log.info("scoring %s: %s", arm.name, task)
-            scored = score(arm, task, arms, train, data, seed)
+            scored = score(arm, task, arms, train, facts, seed)
             if clinical and task == "report":
                 _add_clinical(scored)
             kept[arm.name][task] = scored
@@ -178,18 +192,23 @@ def evaluate(
             scores += example_scores(arm.name, scored)
     if not any(kept.values()):
         raise UserError(f"{', '.join(map(str, runs))}: no trace has a target, nothing to score")
-    systems = {name: [t for a in own for t in a.traces]
-               for name, own in system_groups(arms).items()}  # fmt: skip
-    result["reliance"] = {
-        name: {"metrics": (found := reliance(traces, resamples, seed)),
-               "not_computed": missing(found)}
-        for name, traces in systems.items()
-    }  # fmt: skip
-    result["comparisons"] = compare_arms(kept, resamples, seed)
+    systems = system_groups(arms)
+    result["reliance"] = {}
+    for name, own in systems.items():
+        found = reliance([t for a in own for t in a.traces], resamples, seed)
+        system = own[0].config.get("system")
+        title = system.get("title") if isinstance(system, dict) else None
+        result["reliance"][name] = {
+            "title": str(title or name), "metrics": found, "not_computed": missing(found)
+        }  # fmt: skip
+    plain = {a.name for a in arms if a.plain}
+    result["comparisons"] = compare_arms(
+        {name: tasks for name, tasks in kept.items() if name in plain}, resamples, seed
+    )
     result["subgroups"] = {
         name: {task: subgroup_tables(scored, subgroups, resamples, seed)
                for task, scored in tasks.items()}
-        for name, tasks in kept.items() if subgroups
+        for name, tasks in kept.items() if subgroups and name in plain
     }  # fmt: skip
     result["signatures"] = metrics_text.signatures()
     if not metrics_text.meteor_ready():
@@ -222,33 +241,34 @@ class Scored:
 
 def score(
     arm: Arm, task: str, arms: Sequence[Arm], train: TrainingData | None,
-    data: DataFolder | None, seed: int,
+    facts: Facts, seed: int,
 ) -> Scored:  # fmt: skip
     """All metrics of one arm and task, and of its controls, before any resampling."""
     traces = arm.of_task(task)
-    scorer = Scorer(task, traces, data)
-    found, why = control_predictions(arm, task, arms, train, seed)
+    scorer = Scorer(task, traces, facts)
+    if arm.plain or not any(a.plain for a in arms):
+        found, why = control_predictions(arm, task, arms, train, seed)
+    else:
+        found, why = {}, {}  # a degraded condition is itself a control of the plain ones
     stats = {"model": scorer(said_by(traces))}
     stats |= {name: scorer(said) for name, said in found.items()}
     if task == "report" and "finding_f1" not in stats["model"]:
         why["finding_f1"] = "needs the benchmark's truth: give --data"
     if task != "report":
-        stats["model"] |= _retrieval(traces, data)
+        stats["model"] |= _retrieval(traces, facts)
     return Scored(task, traces, stats, why)
 
 
-def _retrieval(traces: Sequence[Trace], data: DataFolder | None) -> dict[str, AnyStat]:
+def _retrieval(traces: Sequence[Trace], facts: Facts) -> dict[str, AnyStat]:
     """recall@k and MRR where a relevant reference exists: one of the example's own study.
 
     By default a study's own report is excluded from its hits; then there is nothing to find.
     """
-    if data is None or not any(t.hits for t in traces):
-        return {}
-    study = {r.id: r.meta.get("study") for r in data.corpus()}
-    ranks = [
-        next((h.rank for h in t.hits if study.get(h.id) == t.meta.get("study") is not None), None)
-        for t in traces
-    ]
+    ranks = []
+    for trace in traces:
+        own = trace.meta.get("study")
+        same = (h.rank for h in trace.hits if own is not None and facts.study.get(h.id) == own)
+        ranks.append(next(same, None))
     return metrics.retrieval(ranks) if any(r is not None for r in ranks) else {}
 
 
@@ -294,6 +314,17 @@ def table(scored: Scored, rows: np.ndarray, resamples: int, seed: int) -> dict[s
     }  # fmt: skip
 
 
+def rival(controls: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[str, float] | None:
+    """The best control of a metric, (name, value): the one that a score is held against."""
+    sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
+    found = [
+        (sign * cell[metric]["value"], control)
+        for control, cell in controls.items()
+        if control not in DESCRIPTIVE and cell.get(metric, {}).get("value") is not None
+    ]
+    return (max(found)[1], sign * max(found)[0]) if found else None
+
+
 def marked(
     lows: Mapping[str, float | None], controls: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
@@ -306,17 +337,11 @@ def marked(
         base = name.removesuffix("_released")
         if base in UNMARKED or base.startswith(("recall@", "mrr")):
             continue
-        sign = -1 if name in metrics.LOWER_IS_BETTER else 1
-        rivals = [
-            (sign * cell[name]["value"], control)
-            for control, cell in controls.items()
-            if control not in DESCRIPTIVE and cell.get(name, {}).get("value") is not None
-        ]
-        if rivals:
-            best = max(rivals)[1]
-            bound = controls[best][name]["difference"]["low"]
+        best = rival(controls, name)
+        if best:
+            bound = controls[best[0]][name]["difference"]["low"]
             if bound is None or bound <= 0:
-                out[name] = best
+                out[name] = best[0]
         if name == "auroc" and (low is None or low <= 0.5):
             out[name] = "chance"
     return out

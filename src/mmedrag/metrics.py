@@ -131,7 +131,7 @@ def closed(
         rows = confusion(labels, truth)
         right = rows[:, 0] + rows[:, 4]
         for finish in finishers:
-            out[finish.__name__ + suffix] = Stat(rows, finish, right, proportion=finish is accuracy)
+            out[finish.__name__ + suffix] = Stat(rows, finish, right, unit=finish is not mcc)
         if not suffix:
             out["parse_rate"] = proportion([label != "unclear" for label in strict])
     p = np.array([np.nan if v is None else v for v in p_yes or [None] * len(texts)], dtype=float)
@@ -149,7 +149,7 @@ def proportion(hits: Sequence[bool], counted: Sequence[bool] | None = None) -> S
     hit = np.asarray(hits, dtype=float)
     base = np.ones(len(hit), bool) if counted is None else np.asarray(counted, dtype=bool)
     rows = np.stack([hit * base, base.astype(float)], axis=1)
-    return Stat(rows, mean_of, np.where(base, hit, np.nan), base, proportion=True)
+    return Stat(rows, mean_of, np.where(base, hit, np.nan), base)
 
 
 def average(values: Sequence[float]) -> Stat:

@@ -19,6 +19,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+FEWEST = 6  # patients below which a difference is not claimed
 Finish = Callable[[np.ndarray], np.ndarray]
 
 
@@ -43,14 +44,14 @@ class Stat:
         finish: [..., k] -> [...], from summed statistics to the metric.
         values: float [n], the value shown per example (NaN where the row has none).
         counted: bool [n], rows in the metric's denominator (all by default).
-        proportion: whether each counted row is 0 or 1, so that exact bounds exist.
+        unit: the metric lies in [0, 1], so that a score of exactly 0 or 1 has exact bounds.
     """
 
     rows: np.ndarray
     finish: Finish
     values: np.ndarray
     counted: np.ndarray | None = None
-    proportion: bool = False
+    unit: bool = True
 
     @property
     def n(self) -> int:
@@ -75,7 +76,7 @@ class RankStat:
     scores: np.ndarray  # [n], NaN where the row has no score
     positive: np.ndarray  # bool [n]
     values: np.ndarray
-    proportion: bool = False
+    unit: bool = True
 
     @property
     def n(self) -> int:
@@ -132,9 +133,11 @@ def clusters(patients: Sequence[str | None]) -> np.ndarray:
     return np.array([numbers.setdefault(k, len(numbers)) for k in keys], dtype=np.intp)
 
 
-def draws(count: int, resamples: int, seed: int, chunk: int = 256) -> Iterator[np.ndarray]:
-    """Multinomial weights [<=chunk, count] of bootstrap resamples, each row summing to count."""
+def draws(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Multinomial weights [b, count] of bootstrap resamples, each row summing to count, in
+    chunks of about a million weights."""
     rng = np.random.default_rng(seed)
+    chunk = max(1, 1_000_000 // count)
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         picked = rng.integers(0, count, size=(size, count), dtype=np.int32)
@@ -185,8 +188,8 @@ def resample(
 def interval(stat: AnyStat, samples: np.ndarray, groups: np.ndarray) -> Interval:
     """Percentile interval of one metric from its bootstrap values.
 
-    With fewer than two clusters there is no interval. A proportion that is exactly 0 or 1 has
-    no spread to resample: its bound is the exact one for that many clusters (Clopper-Pearson),
+    With fewer than two clusters there is no interval. A score of exactly 0 or 1 has no spread
+    to resample: its bound is the exact binomial one for that many clusters (Clopper-Pearson),
     so that 5 right answers of 5 do not print as certainty.
     """
     value, n = stat.point(), stat.n
@@ -194,11 +197,11 @@ def interval(stat: AnyStat, samples: np.ndarray, groups: np.ndarray) -> Interval
     count = len(kept)
     if count < 2 or not np.isfinite(value):
         return Interval(value, None, None, n)
-    if stat.proportion and value in (0.0, 1.0):
+    low_, high_ = percentile(samples)
+    if stat.unit and value in (0.0, 1.0) and low_ == high_:
         bound = ((1 - LEVEL) / 2) ** (1 / count)
         low, high = (bound, 1.0) if value else (0.0, 1.0 - bound)
         return Interval(value, low, high, n)
-    low_, high_ = percentile(samples)
     return Interval(value, low_, high_, n)
 
 
@@ -207,7 +210,12 @@ def percentile(samples: np.ndarray, level: float = LEVEL) -> tuple[float | None,
     defined = samples[np.isfinite(samples)]
     if not len(defined):
         return None, None
-    low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
+    # np.percentile's linear interpolation, without its generality: it is called for every cell
+    at = (len(defined) - 1) * np.array([(1 - level) / 2, (1 + level) / 2])
+    below = at.astype(int)
+    above = np.minimum(below + 1, len(defined) - 1)
+    ordered = np.partition(defined, np.concatenate([below, above]))
+    low, high = ordered[below] + (at - below) * (ordered[above] - ordered[below])
     return float(low), float(high)
 
 
@@ -246,11 +254,13 @@ def difference(
     """Paired bootstrap difference of two metrics resampled with the same weights.
 
     p = 2 min(P(d* <= 0), P(d* >= 0)), each with the +1 correction (Davison & Hinkley 1997,
-    §4.2), so that it is never 0. ``count`` is the number of clusters (None: enough).
+    §4.2), so that it is never 0. ``count`` is the number of clusters (None: enough): from fewer
+    than 6 there is no interval and no p, because even a sign test of 5 that all agree cannot
+    reach p < 0.05.
     """
     samples = a - b
     samples = samples[np.isfinite(samples)]
-    if not len(samples) or (count is not None and count < 2):
+    if not len(samples) or (count is not None and count < FEWEST):
         return Difference(value, None, None, None, n)
     low, high = percentile(samples)
     tails = [(np.sum(samples <= 0) + 1), (np.sum(samples >= 0) + 1)]

@@ -118,7 +118,7 @@ def reliance_stats(traces: Sequence[Trace]) -> dict[str, tuple[Stat, list[Trace]
         out["copy_reference_rate"] = proportion(with_), own
         out["noise_floor"] = proportion(none), own
         table = np.stack([np.array(with_, float), np.array(none, float), np.ones(len(rows))], 1)
-        out["excess_copying"] = Stat(table, _excess, table[:, 0] - table[:, 1]), own
+        out["excess_copying"] = Stat(table, _excess, table[:, 0] - table[:, 1], unit=False), own
     rows = joined("noise/refs", "clean/refs")
     if rows:
         out["copy_reference_rate_still_right"] = (

@@ -29,7 +29,7 @@ def rng():
 
 
 def test_every_resample_draws_as_many_clusters_as_there_are():
-    weights = np.concatenate(list(draws(13, 700, seed=1, chunk=256)))
+    weights = np.concatenate(list(draws(13, 700, seed=1)))
     assert weights.shape == (700, 13)
     assert (weights.sum(axis=1) == 13).all()
     assert abs(weights.var() - 12 / 13) < 0.05  # multinomial: variance n p (1 - p)
@@ -43,6 +43,14 @@ def test_interval_of_a_mean_agrees_with_theory(rng):
     assert result.value == pytest.approx(right.mean())
     assert result.low == pytest.approx(right.mean() - half, abs=0.004)
     assert result.high == pytest.approx(right.mean() + half, abs=0.004)
+
+
+def test_percentile_is_numpy_s(rng):
+    for size in (2, 7, 1000):
+        samples = rng.normal(size=size)
+        assert percentile(samples) == pytest.approx(tuple(np.percentile(samples, [2.5, 97.5])))
+    assert percentile(np.array([np.nan, 1.0])) == (1.0, 1.0)
+    assert percentile(np.array([np.nan])) == (None, None)
 
 
 def test_rows_of_one_patient_widen_the_interval(rng):

@@ -1,0 +1,310 @@
+"""Figures of the report: calibration, similarity, reliance, hubness, confusion, training.
+
+Place in the picture: arms and the evaluation's dict -> SVG and tables for the template.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedrag import metrics
+from mmedrag.arms import Arm
+from mmedrag.controls import group_of
+from mmedrag.reliance import label, truth
+from mmedrag.report import svg
+from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Cell, Table, best_control, count
+from mmedrag.types import Trace
+
+log = logging.getLogger(__name__)
+RELIANCE_BARS = ("excess_copying", "copy_reference_rate", "over_reliance_rate", "follow_rate",
+                 "reference_gain", "reference_harm", "image_sensitivity")  # fmt: skip
+MOST_LINES = 6  # series a chart can hold apart
+
+
+@dataclass
+class Section:
+    """One part of the page."""
+
+    id: str
+    title: str
+    text: str = ""
+    figures: list[tuple[str, str]] = field(default_factory=list)  # (caption, svg)
+    tables: list[Table] = field(default_factory=list)
+    details: list[Table] = field(default_factory=list)  # folded away
+
+    def __bool__(self) -> bool:
+        return bool(self.figures or self.tables or self.details)
+
+
+def score_dots(result: Mapping[str, Any], task: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Dot plots of the leading metrics: row values with intervals and best controls."""
+    out = []
+    for metric in (LEADING[task], SECOND[task]):
+        rows = []
+        for name in names:
+            group = result["runs"][name]["tasks"].get(task, {}).get("overall")
+            cell = group and group["metrics"].get(metric)
+            if not group or not cell or cell["value"] is None:
+                continue
+            best = best_control(group, metric)
+            rows.append(
+                svg.Dot(result["runs"][name]["title"], cell["value"], cell["low"], cell["high"],
+                        best[1] if best else None, metric in group["marked"])
+            )  # fmt: skip
+        if rows:
+            title = f"{TASK_NAMES[task]}: {metric}"
+            caption = (
+                f"{metric.replace('_', ' ')} of each row with its 95 % interval; the diamond is "
+                "the best control, a hollow dot with † is not clearly above it."
+            )
+            out.append((caption, svg.dots(rows, title, metric)))
+    return out
+
+
+def calibration(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """Reliability diagram of the closed questions, one line an arm."""
+    series = []
+    for arm in arms[-MOST_LINES:]:
+        traces = arm.of_task("vqa_closed")
+        p = [t.answer.p_yes if t.answer else None for t in traces]
+        points = metrics.reliability(p, [truth(t) for t in traces])
+        if points:
+            series.append((arm.title, [(q["p_yes"], q["share_yes"]) for q in points]))
+    if not series:
+        return []
+    drawn = svg.lines(series, "Reliability diagram", "predicted P(yes)", "share of yes",
+                      diagonal=True, unit=True)  # fmt: skip
+    return [("How often the truth is yes where the model says P(yes); on the dashed line the "
+             "probabilities can be taken at their word.", drawn)]  # fmt: skip
+
+
+def by_domain(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
+    out: dict[str, list[Trace]] = {}
+    for trace in traces:
+        out.setdefault(group_of(trace), []).append(trace)
+    return dict(sorted(out.items()))
+
+
+def one_per_image(traces: Sequence[Trace]) -> list[Trace]:
+    """The first trace of each image: retrieval sees images, not questions."""
+    seen: dict[str, Trace] = {}
+    for trace in traces:
+        seen.setdefault(str(trace.image) if trace.image else trace.example_id, trace)
+    return list(seen.values())
+
+
+def similarity(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], Table]:
+    """Similarity by rank with the median cut, per domain, of the last arm that selects."""
+    table = Table(
+        "selection", "Selection: how many references are kept, and what was left out",
+        ["row", "domain", "rule", "images", "mean kept", "all kept", "none kept",
+         "own or near-identical, excluded"], heads=2,
+    )  # fmt: skip
+    figures: list[tuple[str, str]] = []
+    for arm in arms:
+        for domain, traces in by_domain(arm.traces).items():
+            rows = [t for t in one_per_image(traces) if t.hits and t.selection]
+            if not rows:
+                continue
+            kept = [len(t.selection.kept) for t in rows if t.selection]
+            full = np.mean([k == len(t.hits) for k, t in zip(kept, rows, strict=True)])
+            first = rows[0].selection
+            assert first is not None
+            params = ", ".join(f"{k} {v}" for k, v in sorted(first.params.items()))
+            table.rows.append(
+                [Cell(arm.title), Cell(domain), Cell(f"{first.rule} {params}".strip()),
+                 count(len(rows)), _plain(np.mean(kept)), _plain(float(full)),
+                 _plain(np.mean([k == 0 for k in kept])),
+                 count(sum(t.excluded for t in rows))]
+            )  # fmt: skip
+    chosen = [a for a in arms if any(t.hits and t.selection for t in a.traces)]
+    if chosen:
+        figures = _similarity_chart(chosen[-1])
+    return figures, table
+
+
+def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
+    series, bands, cuts = [], [], []
+    deepest = 0
+    for i, (domain, traces) in enumerate(by_domain(arm.traces).items()):
+        rows = [t for t in one_per_image(traces) if t.hits and t.selection]
+        depth = max((len(t.hits) for t in rows), default=0)
+        if depth < 2 or i >= MOST_LINES:
+            continue
+        at_rank = [[t.hits[r].score for t in rows if len(t.hits) > r] for r in range(depth)]
+        deepest = max(deepest, depth)
+        series.append((domain, [(r + 1.0, float(np.median(s))) for r, s in enumerate(at_rank)]))
+        edges = [np.percentile(s, [10, 90]) for s in at_rank]
+        bands.append([(r + 1.0, float(e[0]), float(e[1])) for r, e in enumerate(edges)])
+        kept = float(np.median([len(t.selection.kept) for t in rows if t.selection]))
+        if kept < depth:
+            cuts.append((len(series) - 1, min(max(kept + 0.5, 1.0), float(depth))))
+    if not series:
+        return []
+    drawn = svg.lines(
+        series, "Similarity of retrieved references by rank", "rank", "cosine similarity",
+        bands=bands, cuts=cuts, x_ticks=range(1, deepest + 1),
+    )  # fmt: skip
+    return [(f"{arm.title}: median similarity by rank, with the 10th to 90th percentile. A dashed "
+             "line is the median cut; without one, the median image keeps every reference.",
+             drawn)]  # fmt: skip
+
+
+def _plain(value: Any) -> Cell:
+    return Cell(f"{value:.2f}", round(float(value), 6))
+
+
+def reliance_bars(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Reliance metrics of every system side by side: before and after tuning."""
+    found = {r["title"]: r["metrics"] for r in result["reliance"].values()
+             if set(r["metrics"]) & set(RELIANCE_BARS[:-1])}  # fmt: skip
+    found = found or {r["title"]: r["metrics"] for r in result["reliance"].values()}
+    systems = list(found)[-MOST_LINES:]
+    shown = [m for m in RELIANCE_BARS if any(m in found[s] for s in systems)]
+    if not shown:
+        return []
+    values = [
+        [(c["value"], c["low"], c["high"])
+         if (c := found[s].get(m)) and c["value"] is not None else None for s in systems]
+        for m in shown
+    ]  # fmt: skip
+    names = [m.replace("_", " ") for m in shown]
+    drawn = svg.bars(names, systems, values, "Reliance on references and on the image")
+    return [("Reliance of each system with 95 % intervals. Lower is better for excess copying, "
+             "over-reliance, follow rate and reference harm; higher for reference gain and image "
+             "sensitivity.", drawn)]  # fmt: skip
+
+
+def hubness(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], Table]:
+    """How few references answer how many images."""
+    table = Table(
+        "hubness", "Hubness: do a few references come up for everyone?",
+        ["row", "domain", "images", "distinct top-1 references", "share of the most used",
+         "images served by the top ten"], heads=2,
+    )  # fmt: skip
+    series: list[tuple[str, list[tuple[float, float]]]] = []
+    seen: set[str] = set()
+    for arm in arms:
+        for domain, traces in by_domain(arm.traces).items():
+            rows = [t for t in one_per_image(traces) if t.hits]
+            if not rows:
+                continue
+            used = [n for _, n in Counter(t.hits[0].id for t in rows).most_common()]
+            table.rows.append(
+                [Cell(arm.title), Cell(domain), count(len(rows)), count(len(used)),
+                 _plain(used[0] / len(rows)), _plain(sum(used[:10]) / len(rows))]
+            )  # fmt: skip
+            shares = np.cumsum(used) / len(rows)
+            key = f"{domain}{shares.tolist()}"
+            if key not in seen:  # rows that share their retrieval draw one line
+                seen.add(key)
+                points = [((i + 1) / len(used), float(s)) for i, s in enumerate(shares)]
+                series.append((f"{domain}, {arm.title}", thin([(0.0, 0.0), *points], 60)))
+    if not series:
+        return [], table
+    drawn = svg.lines(
+        series[:MOST_LINES], "Hubness of retrieval", "share of the references that are ever first",
+        "share of images served", unit=True, diagonal=True,
+    )  # fmt: skip
+    return [("Share of images whose first reference is among the most used; on the dashed line "
+             "every reference serves as many images as any other.", drawn)], table  # fmt: skip
+
+
+def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most ``most`` of the points, evenly, both ends kept."""
+    if len(points) <= most:
+        return list(points)
+    return [points[i] for i in np.unique(np.linspace(0, len(points) - 1, most).astype(int))]
+
+
+def confusion(arms: Sequence[Arm]) -> Table:
+    """Truth against answer of the closed questions, by domain."""
+    table = Table(
+        "confusion", "Confusion of closed questions by domain (strict parser)",
+        ["row", "domain", "truth", "answer yes", "answer no", "unclear", "right"], heads=3,
+    )  # fmt: skip
+    for arm in arms:
+        for domain, traces in by_domain(arm.of_task("vqa_closed")).items():
+            cells = Counter((truth(t), label(t)) for t in traces)
+            for side in ("yes", "no"):
+                row = [cells[side, said] for said in metrics.LABELS]
+                right = cells[side, side] / sum(row) if sum(row) else float("nan")
+                table.rows.append(
+                    [Cell(arm.title), Cell(domain), Cell(side), *map(count, row),
+                     _plain(right) if sum(row) else Cell("–")]
+                )  # fmt: skip
+    return table
+
+
+def training(curves: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Curves of logged trainings: losses, then rewards and accuracies."""
+    out = []
+    for name, file in curves.items():
+        rows = read_log(file)
+        for what, wanted in (
+            ("loss", ("loss", "eval_loss", "train_loss", "val_loss")),
+            ("accuracy", ("rewards/accuracies", "accuracy", "val_accuracy", "recall@1")),
+            ("margin", ("rewards/margins",)),
+        ):
+            series = [(key, thin(points, 120)) for key in wanted
+                      if len(points := _series(rows, key)) > 1]  # fmt: skip
+            if series:
+                drawn = svg.lines(series, f"{name}: {what}", "step", what)
+                out.append((f"Training of {name}: {what} by step.", drawn))
+    return out
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [
+        (float(r["step"]), float(r[key]))
+        for r in rows
+        if isinstance(r.get("step"), int | float) and isinstance(r.get(key), int | float)
+    ]
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Rows of a training log: JSON Lines, or ``log_history`` of a trainer_state.json."""
+    try:
+        said = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            found = json.loads(said)
+            rows = found.get("log_history", []) if isinstance(found, dict) else found
+        else:
+            rows = [json.loads(row) for row in said.splitlines() if row.strip()]
+    except (OSError, ValueError) as error:
+        log.warning("%s: training curve left out: %s", file, error)
+        return []
+    return [row for row in rows if isinstance(row, dict)]
+
+
+LOGS = ("training_log.jsonl", "log.jsonl", "history.jsonl", "trainer_state.json")
+
+
+def find_curves(arms: Sequence[Arm]) -> dict[str, Path]:
+    """Training logs beside the models that the runs' configurations name."""
+    found: dict[str, Path] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for item in value.values():
+                visit(item)
+        elif isinstance(value, list):
+            for item in value:
+                visit(item)
+        elif isinstance(value, str) and value and len(value) < 500:
+            folder = Path(value)
+            for name in LOGS:
+                if folder.name not in found and (folder / name).is_file():
+                    found[folder.name] = folder / name
+
+    for arm in arms:
+        visit(arm.config.get("system"))
+    return dict(sorted(found.items()))

@@ -1,0 +1,191 @@
+"""Tables, charts and gallery of the report, without a browser."""
+
+import csv
+import io
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedrag.arms import Arm
+from mmedrag.report import gallery, svg, tables, view
+from mmedrag.report.tables import Cell, Table
+from mmedrag.types import Answer, Condition, Hit, Prompt, Selection, Trace
+
+
+def table():
+    rows = [
+        [Cell("a & b_c"), Cell("x"), Cell("0.5† [0.4, 0.6]", 0.5, 0.4, 0.6, "note", True)],
+        [Cell("a & b_c"), Cell("y"), Cell("–")],
+        [Cell("other, with comma"), Cell("z"), Cell("0.7", 0.7)],
+    ]
+    return Table("t", "Caption with 95 %", ["row", "group", "score_1"], rows, heads=2)
+
+
+def test_csv_has_bounds_in_columns_of_their_own():
+    rows = list(csv.DictReader(io.StringIO(table().csv())))
+    assert rows[0]["score_1"] == "0.5" and rows[0]["score_1 low"] == "0.4"
+    assert rows[1]["score_1"] == "" and rows[2]["row"] == "other, with comma"
+
+
+def test_latex_escapes_what_latex_reads():
+    text = table().latex()
+    assert r"a \& b\_c & x & 0.5$^\dagger$ [0.4, 0.6] \\" in text
+    assert r"\caption{Caption with 95 \%}" in text and r"\begin{tabular}{llr}" in text
+
+
+def test_repeated_row_names_span_their_rows():
+    assert table().spans == [2, 0, 1]
+
+
+@given(st.floats(-5, 5), st.floats(0.001, 1000))
+def test_ticks_are_few_round_and_inside(low, span):
+    marks = svg.ticks(low, low + span)
+    assert 1 <= len(marks) <= 8
+    assert all(low - 1e-6 * span <= m <= low + span + 1e-6 * span for m in marks)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        svg.dots([svg.Dot("<row> & 'x'", 0.5, 0.4, 0.6, 0.45, True)], "T", "x"),
+        svg.bars(["m"], ["a", "b"], [[(0.5, 0.4, 0.6), None]], "T"),
+        svg.lines([("a", [(0, 0.1), (1, 0.9)])], "T", "x", "y", bands=[[(0, 0, 1), (1, 0, 1)]],
+                  cuts=[(0, 0.5)], diagonal=True, unit=True),
+        svg.lines([("flat", [(1, 0.5), (2, 0.5)])], "T", "x", "y"),
+        svg.spark([0.9, 0.5, 0.4], 1),
+    ],
+)  # fmt: skip
+def test_charts_are_well_formed_and_named_for_screen_readers(drawn):
+    root = ET.fromstring(drawn)
+    assert root.get("role") == "img" and len(root.get("aria-label")) > 5
+    width, height = map(float, root.get("viewBox").split()[2:])
+    for box in root.iter("circle"):
+        assert 0 <= float(box.get("cx")) <= width and 0 <= float(box.get("cy")) <= height
+
+
+def test_a_chart_s_description_says_its_numbers():
+    drawn = svg.dots([svg.Dot("base", 0.512)], "Closed questions", "accuracy")
+    assert "base 0.512" in ET.fromstring(drawn).get("aria-label")
+
+
+def test_thin_keeps_both_ends():
+    points = [(float(i), 0.0) for i in range(1000)]
+    found = view.thin(points, 50)
+    assert len(found) == 50 and found[0] == points[0] and found[-1] == points[-1]
+
+
+def test_training_logs_are_read_in_both_forms(tmp_path):
+    rows = tmp_path / "training_log.jsonl"
+    rows.write_text('{"step": 1, "loss": 0.7}\n{"step": 2, "loss": 0.5}\n')
+    state = tmp_path / "trainer_state.json"
+    state.write_text('{"log_history": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}]}')
+    assert view.read_log(rows) == view.read_log(state)
+    assert len(view.training({"a": rows})) == 1
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{")
+    assert view.training({"a": broken}) == []  # a broken log costs its curve, not the report
+
+
+def case(i, said, truth, references="none", domain="radiology", hits=()):
+    kept = [h.id for h in hits][:1]
+    return Trace(
+        example_id=f"e{i:03d}", task="vqa", question=f"Question {i}?", answer_type="closed",
+        target=truth, target_domain=domain, answer=Answer(text=said), hits=list(hits),
+        condition=Condition(references=references), patient=f"p{i}",
+        selection=Selection(rule="log_ratio", kept=kept, reason="cut") if hits else None,
+        prompt=Prompt(template="t", text="", references=[], dropped=[]),
+    )  # fmt: skip
+
+
+HITS = [Hit(id="h0", text="Kept text.", score=0.9, rank=0),
+        Hit(id="h1", text="Dropped text.", score=0.2, rank=1)]  # fmt: skip
+
+
+def arms():
+    alone = [case(i, "yes", "yes" if i % 2 else "no") for i in range(20)]
+    with_ = [case(i, "no", "yes" if i % 2 else "no", "selected", hits=HITS) for i in range(20)]
+
+    def arm(name, condition, traces):
+        return Arm(name, None, condition, "m", "s", traces, title=name)
+
+    return [arm("base", "clean/none", alone), arm("rag", "clean/selected", with_)]
+
+
+def test_cases_show_what_references_changed_and_why_each_was_kept():
+    found = gallery.cases(arms(), None, most=20)
+    assert len(found) == 20
+    helped = [c for c in found if "references helped" in c.outcomes]
+    assert len(helped) == 10 and all("right" in c.outcomes for c in helped)
+    assert all("references harmed" in c.outcomes for c in found if "wrong" in c.outcomes)
+    shown = found[0].references
+    assert [(r.kept, r.why) for r in shown] == [(True, "kept"), (False, "dropped by the rule")]
+    assert found[0].reason == "log_ratio: cut" and "1 of 2 kept" in found[0].spark
+    assert [s.row for s in found[0].said] == ["base", "rag"]
+
+
+def test_a_reference_that_did_not_fit_says_so():
+    rows = arms()
+    for trace in rows[1].traces:
+        trace.prompt.dropped = ["h0"]
+    shown = gallery.cases(rows, None, 1)[0].references
+    assert shown[0].why == "dropped: does not fit the context" and not shown[0].kept
+
+
+def test_cases_are_spread_over_outcomes_and_seeded():
+    few = gallery.cases(arms(), None, most=4)
+    assert len({tuple(c.outcomes) for c in few}) == 2
+    assert [c.id for c in few] == [c.id for c in gallery.cases(arms(), None, most=4)]
+    other = gallery.cases(arms(), None, most=4, seed=3)
+    assert [c.id for c in few] != [c.id for c in other]
+
+
+def test_hubness_counts_images_not_questions():
+    rows = arms()
+    for i, trace in enumerate(rows[1].traces):
+        trace.image = f"images/{i // 2}.png"
+        trace.hits = [Hit(id="hub" if i < 16 else f"r{i // 2}", text="", score=1.0, rank=0)]
+    _, table_ = view.hubness(rows)
+    names = dict(zip(table_.columns, table_.rows[0], strict=True))
+    assert names["images"].value == 10 and names["distinct top-1 references"].value == 3
+    assert names["share of the most used"].value == 0.8
+
+
+def test_confusion_counts_every_answer():
+    found = view.confusion(arms())
+    counts = {(r[0].text, r[2].text): [c.value for c in r[3:6]] for r in found.rows}
+    assert counts["base", "yes"] == [10, 0, 0] and counts["rag", "yes"] == [0, 10, 0]
+
+
+def test_number_cells():
+    assert tables.number(None).text == "–"
+    cell = tables.number({"value": 0.5, "low": 0.4, "high": 0.6}, marked=True)
+    assert cell.text == "0.500† [0.400, 0.600]" and cell.marked
+
+
+def test_style_colours_have_enough_contrast():
+    """WCAG 2.1: 4.5 for text, 3 for the marks of charts, in both colour schemes."""
+    from importlib.resources import files
+
+    style = (files("mmedrag.report") / "page.css").read_text()
+    light, dark = style.split("@media (prefers-color-scheme: dark)")[:2]
+    for scheme in (light, dark):
+        colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", scheme[: scheme.index("}")]))
+        for back in ("back", "panel"):
+            for ink in ("ink", "soft", "link", "good", "bad"):
+                assert contrast(colour[ink], colour[back]) >= 4.5, (ink, back)
+            for mark in ("s0", "s1", "s2", "s3", "s4", "s5"):
+                assert contrast(colour[mark], colour[back]) >= 3, (mark, back)
+        assert contrast(colour["warn"], colour["warn-back"]) >= 4.5
+
+
+def contrast(a: str, b: str) -> float:
+    def luminance(text):
+        parts = [int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
