@@ -74,7 +74,12 @@ class TorchEncoder:
     def _choose(self, name: str, sample: torch.Tensor) -> torch.dtype:
         if name == "auto":
             batch = sample[None].repeat(16, 1, 1, 1)
-            return fastest_dtype(self.model, lambda: self._embed(batch), self.device)
+
+            def run(dtype: torch.dtype) -> None:
+                self.model.to(dtype)
+                self._embed(batch)
+
+            return fastest_dtype(run, self.device)
         chosen = getattr(torch, name, None)
         if not isinstance(chosen, torch.dtype):
             raise UserError(f"encoder: dtype: got {name!r}, expected float32, bfloat16 or auto")
@@ -173,18 +178,15 @@ def fingerprint(model: torch.nn.Module, describe: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def fastest_dtype(
-    model: torch.nn.Module, run: Callable[[], Any], device: torch.device
-) -> torch.dtype:
-    """float32, or bfloat16 where it is measured faster (some CPUs emulate it, 100x slower)."""
+def fastest_dtype(run: Callable[[torch.dtype], Any], device: torch.device) -> torch.dtype:
+    """float32, or bfloat16 where ``run`` is measured faster (some CPUs emulate it, 100x slower)."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        model.to(dtype)
-        run()
+        run(dtype)
         best = float("inf")
         for _ in range(3):
             start = time.perf_counter()
-            run()
+            run(dtype)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
