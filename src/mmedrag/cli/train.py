@@ -41,6 +41,30 @@ def domain(
     call.finish({"out": out, **metrics})
 
 
+@command("retriever", group=noun, settings=True)
+@click.argument("data", type=FOLDER, nargs=-1, required=True)
+@click.option("--domain", help="Domain to train on; without it every row is used.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the retriever (an encoder).")
+@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+def retriever(
+    call: Call, data: tuple[Path, ...], domain: str | None, out: Path, device: str | None
+) -> None:
+    """Train a domain's image-text encoder on the corpus rows that have an image and a text.
+
+    Hyper-parameters are settings: --config paper, --set encoder=hf-hub:ORG/NAME --set lr=1e-4.
+    """
+    from mmedrag.retriever_settings import RetrieverTraining
+    from mmedrag.train_retriever import train_retriever
+    from mmedrag.types import DataFolder
+
+    settings = call.settings(RetrieverTraining, None, **call.seed_if_given())
+    result = train_retriever(
+        [DataFolder(path) for path in data], out, domain, settings, device,
+        progress=call.progress("steps"),
+    )  # fmt: skip
+    call.finish({"out": out, **result})
+
+
 @command("dpo", group=noun, settings=True)
 @click.argument("pairs", type=ANY)
 @click.option("--model", required=True, help="Model to tune: a folder, or embedded:vlm.")
