@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from fake_openai import serve
 
 from mmedrag.generators import load_generator
 from mmedrag.protocols import Request
@@ -33,13 +34,18 @@ def pictures(tmp_path_factory):
     return sorted(where.glob("*.png"))
 
 
-@pytest.fixture(scope="module", params=["scripted", "hf", "hf-beam", "hf-sampled"])
+@pytest.fixture(scope="module", params=["scripted", "hf", "hf-beam", "hf-sampled", "openai"])
 def generator(request, folder):
     kind, _, mode = request.param.partition("-")
     options = {"": {}, "beam": dict(num_beams=2), "sampled": SAMPLED}[mode]
     if kind == "scripted":
-        return load_generator(kind, script={"": "no", "effusion": "Yes, there is."})
-    return load_generator(kind, folder, **options)
+        yield load_generator(kind, script={"": "no", "effusion": "Yes, there is."})
+    elif kind == "openai":
+        pytest.importorskip("openai")
+        with serve() as (url, _state):
+            yield load_generator(kind, "fake", base_url=url)
+    else:
+        yield load_generator(kind, folder, **options)
 
 
 def ask(text="Question: Is it so?", images=(), closed=True, **more):
@@ -91,6 +97,10 @@ def test_text_only(generator):
 
 
 def test_logprobs_are_sums_of_logs(generator, requests):
+    if type(generator).__name__ == "OpenAIGenerator":
+        with pytest.raises(UserError, match="do not score given texts"):
+            generator.logprobs(requests, ["yes"] * len(requests))
+        return
     texts = ["yes", "no, it is not so", "yes", "no"] * 2
     found = generator.logprobs(requests, texts)
     assert len(found) == len(requests) and all(value <= 0 for value in found)
@@ -105,7 +115,7 @@ def test_count_tokens_counts_text_and_images(generator):
 
 
 def test_lengths_must_match(generator, requests):
-    with pytest.raises(ValueError):
+    with pytest.raises((ValueError, UserError)):
         generator.logprobs(requests, ["yes"])
 
 
