@@ -7,12 +7,12 @@ Place in the picture: between encoded pairs and training. Everything goes throug
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from mmedrag.generators.inputs import Inputs
 from mmedrag.generators.loading import Loaded
 from mmedrag.types import UserError
 
+T = TypeVar("T")
 Pixels = Callable[[Sequence[View]], Tensor]
 ENCODE_BATCH = 64  # images per pass of the vision tower while the cache is filled
 
@@ -37,14 +38,6 @@ class World:
 
     rank: int
     size: int
-    sharded: bool
-
-    @classmethod
-    def of(cls, arguments: Any) -> World:
-        from transformers.integrations import is_deepspeed_zero3_enabled
-
-        sharded = is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-        return cls(arguments.process_index, arguments.world_size, sharded)
 
     @property
     def first(self) -> bool:
@@ -54,14 +47,30 @@ class World:
         if self.size > 1:
             torch.distributed.barrier()
 
-    def own(self, items: Sequence[Any], what: str) -> Sequence[Any]:
+    def own(self, items: Sequence[T]) -> Sequence[T]:
         """This process's share of the work."""
-        if items and self.sharded:
-            raise UserError(
-                f"train dpo: {len(items)} {what} are not in the cache and a sharded model cannot "
-                "compute them; first run the same command in one process with prepare_only"
-            )
         return items[self.rank :: self.size]
+
+
+@contextmanager
+def unsharded(arguments: Any) -> Iterator[None]:
+    """Load a whole model also where training will shard it (ZeRO-3).
+
+    Caches are filled before training begins, so each device holds the frozen weights once; the
+    trainer shards them afterwards.
+    """
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    config = getattr(plugin, "dschf", None)
+    if config is None:
+        yield
+        return
+    from transformers.integrations import deepspeed
+
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
 
 
 def fingerprints(model: str | Path, init: str | Path | None) -> dict[str, str]:
@@ -107,7 +116,7 @@ def fill_features(
         if not (pair.redraw and side.view.noise is not None)
     }
     missing = store.missing(sorted(views))
-    own = list(world.own(missing, "images"))
+    own = list(world.own(missing))
     chunks = [own[i : i + ENCODE_BATCH] for i in range(0, len(own), ENCODE_BATCH)]
     with ThreadPoolExecutor(1) as reader:  # decode the next chunk while this one is encoded
         ahead = [reader.submit(pixels, [views[key] for key in c]) for c in chunks[:1]]
@@ -137,7 +146,7 @@ def fill_reference(
     absent = set(journal.missing(keys))
     wanting = [p for p in pairs if p.chosen.key in absent or p.rejected.key in absent]
     wanting.sort(key=lambda pair: (pair.length(collator.share), pair.id))
-    own = world.own(wanting, "reference log-probabilities")
+    own = world.own(wanting)
     device = next(policy.parameters()).device
     size = 2 * settings.batch_size  # no gradients, so twice the pairs take no more memory
     chunks = [own[i : i + size] for i in range(0, len(own), size)]

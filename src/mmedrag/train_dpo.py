@@ -34,7 +34,8 @@ from mmedrag.dpo_prepare import (
     fingerprints,
     image_tokens,
     pixel_reader,
-)  # fmt: skip
+    unsharded,
+)
 from mmedrag.dpo_settings import DpoTraining, Reference
 from mmedrag.generators.inputs import Inputs
 from mmedrag.generators.loading import load
@@ -66,8 +67,7 @@ def train_dpo(
         reference: ``base`` = adapters off; ``init`` = the model with ``init_adapter``.
         resume: go on from the last complete checkpoint of the same run in ``out``.
         cache: folder of features and reference log-probabilities (default: the user's cache).
-        prepare_only: fill the caches and stop. Sharded launches (ZeRO-3, FSDP) need it first,
-            since a sharded model cannot fill them.
+        prepare_only: fill the caches and stop (they can then be used elsewhere).
 
     Returns:
         ``{adapter, pairs, kinds, steps, loss, metrics, history, cache, seconds, ...}``
@@ -83,8 +83,10 @@ def train_dpo(
     from mmedrag import dpo_trainer  # transformers, after the checks that need no model
 
     arguments = dpo_trainer.arguments(settings, out / "checkpoints", len(pairs))
-    world = World.of(arguments)
-    loaded = load(model, str(arguments.device), dpo_trainer.number_type(settings, arguments))
+    world = World(arguments.process_index, arguments.world_size)
+    with unsharded(arguments):
+        number = dpo_trainer.number_type(settings, arguments)
+        loaded = load(model, str(arguments.device), number)
     install(loaded.model)
     inputs = Inputs(loaded.model, loaded.processor, max_images=1, cache_bytes=0)
     folders = fingerprints(model, init_adapter)
@@ -101,7 +103,6 @@ def train_dpo(
     policy = _policy(loaded.model, settings, init_adapter, reference)
     redraw = any(pair.redraw for pair in encoded)
     place = Path(cache) if cache else default_folder()
-    number = str(loaded.dtype).removeprefix("torch.")
     pixels = pixel_reader(inputs)
     collator = Collator(pixels, pad=inputs.pad_id, share=_may_share(loaded.model, settings))
     caches: dict[str, Any] = {}
