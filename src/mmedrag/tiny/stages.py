@@ -40,6 +40,16 @@ def tower(work: Path) -> vision.CLIPVisionModel:
     return vision.train(train_sets(work), VISION_STEPS, check_sets(work), path)
 
 
+def early_tower(work: Path) -> vision.CLIPVisionModel:
+    """The tower as it was at step ``vision.EARLY``."""
+    path = work / "vision" / "early.pt"
+    if not path.exists():
+        tower(work)
+    early = vision.CLIPVisionModel(vision.config())
+    early.load_state_dict(torch.load(path, weights_only=True)["tower"])
+    return early.eval()
+
+
 def tokenizer(work: Path) -> vlm.PreTrainedTokenizerFast:
     path = work / "tokenizer"
     if not (path / "tokenizer.json").exists():
@@ -101,7 +111,7 @@ def encoders(work: Path, out: Path) -> None:
 
     data, start = retriever_data(work), work / "encoder-start"
     if not (start / "config.json").exists():
-        clip.new_encoder(tower(work), tokenizer(work), start)
+        clip.new_encoder(early_tower(work), tokenizer(work), start)
     plan = [("encoder", None, start, 3)]
     plan += [(f"retriever-{name}", name, work / "encoder", 4) for name in DOMAINS]
     for name, label, source, epochs in plan:

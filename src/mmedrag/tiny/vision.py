@@ -22,6 +22,7 @@ from mmedrag.tiny.data import SIZE, StudySet
 
 log = logging.getLogger(__name__)
 MEAN, STD = 0.5, 0.25  # of the image processor, all channels
+EARLY = 1000  # step whose tower the encoders start from: attributes are learned by then
 
 
 def config(width: int = 128, layers: int = 4, projection: int = 128) -> CLIPVisionConfig:
@@ -96,6 +97,8 @@ def train(
             log.info(
                 "vision %d loss %.4f %.0fs", step + 1, np.mean(losses[-100:]), time.time() - began
             )
+        if step + 1 == EARLY:
+            torch.save({"tower": tower.state_dict()}, out / "early.pt")
         if step % 500 == 499 or step == steps - 1:
             for check in checks:
                 log.info(
