@@ -143,20 +143,26 @@ class Inputs:
             add_special_tokens=self._special(texts[0]),
         )
         if tails:
-            rows = [
-                (*ids[mask.bool()].tolist(), *tail)
-                for ids, mask, tail in zip(
-                    batch["input_ids"], batch["attention_mask"], tails, strict=True
-                )
-            ]
-            batch["input_ids"], batch["attention_mask"] = pad_left(rows, self.pad_id, "cpu")
-            for derived in ("mm_token_type_ids", "token_type_ids"):
-                batch.pop(derived, None)
+            batch = self._with_tails(dict(batch), tails)
         device, dtype = self.model.device, self.model.dtype
         return {
             key: value.to(device, dtype) if value.is_floating_point() else value.to(device)
             for key, value in batch.items()
         }
+
+    def _with_tails(self, batch: dict[str, Any], tails: Sequence[Ids]) -> dict[str, Any]:
+        """Answer tokens behind each prompt; token types and the like go on as plain text (0)."""
+        shape, mask = batch["input_ids"].shape, batch["attention_mask"].bool()
+        for key, value in batch.items():
+            if value.shape != shape or key == "attention_mask":
+                continue
+            plain = key != "input_ids"
+            rows = [
+                [*row[own].tolist(), *([0] * len(tail) if plain else tail)]
+                for row, own, tail in zip(value, mask, tails, strict=True)
+            ]
+            batch[key], lengths = pad_left(rows, 0 if plain else self.pad_id, "cpu")
+        return {**batch, "attention_mask": lengths}
 
     def _vision(self) -> vision.VisionFeatures:
         def pixels(pictures: list[Image.Image]) -> torch.Tensor:

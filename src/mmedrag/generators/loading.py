@@ -48,24 +48,21 @@ def load(
         UserError: no such model, or one that is not an image-text-to-text model.
     """
     torchvision_shim.ready()
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging as progress
 
     name = str(model)
     progress.disable_progress_bar()
     chosen_device = torch.device(device or best_device())
     try:
-        # backend "pil": the same pixels whether or not torchvision is installed
-        processor = AutoProcessor.from_pretrained(
-            name, local_files_only=local_files_only, backend="pil"
-        )
+        processor = _processor(name, local_files_only)
         config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
         size = _parameters(config)
         number = choose_dtype(chosen_device, size) if dtype == "auto" else _dtype(dtype)
         loaded = AutoModelForImageTextToText.from_pretrained(
             name, local_files_only=local_files_only, dtype=number
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{name}: cannot be loaded as an image-text-to-text model with its processor: {reason}"
@@ -76,6 +73,20 @@ def load(
     loaded.eval().requires_grad_(False).to(chosen_device)
     log.info("%s: %s parameters, %s on %s", name, f"{size:,}", number, chosen_device)
     return Loaded(loaded, processor, chosen_device, number, size)
+
+
+def _processor(name: str, local_files_only: bool) -> Any:
+    """The model's processor, with images through PIL: the same pixels without torchvision."""
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(name, local_files_only=local_files_only, backend="pil")
+    except ImportError:  # a video processor comes along, and those know torchvision alone
+        found = AutoProcessor.from_pretrained(name, local_files_only=local_files_only)
+        found.image_processor = AutoImageProcessor.from_pretrained(
+            name, local_files_only=local_files_only, backend="pil"
+        )
+        return found
 
 
 def attach(model: Any, adapter: str | Path, name: str = "default", peft: Any = None) -> Any:

@@ -76,7 +76,7 @@ def random_llava(
     return Path(folder)
 
 
-def byte_tokenizer(corpus: Sequence[str] = ()) -> Any:
+def byte_tokenizer(corpus: Sequence[str] = (), image_token: str = "<image>") -> Any:
     """A byte-level BPE tokenizer trained on ``corpus`` (or on a dozen words)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -89,7 +89,7 @@ def byte_tokenizer(corpus: Sequence[str] = ()) -> Any:
         texts,
         trainers.BpeTrainer(
             vocab_size=600,
-            special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+            special_tokens=["<pad>", "<s>", "</s>", image_token],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -100,7 +100,7 @@ def byte_tokenizer(corpus: Sequence[str] = ()) -> Any:
         eos_token="</s>",
         pad_token="<pad>",
         padding_side="left",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": image_token},
     )
 
 

@@ -42,8 +42,15 @@ def open_view(view: View, size: int) -> Image.Image:
 
 
 def image_size(processor: Any, config: Any) -> int:
-    """The side of the model's input, from the processor's crop or size."""
+    """The side of the model's input, from the processor's crop or size.
+
+    Models of any resolution (Qwen2-VL and its kin: ``size`` is a range of areas) have no such
+    side; 448 or the nearest allowed one stands for it.
+    """
     images = processor.image_processor
+    if hasattr(images, "merge_size"):
+        low, high = images.size["shortest_edge"] or 0, images.size["longest_edge"] or 448**2
+        return round(min(max(448**2, low), high) ** 0.5)
     sources = [images.crop_size] if getattr(images, "do_center_crop", False) else []
     sources.append(images.size)
     for source in sources:
