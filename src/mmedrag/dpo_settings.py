@@ -6,7 +6,7 @@ published values, ``released`` those of the released stage-2 script, ``default``
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mmedrag.types import UserError
@@ -75,33 +75,11 @@ class DpoTraining:
 
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> DpoTraining:
-        """A named recipe with some values changed; unknown names and fields are errors."""
-        if name not in RECIPES:
-            raise UserError(f"train dpo: recipe {name!r}, expected one of {', '.join(RECIPES)}")
-        return cls().changed(**{**RECIPES[name], **changes})
+        """The table ``[dpo]`` of a recipe (``paper``, ``released``, ``default``, or a file)."""
+        from mmedrag import config
 
-    def changed(self, **changes: Any) -> DpoTraining:
-        unknown = sorted(changes.keys() - {f.name for f in fields(self)})
-        if unknown:
-            raise UserError(f"train dpo: setting {unknown[0]!r} is not known")
-        return replace(self, **changes)
+        table = config.load(name).get("dpo", {})
+        return config.settings(cls, {**table, **changes}, f"recipe {name} [dpo]")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-# SPEC §1.4: LoRA r 128, α 256, β 0.1, 3 epochs, cosine, 3 % warm-up, bf16, 4 GPUs × 1.
-_PUBLISHED: dict[str, Any] = {
-    "beta": 0.1, "learning_rate": 1e-7, "epochs": 3, "batch_size": 1, "lora_r": 128,
-    "lora_alpha": 256, "schedule": "cosine", "warmup_ratio": 0.03, "weight_decay": 0.0,
-    "max_length": 1024, "gradient_checkpointing": True,
-}  # fmt: skip
-RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {**_PUBLISHED, "train_projector": True, "projector_lr": 2e-5},
-    "released": {
-        **_PUBLISHED, "learning_rate": 2e-7, "batch_size": 2, "train_projector": True,
-        "projector_lr": 2e-5, "redraw_noise": True, "share_prefix": False,
-        "group_by_length": False,
-    },
-}  # fmt: skip

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mmedrag import answers
-from mmedrag.types import Trace, UserError
+from mmedrag.types import Trace, Truth, UserError
 
 Verdict = Literal["right", "wrong", "unclear"]
 
@@ -52,6 +52,30 @@ class Criterion:
             raise UserError(
                 f"pairs: report_wrong {wrong} needs a report_right of at least as much, got {right}"
             )
+
+
+def benchmark_criterion(
+    truth: Mapping[str, Truth], right: float | None = 0.75, wrong: float | None = 0.5
+) -> Criterion | None:
+    """Reports judged by the exact finding-F1 of the benchmark; None where there is no truth.
+
+    The F1 is over findings present: of the study (``truth.jsonl``, by ``meta.study``) and stated
+    by the report (the grammar's own labeller). Normal study, normal report: 1.
+    """
+    if not truth:
+        return None
+    from mmedrag.controls import present_in
+
+    def score(trace: Trace) -> float:
+        study = truth.get(str(trace.meta.get("study")))
+        if study is None:
+            raise UserError(f"pairs: {trace.example_id}: no truth for its study")
+        wanted = {name for name, state in study.findings.items() if state.present}
+        said = present_in(study.domain, trace.answer.text if trace.answer else "")
+        total = len(wanted) + len(said)
+        return 2 * len(wanted & said) / total if total else 1.0
+
+    return Criterion(report_score=score, report_right=right, report_wrong=wrong)
 
 
 def judge(

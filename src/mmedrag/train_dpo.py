@@ -70,7 +70,9 @@ def train_dpo(
         prepare_only: fill the caches and stop (they can then be used elsewhere).
 
     Returns:
-        ``{adapter, pairs, kinds, steps, loss, metrics, history, cache, seconds, ...}``
+        ``adapter`` (folder), ``pairs``, ``kinds``, ``steps``, last ``loss`` and ``metrics``,
+        ``cache`` (found and computed), ``resumed_from``, ``seconds``, ...; every logged step is
+        in ``out/training_log.jsonl``. A finished run is not repeated: its result is given again.
 
     Raises:
         UserError: unusable pairs (by id), a model of another shape, an ``out`` of another run.
@@ -138,7 +140,7 @@ def train_dpo(
     history = trainer.state.log_history
     result = {
         "adapter": str(out), **facts, "steps": trainer.state.global_step,
-        "loss": [row["loss"] for row in history if "loss" in row][-1:],
+        "loss": next((row["loss"] for row in reversed(history) if "loss" in row), None),
         "metrics": trainer.last_metrics(), "resumed_from": last.name if last else None,
         "images_encoded_in_training": collator.encoded,
     }  # fmt: skip

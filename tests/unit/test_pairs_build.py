@@ -182,6 +182,22 @@ def test_paper_report_default_is_token_f1_against_the_mean_per_domain() -> None:
     assert token_f1("", "x") == 0.0
 
 
+def test_benchmark_reports_by_exact_findings() -> None:
+    from mmedrag.pairs_judge import benchmark_criterion
+    from mmedrag.phantom import grammar
+    from mmedrag.types import Finding, Truth
+
+    study = {"cardiomegaly": Finding(present=True)}
+    yes, no = "The heart is enlarged.", "Nothing that this grammar knows."
+    assert grammar.label_report("radiology", yes)["findings"]["cardiomegaly"]["present"]
+    truth = Truth(study="s", patient="p", domain="radiology", findings=study)
+    group = report("a", [yes, no, "", ""], "GT", meta={"study": "s"})
+    criterion = benchmark_criterion({"s": truth})
+    found = build(group, kinds=("resist", "copy"), criterion=criterion)
+    assert [p.id for p in found.pairs] == ["resist:a"]
+    assert benchmark_criterion({}) is None
+
+
 def test_open_questions() -> None:
     kw = {"answer_type": "open"}
     group = four("a", "left lung", "right", "", "", target="left lung", **kw)
