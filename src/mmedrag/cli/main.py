@@ -21,11 +21,13 @@ NOUNS = {
     "domain": "identify domains",
     "index": "build, change and inspect the index of a domain",
     "retrieve": "references of every example, without answering",
+    "ask": "one image, one question, one answer with its evidence",
     "run": "answer every example of a data folder; merge shards",
     "pairs": "preference pairs: build, import, export",
     "model": "convert LLaVA-Med layouts, merge adapters",
     "eval": "run folders to metrics with intervals and controls",
     "report": "run folders to one HTML file",
+    "serve": "HTTP API and web page",
 }
 
 

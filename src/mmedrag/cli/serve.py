@@ -1,0 +1,96 @@
+"""``mmedrag serve``: HTTP API and web page over the same system as every other command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmedrag.cli.common import FILE, Call, DefaultGroup, command, with_system
+
+
+class Serve(DefaultGroup):
+    """`mmedrag serve` alone starts the service."""
+
+    default = "start"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or [self.default])
+
+
+@click.group("serve", cls=Serve)
+def noun() -> None:
+    """HTTP API and web page: `mmedrag serve`; make API keys; check an audit log."""
+
+
+@command("start", table="serve", group=noun, settings=True)
+@click.option("--host", help="Where to listen; another than loopback needs API keys.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Default 8000.")
+@click.option("--hosts", metavar="NAME", multiple=True, help="Host names of clients' requests.")
+@click.option("--audit", type=FILE, help="Audit log to append to.")
+@with_system
+def start(
+    call: Call, host: str | None, port: int | None, hosts: tuple[str, ...], audit: Path | None,
+    **flags: Any,
+) -> None:  # fmt: skip
+    """Serve until interrupted; what runs is finished first.
+
+    API keys: the file that MMEDRAG_API_KEYS names. Limits: --set serve.timeout=60, ...
+    """
+    needs("fastapi", "uvicorn", "python_multipart")
+    from mmedrag import system
+    from mmedrag.serve.app import create_app
+    from mmedrag.serve.security import load_keys, may_bind
+    from mmedrag.serve.server import serve
+    from mmedrag.serve.settings import ServeSettings
+
+    settings = call.settings(
+        ServeSettings, host=host, port=port, hosts=hosts or None, audit=audit
+    )  # fmt: skip
+    keys = load_keys()
+    may_bind(settings.host, keys)  # before anything is loaded
+    parts = call.system(flags)
+    pipeline = system.build(parts, seed=call.seed)
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    click.echo(f"mmedrag serves on http://{shown}:{settings.port}", err=True)
+    serve(create_app(pipeline, settings, keys), settings, keys)
+
+
+@command("key", table="serve", group=noun)
+@click.argument("name")
+@click.option("--file", type=FILE, envvar="MMEDRAG_API_KEYS", required=True, help="Key file.")
+@click.option(
+    "--scope", type=click.Choice(["read", "ask"]), multiple=True, default=["read", "ask"],
+    show_default=True, help="Repeatable.",
+)  # fmt: skip
+def key(call: Call, name: str, file: Path, scope: tuple[str, ...]) -> None:
+    """Make an API key and add its hash to the key file; the key itself is shown once."""
+    needs("fastapi")
+    from mmedrag.serve.security import new_key
+
+    made = new_key(file, name, scope)
+    call.finish({"name": name, "scopes": sorted(set(scope)), "key": made}, made)
+
+
+@command("audit", table="serve", group=noun)
+@click.argument("log", type=FILE)
+def audit_(call: Call, log: Path) -> None:
+    """Check that no line of an audit log was changed or taken out."""
+    from mmedrag.serve.audit import verify
+
+    call.finish({"records": verify(log), "sound": True})
+
+
+def needs(*modules: str) -> None:
+    """Say which extra to install when one of its packages is missing."""
+    from importlib.util import find_spec
+
+    from mmedrag.types import UserError
+
+    for module in modules:
+        if find_spec(module) is None:
+            raise UserError(
+                f"mmedrag serve needs the package {module!r}; "
+                "install it with: pip install 'mmedrag[serve]'"
+            )

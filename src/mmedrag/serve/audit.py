@@ -1,0 +1,109 @@
+"""The audit log: who asked when, of which picture, with which versions. Append-only.
+
+One JSON line per answer, opened for appending only, fsynced before the answer is given. Each
+line holds the hash of the line before it, so that a changed or removed line is found
+(:func:`verify`). No text of a question, answer or report, and no file name, is written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedrag.types import UserError
+
+START = "0" * 64
+
+
+class Audit:
+    """An audit log file.
+
+    Attributes:
+        broken: why the last write failed; None when it did not.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.broken: str | None = None
+        self._last = START  # hash of the last line
+        self._lock = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise UserError(f"{path}: audit log cannot be opened: {error.strerror}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise UserError(f"{path}: another service writes this audit log") from None
+        self._mend()
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append records durably, all or none.
+
+        Raises:
+            OSError: the disk is full or gone; nothing of these records stays behind.
+        """
+        with self._lock:
+            size, last = os.fstat(self._file).st_size, self._last
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            lines = []
+            for record in records:
+                line = json.dumps({"time": now, **record, "previous": last}, ensure_ascii=False)
+                lines.append(line.encode() + b"\n")
+                last = hashlib.sha256(lines[-1]).hexdigest()
+            try:
+                self._append(b"".join(lines))
+            except OSError as error:
+                self.broken = error.strerror or "unknown reason"
+                os.ftruncate(self._file, size)  # a half-written record is none
+                raise
+            self._last, self.broken = last, None
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+        os.fsync(self._file)
+
+    def _mend(self) -> None:
+        """Find the last line; cut off what a kill left half-written."""
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.ftruncate(self._file, len(whole))
+        lines = whole.splitlines(keepends=True)
+        self._last = hashlib.sha256(lines[-1]).hexdigest() if lines else START
+
+
+def verify(path: str | Path) -> int:
+    """How many records the log holds, when its chain is whole.
+
+    Raises:
+        UserError: the first line that was changed, or follows one that was.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    last, count = START, 0
+    for count, line in enumerate(data.splitlines(keepends=True), 1):
+        try:
+            previous = json.loads(line)["previous"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}:{count}: not an audit record") from None
+        if previous != last:
+            raise UserError(f"{path}:{count}: does not follow the line before it: altered")
+        last = hashlib.sha256(line).hexdigest()
+    return count
