@@ -4,25 +4,30 @@ Place in the picture: before everything. The commands ``data import``, ``data ch
 ``data stats`` call the four functions below; each format is one module with
 ``load(src, writer, **options)``.
 
-``import_data(format, src, out, *, seed, shares, progress, **options) -> ImportResult``
-``check(paths, *, html, images, progress) -> CheckReport``
-``stats(path) -> dict``
-``export_released(data, out) -> dict[str, int]``
+- ``import_data(format, src, out, *, seed, shares, progress, **options) -> ImportResult``
+- ``check(paths, *, image_root, images, html, most, progress) -> CheckReport``
+- ``stats(path) -> dict``
+- ``export_released(data, out) -> {file: rows}``
+
+Results have ``to_dict()`` for ``--json`` and ``exit_code``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmedrag.datasets.writer import ImportResult, Writer
 from mmedrag.protocols import resolve
 from mmedrag.types import Split, UserError
 
-__all__ = ["FORMATS", "ImportResult", "export_released", "import_data"]
+if TYPE_CHECKING:
+    from mmedrag.datasets.checks import CheckReport
+
+__all__ = ["FORMATS", "ImportResult", "check", "export_released", "import_data", "stats"]
 
 FORMATS = {
     "dicom": "mmedrag.datasets.dicom:load",
@@ -61,6 +66,9 @@ def import_data(
     """
     load = resolve(format, FORMATS, "data format", {"pydicom": "dicom", "dicomanonymizer": "dicom"})
     given = {key: value for key, value in options.items() if value is not None}
+    for key in ("image_root", "key"):
+        if isinstance(given.get(key), str):
+            given[key] = Path(given[key])
     known = [p for p in inspect.signature(load).parameters if p not in ("src", "writer")]
     for key in given:
         if key not in known:
@@ -99,6 +107,25 @@ def _inputs(source: Path) -> dict[str, str]:
             with open(path, "rb") as handle:
                 found[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
     return found
+
+
+def check(paths: Sequence[str | Path], **options: Any) -> CheckReport:
+    """Find what is wrong with DATA folders or released files (``data check``).
+
+    Options: ``image_root`` (images of released files), ``images=True`` (decode pictures),
+    ``html`` (a page to write), ``most`` (findings listed per kind), ``progress``.
+    See ``datasets.checks.check``.
+    """
+    from mmedrag.datasets.checks import check as run
+
+    return run(paths, **options)
+
+
+def stats(path: str | Path) -> dict[str, Any]:
+    """Counts and baselines of a DATA folder (``data stats``)."""
+    from mmedrag.datasets.counts import stats as run
+
+    return run(path)
 
 
 def export_released(data: str | Path, out: str | Path) -> dict[str, int]:

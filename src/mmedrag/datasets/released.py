@@ -166,7 +166,8 @@ def load(
     write_atomic(writer.out / STYLES, text.encode("utf-8"))
 
 
-def _roots(image_root: Path | Mapping[str, Path] | None, study: Study) -> list[Path]:
+def roots_for(image_root: Path | Mapping[str, Path] | None, study: Study) -> list[Path]:
+    """Where the images of a study's dataset may lie."""
     if image_root is None:
         return []
     if isinstance(image_root, Mapping):
@@ -242,7 +243,7 @@ def _images(
     key = next((key for key in IMAGE_KEYS if value.get(key)), None)
     if key is None:
         return None, []
-    roots = _roots(image_root, study)
+    roots = roots_for(image_root, study)
     prefix = f"{study.dataset}/" if study.dataset else ""
     image, missing = images_of(value[key], roots, writer, prefix=prefix)
     other = value.get("filename")  # Harvard: the array from which the .jpg was made
