@@ -118,23 +118,22 @@ class EmbeddingCache:
             self._end = handle.tell()
         self._take(records)
 
-    def keep_only(self, keys: set[bytes]) -> None:
-        """Rewrite the file without other contents (removed patients leave nothing behind)."""
-        kept = [key for key in self.at if key in keys]
-        if self.path is None or len(kept) == len(self.at):
+    def drop(self, field: str, values: set[bytes]) -> None:
+        """Rewrite the file without the records whose ``field`` is one of ``values``."""
+        records = self.get(list(self.at))
+        kept = records[[value not in values for value in records[field].tolist()]]
+        if self.path is None or len(kept) == len(records):
             return
-        records = self.get(kept)
-        fresh = self.path.with_name(self.path.name + ".part")
-        fresh.unlink(missing_ok=True)
-        path, self.path = self.path, fresh
+        path, self.path = self.path, self.path.with_name(self.path.name + ".part")
+        self.path.unlink(missing_ok=True)
         self.frames, self.at, self._end = [], {}, 0
-        for start in range(0, len(records), CHUNK):
-            self.append(records[start : start + CHUNK])
-        self.path = path
-        if fresh.exists():
-            os.replace(fresh, path)
+        for start in range(0, len(kept), CHUNK):
+            self.append(kept[start : start + CHUNK])
+        if self.path.exists():
+            os.replace(self.path, path)
         else:
             path.unlink()
+        self.path = path
 
     def problems(self) -> list[str]:
         """What a full check of the file finds (the constructor has replayed it)."""

@@ -24,14 +24,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmedrag.embeddings import EmbeddingCache, HashOnly, Progress, embed_images, embed_texts
+from mmedrag.embeddings import (
+    EmbeddingCache,
+    HashOnly,
+    Progress,
+    embed_images,
+    embed_texts,
+    text_key,
+)
 from mmedrag.encoders import load_encoder
 from mmedrag.protocols import Encoder, resolve
 from mmedrag.stores import STORES, folder
@@ -100,12 +107,13 @@ class Index:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def texts(self, rows: Sequence[int]) -> list[str]:
+    def texts(self, rows: Iterable[int]) -> list[str]:
         import pyarrow.parquet as pq
 
         if self._texts is None:
             self._texts = pq.read_table(self._rows_file, columns=["text"])["text"]
-        return self._texts.take(list(rows)).to_pylist() if len(rows) else []
+        wanted = list(rows)
+        return self._texts.take(wanted).to_pylist() if wanted else []
 
     def references(self) -> list[Reference]:
         """The stored rows, in order."""
@@ -298,7 +306,7 @@ def remove_from_index(path: str | Path, ids: Sequence[str]) -> dict[str, Any]:
             store.remove(gone)
             rows = [row for row in _all_rows(index) if row["id"] not in gone]
             _commit(path, index.manifest, rows, store)
-            _forget(path, index.manifest, rows)
+            _forget(index, gone)
     return {**index_info(path), "removed": len(gone), "missing": sorted(set(ids) - known)}
 
 
@@ -419,19 +427,27 @@ def _all_rows(index: Index) -> list[dict[str, Any]]:
 
 
 def _writable(index: Index) -> Any:
-    """A store with the same rows that may change (the opened one is mapped read-only)."""
+    """The same store in memory, where it may change (the opened one is mapped read-only)."""
+    name = next(name for name in index.manifest["files"] if name.startswith("vectors-"))
     settings = index.manifest["vectors"]
-    store = type(index.store)(index.store.dim, settings["engine"], settings["recall"])
-    store.add(index.ids, index.store.vectors())
-    return store
+    return type(index.store).open(index.path / name, settings, index.ids, writable=True)
 
 
-def _forget(path: Path, manifest: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Drop what no remaining row has from the text cache (image caches hold queries, too)."""
-    from mmedrag.embeddings import text_key
-
-    cache = EmbeddingCache(path / "cache", _Named(manifest["encoder"]), "text")
-    cache.keep_only({text_key(row["text"]) for row in rows})
+def _forget(index: Index, gone: set[str]) -> None:
+    """Drop the removed rows' content from the caches, unless a remaining row has it too."""
+    names = [i in gone for i in index.ids]
+    dropped, kept = np.array(names), ~np.array(names)
+    texts = np.array(index.texts(range(len(index))), dtype=object)
+    words = set(map(text_key, texts[dropped])) - set(map(text_key, texts[kept]))
+    pixels = set(index.pixels[dropped].ravel().tolist()) - set(index.pixels[kept].ravel().tolist())
+    encoder = _Named(index.manifest["encoder"])
+    for of, kind, field, what in (
+        (encoder, "text", "key", words),
+        (encoder, "image", "pixels", pixels),
+        (HashOnly(), "image", "pixels", pixels),
+    ):
+        cache = EmbeddingCache(index.path / "cache", of, kind)
+        cache.drop(field, {key.rstrip(b"\0") for key in what})
 
 
 def _model(index: Index, encoder: str | Encoder | None, device: str | None) -> Encoder:

@@ -61,7 +61,7 @@ class FaissStore:
             raise UserError(f"index: id {min(doubled, default='')!r} stands twice, expected unique")
         total = len(self.ids) + len(ids)
         if self._fits(total):
-            self._index.add(vectors)
+            self._append(vectors)
         else:
             self._build(np.concatenate([self.vectors(), vectors]))
         self.ids += ids
@@ -136,11 +136,16 @@ class FaissStore:
         }  # fmt: skip
 
     @classmethod
-    def open(cls, path: Path, settings: dict[str, Any], ids: Sequence[str]) -> FaissStore:
-        """Memory-mapped: opening reads almost nothing, search reads what it touches."""
+    def open(
+        cls, path: Path, settings: dict[str, Any], ids: Sequence[str], writable: bool = False
+    ) -> FaissStore:
+        """Memory-mapped: opening reads almost nothing, search reads what it touches.
+
+        ``writable``: into memory instead, so that rows can be added and removed.
+        """
         faiss = _faiss()
         try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            index = faiss.read_index(str(path), 0 if writable else faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise UserError(f"{path}: not a FAISS file: {str(error)[:120]!r}") from None
         if index.ntotal != len(ids):
@@ -178,6 +183,9 @@ class FaissStore:
             sample = min(len(vectors), 64 * self._index.nlist)
             self._index.train(vectors[np.sort(rng.choice(len(vectors), sample, replace=False))])
             self._trained_on = len(vectors)
+        self._append(vectors)
+
+    def _append(self, vectors: np.ndarray) -> None:
         with _threads(1 if self._kind == "hnsw" else None):  # a graph built in parallel varies
             self._index.add(vectors)
 
