@@ -68,4 +68,6 @@ def test_the_sample_dicom_files(tmp_path: Path) -> None:
     assert kinds["US"] == 16 and kinds["CT"] == 1 and kinds["DX"] == 1
     for row in rows:
         ranges = [load_image(path).convert("L").getextrema() for path in row.images]
-        assert max(high - low for low, high in ranges) > 100  # windowed, not near-black
+        if row.domain == "radiology":  # the slide's tiles are plain glass
+            assert max(high - low for low, high in ranges) > 100  # windowed, not near-black
+    assert sorted(str(row.domain) for row in rows) == ["pathology", *["radiology"] * 5]

@@ -30,17 +30,24 @@ SHOWN = {
     "side": "Laterality",
     "photometric": "PhotometricInterpretation",
 }
+DOMAINS = {
+    **dict.fromkeys(("SM", "GM"), "pathology"),
+    **dict.fromkeys(("OP", "OPT", "OPM", "OPV", "OAM"), "ophthalmology"),
+    **dict.fromkeys(("CR", "CT", "DR", "DX", "IO", "MG", "MR", "NM", "PT", "PX", "RF", "RG", "US",
+                     "XA"), "radiology"),
+}  # fmt: skip
 Ocr = Literal["auto", "mask", "refuse", "off"]
 
 
 def load(
-    src: Path, writer: Writer, *, domain: str | None = "radiology", source: str | None = None,
+    src: Path, writer: Writer, *, domain: str | None = None, source: str | None = None,
     licence: str | None = None, attribution: str | None = None, max_frames: int = 16,
     ocr: Ocr = "auto", key: Path | None = None,
 ) -> None:  # fmt: skip
     """Fill ``writer`` from DICOM files at ``src``.
 
     Args:
+        domain: of all files; without it, what each file's Modality stands for.
         ocr: what to do about text in the picture that is more than a side marker: ``mask``
             blacks it out, ``refuse`` refuses the file, ``off`` does not look. ``auto`` masks
             when the extra ``ocr`` is installed; without it, files that say
@@ -106,7 +113,8 @@ def _file(
         fields = _content(data, content, row.file, writer, names, look, max_frames)
         shown = fields["image"]
         writer.remember(key, fields, [shown] if isinstance(shown, str) else shown)
-    writer.reference(row, text="", **fields, **fixed)
+    domain = fixed["domain"] or DOMAINS.get(fields["meta"].get("modality", ""))
+    writer.reference(row, text="", **fields, **fixed | {"domain": domain})
 
 
 def _content(
