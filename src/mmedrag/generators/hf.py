@@ -25,6 +25,7 @@ from mmedrag.types import Answer, Prompt, UserError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+REPEATS = 1.5  # prompts per picture from which keeping their common beginning pays
 
 
 class HFGenerator:
@@ -69,6 +70,7 @@ class HFGenerator:
         self.batch_size = batch_size or (8 if loaded.parameters >= 1_000_000_000 else 32)
         self.backoffs: list[dict[str, int]] = []
         self.verbalizers = Verbalizers.of(self.tokenizer)
+        self._shared = False  # whether the current call's prompts share their beginnings
         self._peft: list[Any] = []  # shared by the copies that with_adapter makes
         self._adapter: str | None = None
         if adapter is not None:
@@ -85,13 +87,14 @@ class HFGenerator:
         """
         for request in requests:
             self._check(request)
-        kinds: dict[Any, list[int]] = {}
-        for i, request in enumerate(requests):
-            kinds.setdefault((request.closed, request.max_new_tokens), []).append(i)
         found: dict[int, Answer] = {}
-        for _, rows in sorted(kinds.items()):
-            work = self._in_batches(rows, requests, self._answer)
-            found.update(zip(rows, work, strict=True))
+        for group in self._groups(requests):
+            kinds: dict[Any, list[int]] = {}
+            for i in group:
+                kinds.setdefault((requests[i].closed, requests[i].max_new_tokens), []).append(i)
+            for _, rows in sorted(kinds.items()):
+                work = self._in_batches(rows, requests, self._answer)
+                found.update(zip(rows, work, strict=True))
         return [found[i] for i in range(len(requests))]
 
     def logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> list[float]:
@@ -111,7 +114,7 @@ class HFGenerator:
 
     def facts(self) -> dict[str, Any]:
         """What a run's record should say about this generator."""
-        features = self.inputs.features
+        features, prefixes = self.inputs.features, self.inputs.prefixes
         return {
             "model": self.name,
             "parameters": self.parameters,
@@ -121,6 +124,8 @@ class HFGenerator:
             "backoffs": self.backoffs,
             "vision_encoded": features.encoded if features else None,
             "vision_reused": features.reused if features else None,
+            "prefixes_computed": prefixes.computed if prefixes else None,
+            "prefixes_reused": prefixes.reused if prefixes else None,
         }
 
     # --- adapters -------------------------------------------------------------------------------
@@ -164,6 +169,29 @@ class HFGenerator:
                 f"the context of {self.context}"
             )
 
+    def _groups(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Rows to be answered together, so that the prefixes they share fit into memory.
+
+        Sets which requests share their beginning at all: where pictures hardly repeat, or the
+        beginnings differ in length, or beams copy the cache, every row is computed whole.
+        """
+        everything = list(range(len(requests)))
+        self._shared = False
+        prefixes = self.inputs.prefixes
+        if prefixes is None or self.decoding.num_beams > 1 or not requests:
+            return [everything]
+        keys = [self.inputs.prefix_of(request) for request in requests]
+        lengths = {len(key[1]) if key else 0 for key in keys}
+        if len(lengths) != 1 or 0 in lengths or len(requests) < REPEATS * len(set(keys)):
+            return [everything]
+        self._shared = True
+        room = prefixes.fits(lengths.pop() + self.inputs.tokens_per_image)
+        seen: dict[Any, int] = {}
+        groups: dict[int, list[int]] = {}
+        for i, key in enumerate(keys):
+            groups.setdefault(seen.setdefault(key, len(seen)) // room, []).append(i)
+        return list(groups.values())
+
     def _in_batches(
         self,
         rows: list[int],
@@ -200,13 +228,14 @@ class HFGenerator:
         self.batch_size = (size + 1) // 2
         self.backoffs.append({"from": size, "to": self.batch_size})
         log.warning("out of memory with %d requests at once, now %d", size, self.batch_size)
-        if self.inputs.features is not None:
-            self.inputs.features.clear()
+        for kept in (self.inputs.features, self.inputs.prefixes):
+            if kept is not None:
+                kept.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _answer(self, requests: Sequence[Request], _rows: Sequence[int]) -> list[Answer]:
-        inputs = self.inputs(requests)
+        inputs = self.inputs.continued(requests) if self._shared else self.inputs(requests)
         closed = requests[0].closed
         sampler = SeededSampler(self.decoding, [self._key(r) for r in requests])
         out = self.model.generate(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mmedrag.generators import vision
+from mmedrag.generators import prefix, vision
 from mmedrag.protocols import Request
 from mmedrag.types import Prompt, UserError
 
@@ -42,6 +42,9 @@ class Inputs:
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         self.pad_id: int = pad if pad is not None else end or 0
         self.features = self._vision() if config.model_type == "llava" else None
+        self.prefixes = None
+        if self.features is not None and prefix.supported(model):
+            self.prefixes = prefix.PrefixCache(model, cache_bytes)
         self.prompt_ids = lru_cache(4096)(self._tokenise)  # asked for by budget, sort and batch
 
     def fresh(self) -> Inputs:
@@ -129,6 +132,50 @@ class Inputs:
         if features:
             embeds[places] = torch.cat(features).to(embeds)
         return {"inputs_embeds": embeds, "attention_mask": mask}
+
+    # --- prompts that begin alike ---------------------------------------------------------------
+
+    def prefix_of(self, request: Request) -> tuple[str, Ids] | None:
+        """(key, ids) of the prompt up to its picture; None where that cannot be kept."""
+        views = self.views(request)
+        if self.prefixes is None or len(views) != 1:
+            return None
+        ids = self.request_ids(request)
+        begin = ids[: ids.index(self.image_token_id) + 1]
+        return f"{vision.view_key(views[0])}|{begin}", begin
+
+    def continued(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """Inputs of requests that all have a prefix of one length: its keys and values are
+        computed once for each picture, what follows is padded between prefix and text."""
+        assert self.prefixes is not None and self.features is not None
+        found = [one for request in requests if (one := self.prefix_of(request))]
+        missing = {
+            key: (begin, self.views(request)[0])
+            for (key, begin), request in zip(found, requests, strict=True)
+            if key not in self.prefixes
+        }
+        embed = self.model.get_input_embeddings()
+        if missing:
+            features = self.features([view for _, view in missing.values()])
+            begins = torch.tensor([begin[:-1] for begin, _ in missing.values()], dtype=torch.long)
+            text = embed(begins.to(self.model.device))
+            pictures = torch.stack(features).to(text)
+            self.prefixes.add(list(missing), torch.cat([text, pictures], dim=1))
+        cache = self.prefixes.gather([key for key, _ in found])
+        begin = cache.get_seq_length()
+        rests = [
+            self.request_ids(request)[len(ids) :]
+            for request, (_, ids) in zip(requests, found, strict=True)
+        ]
+        ids, mask = pad_left(rests, self.pad_id, self.model.device)
+        after = embed(ids)
+        # generate() wants embeddings of the whole length and cuts off what the cache holds
+        before = after.new_zeros(len(ids), begin, after.shape[-1])
+        return {
+            "inputs_embeds": torch.cat([before, after], dim=1),
+            "attention_mask": torch.cat([mask.new_ones(len(ids), begin), mask], dim=1),
+            "past_key_values": cache,
+        }
 
     def _from_processor(self, requests: Sequence[Request], tails: Sequence[Ids]) -> dict[str, Any]:
         texts = [self.text(r.prompt, len(self.views(r))) for r in requests]
