@@ -81,8 +81,9 @@ class Index:
             raise folder.Damaged(f"{path}: index is damaged: {'; '.join(wrong)}; {folder.REPAIR}")
         names = {name.split("-")[0]: path / name for name in manifest["files"]}
         light = ["id", "domain", "patient", "split", "source", "date", "pixels", "phash"]
-        self.table = pq.read_table(names["rows"], columns=light)
-        self._rows_file = names["rows"]
+        # held open: a later commit may unlink the file, what was opened stays readable
+        self._file = pq.ParquetFile(names["rows"], memory_map=True)
+        self.table = self._file.read(columns=light)
         self._texts: pa.ChunkedArray | None = None
         self.ids: list[str] = self.table["id"].to_pylist()
         store = resolve(manifest["store"], STORES, "store")
@@ -108,18 +109,18 @@ class Index:
         return len(self.ids)
 
     def texts(self, rows: Iterable[int]) -> list[str]:
-        import pyarrow.parquet as pq
-
         if self._texts is None:
-            self._texts = pq.read_table(self._rows_file, columns=["text"])["text"]
+            self._texts = self._file.read(columns=["text"])["text"]
         wanted = list(rows)
         return self._texts.take(wanted).to_pylist() if wanted else []
 
     def references(self) -> list[Reference]:
         """The stored rows, in order."""
-        import pyarrow.parquet as pq
+        return [_reference(row) for row in self.rows()]
 
-        return [_reference(row) for row in pq.read_table(self._rows_file).to_pylist()]
+    def rows(self) -> list[dict[str, Any]]:
+        """The stored rows with every column, in order."""
+        return self._file.read().to_pylist()
 
     def mask(self, wanted: Filter) -> np.ndarray:
         """bool [n]: rows that pass the filter (a row without the field does not)."""
@@ -262,7 +263,7 @@ def add_to_index(
         split = split or m["split"]
         given = [r for folder_ in data for r in folder_.corpus(split, m["domain"])]
         rows, vectors, skipped = _encode(given, model, path, m, progress)
-        old = {row["id"]: row for row in _all_rows(index)}
+        old = {row["id"]: row for row in index.rows()}
         changed = [r["id"] for r in rows if r["id"] in old and r != old[r["id"]]]
         if not replace:
             skipped += [
@@ -304,7 +305,7 @@ def remove_from_index(path: str | Path, ids: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"{path}: would remove every reference; delete the folder instead")
             store = _writable(index)
             store.remove(gone)
-            rows = [row for row in _all_rows(index) if row["id"] not in gone]
+            rows = [row for row in index.rows() if row["id"] not in gone]
             _commit(path, index.manifest, rows, store)
             _forget(index, gone)
     return {**index_info(path), "removed": len(gone), "missing": sorted(set(ids) - known)}
@@ -418,12 +419,6 @@ def _commit(path: Path, manifest: dict[str, Any], rows: list[dict[str, Any]], st
         pq.write_table(table, target, compression="zstd")
 
     folder.commit(path, manifest, {"rows.parquet": write_rows, "vectors.faiss": store.save})
-
-
-def _all_rows(index: Index) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(index._rows_file).to_pylist()
 
 
 def _writable(index: Index) -> Any:
