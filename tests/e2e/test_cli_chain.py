@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmedrag.cli.main import main
 
@@ -21,6 +22,7 @@ ENCODER = '''
 import zlib
 import numpy as np
 from mmedrag.images import load_image
+from mmedrag.types import Answer
 
 class Grid:
     dim, fingerprint, spec = 192, "grid-1", "grid_encoder:Grid"
@@ -39,6 +41,23 @@ class Grid:
             for word in text.lower().split():
                 row[zlib.crc32(word.encode()) % self.dim] += 1
         return unit(rows)
+
+class Teller:
+    """Says yes as soon as it is given a reference."""
+    name, image_size, context = "teller", 32, 4096
+
+    def __init__(self, model=None, adapter=None, **options):
+        self.options = options
+
+    def generate(self, requests):
+        return [Answer(text="Yes." if r.prompt.references else "No.", model=self.name)
+                for r in requests]
+
+    def logprobs(self, requests, texts):
+        return [0.0] * len(texts)
+
+    def count_tokens(self, prompt, images=1):
+        return len(prompt.text.split())
 
 def unit(rows):
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
@@ -196,18 +215,53 @@ def test_a_bad_row_is_listed_and_the_rest_goes_on(
     assert all(Path(study["image"]).name in t["error"] for t in bad)
 
 
+def test_ask(mm: Run, place: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    at = place.path
+    row = next(r for r in rows(place.data / "examples.jsonl") if r["domain"] == "radiology")
+    image, asked = place.data / row["image"], ("--system", place.system, "--domain", "radiology")
+    found = mm("ask", image, "Is there a nodule?", *asked)
+    assert found["answer_type"] == "closed"
+    assert found["domain"]["label"] == "radiology"
+    assert len([r for r in found["references"] if r["used"]]) == 2
+    assert all(r["why"] for r in found["references"])
+    sure = mm("ask", image, "Is there a nodule?", *asked, "--min-confidence", 1)
+    assert sure["abstained"]
+    report = mm("ask", image, "--report", *asked, "--no-rag")
+    assert (report["task"], report["references"]) == ("report", [])
+    grey = at / "noise.png"
+    Image.effect_noise((64, 64), 90).save(grey)
+    unknown = mm("ask", grey, "Is there a nodule?", "--system", place.system)
+    assert unknown["domain"]["label"] == "unknown" and unknown["abstained"]
+    assert unknown["references"] == []
+    assert "no such image" in mm("ask", at / "none.png", "Is it?", *asked, code=2)
+    assert "QUESTION or --report" in mm("ask", image, *asked, code=2)
+    with pytest.raises(SystemExit):
+        main([str(a) for a in ("ask", image, "Is there a nodule?", *asked)])
+    shown = capsys.readouterr().out
+    assert "kept by the rule fixed_k" in shown and "not a medical device" in shown
+
+
 def test_pairs(mm: Run, place: SimpleNamespace) -> None:
     at = place.path
-    args = ("pairs", place.data, "--out", at / "pairs", "--system", place.system, "--mode",
-            "released", "--kind", "cross_modal", "--kind", "copy", "--kind", "resist")  # fmt: skip
+    teller = ("--index", at / "index-radiology", "--domain", "radiology", "--task", "vqa",
+              "--set", "generator.kind=grid_encoder:Teller", "--rule", "fixed_k")  # fmt: skip
+    args = ("pairs", place.data, "--out", at / "pairs", *teller)
     found = mm(*args)
     pairs = rows(at / "pairs" / "pairs.jsonl")
+    assert {p["kind"] for p in pairs} == {"cross_modal", "copy", "resist"}
     assert sum(found["pairs"].values()) == len(pairs)
     assert sorted(p.name for p in (at / "pairs" / "traces").iterdir() if p.is_dir()) == [
         "clean", "clean-references", "noise-references",
     ]  # fmt: skip
+    examples = {r["id"]: r for r in rows(place.data / "examples.jsonl")}
+    assert {examples[p["trace_ids"][0].split("@")[0]]["split"] for p in pairs} == {"val"}
     before = (at / "pairs" / "pairs.jsonl").read_bytes()
     mm(*args)
     assert (at / "pairs" / "pairs.jsonl").read_bytes() == before
     for format in ("released", "ms-swift"):
-        mm("pairs", "export", at / "pairs", "--format", format, "--out", at / format)
+        made = mm("pairs", "export", at / "pairs", "--format", format, "--out", at / format)
+        assert made["rows"] == len(pairs)
+    again = mm("pairs", "import", at / "released" / "pairs.json", "--out", at / "again",
+               "--images", place.data, code=1)  # fmt: skip
+    assert again["faults"]
+    assert len(rows(at / "again" / "pairs.jsonl")) == len(pairs)

@@ -19,14 +19,14 @@ import mmedrag
 LAYERS = {
     "A": """types protocols answers prompts select config runs conditions images dicom controls
         metrics metrics_stats metrics_text reliance arms compare pairs pairs_export pairs_heldout
-        pairs_import pairs_io pairs_judge dpo_settings retriever_settings retrieval_metrics
-        datasets phantom embedded""",
+        pairs_import pairs_io pairs_judge metrics_clinical repro_checks dpo_settings
+        retriever_settings retrieval_metrics datasets phantom embedded""",
     "B": """encoders generators stores losses losses_contrastive embeddings domain domain_features
         domain_outliers checkpoints convert_source convert_tensors world""",
     "C": """index retriever pipeline run retrieve evaluate pairs_run system train_dpo dpo_cache
         dpo_card dpo_collator dpo_encode dpo_policy dpo_prepare dpo_trainer ablation tiny convert
         train_domain train_retriever contrastive domain_eval retrieval_eval""",
-    "D": "cli report serve repro demo",
+    "D": "cli report serve repro demo ask",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "open_clip", "timm",

@@ -247,9 +247,30 @@ def plain(value: Any) -> Any:
 
 
 def lines(result: Mapping[str, Any]) -> str:
-    """A flat result for people: one ``key: value`` a line, nested data as JSON."""
-    shown = plain(result)
-    return "\n".join(
-        f"{key}: {json.dumps(v, ensure_ascii=False) if isinstance(v, (dict, list)) else v}"
-        for key, v in shown.items()
-    )
+    """A result for people: ``key: value`` a line, nested objects indented below their key."""
+    return "\n".join(_lines(plain(result), ""))
+
+
+def _lines(value: Mapping[str, Any], indent: str) -> list[str]:
+    found = []
+    for key, item in value.items():
+        flat = not isinstance(item, (dict, list)) or not any(
+            isinstance(i, (dict, list)) for i in (item.values() if isinstance(item, dict) else item)
+        )
+        if isinstance(item, dict) and not flat:
+            found += [f"{indent}{key}:", *_lines(item, indent + "  ")]
+        elif isinstance(item, list) and not flat:
+            rows = [json.dumps(row, ensure_ascii=False) for row in item]
+            found += [f"{indent}{key}:", *(f"{indent}  {row}" for row in rows)]
+        elif isinstance(item, dict):
+            pairs = ", ".join(f"{k} {_short(v)}" for k, v in item.items())
+            found.append(f"{indent}{key}: {pairs}")
+        elif isinstance(item, list):
+            found.append(f"{indent}{key}: {', '.join(map(_short, item))}")
+        else:
+            found.append(f"{indent}{key}: {_short(item)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from mmedrag.cli.common import ANY, FOLDER, Call, command
-
-FORMATS = ("manifest", "released", "llava", "vqa", "table", "dicom")
+from mmedrag.cli.common import ANY, FILE, FOLDER, Call, command
 
 
 @click.group("data")
@@ -70,3 +68,58 @@ def import_(call: Call, format: str, src: Path, out: Path, image_root: Path | No
         progress=call.progress("rows"), **options,
     )  # fmt: skip
     call.finish(result.to_dict(), ok=not result.rejected)
+
+
+@command("check", table="data", group=noun)
+@click.argument("data", type=ANY, nargs=-1, required=True)
+@click.option("--html", type=FILE, help="Also write a page with thumbnails of the worst.")
+@click.option("--image-root", type=FOLDER, help="Where images of released files lie.")
+@click.option("--no-images", is_flag=True, help="Leave pictures unread: rows and texts only.")
+@click.option("--most", type=click.IntRange(0), default=20, show_default=True,
+              help="Findings of one kind that are listed; totals count all.")  # fmt: skip
+def check(
+    call: Call,
+    data: tuple[Path, ...],
+    html: Path | None,
+    image_root: Path | None,
+    no_images: bool,
+    most: int,
+) -> None:
+    """Find leakage, wrong or damaged images, duplicates and doubtful rows, with file and line.
+
+    DATA are data folders or released files; several are also checked against each other.
+    """
+    from mmedrag.datasets import check as check_data
+
+    report = check_data(
+        data, html=html, image_root=image_root, images=not no_images, most=most,
+        progress=call.progress("rows"),
+    )  # fmt: skip
+    lines = [str(finding) for finding in report.findings]
+    lines += [f"{code}: {count}" for code, count in sorted(report.totals.items())]
+    lines += [
+        f"{b.source} {b.split or ''}: always yes {b.yes:.3f}, always no {b.no:.3f}, "
+        f"question only {b.question_only:.3f} (n={b.n})"
+        for b in report.baselines
+    ] + report.notes
+    text = "\n".join([*lines, f"{sum(report.rows.values())} rows, {report.errors} errors"])
+    call.finish(report.to_dict(), text, ok=not report.errors)
+
+
+@command("stats", table="data", group=noun)
+@click.argument("data", type=FOLDER)
+def stats(call: Call, data: Path) -> None:
+    """Count rows by split, domain, source and task, with patients, images and baselines."""
+    from mmedrag.datasets import stats as count
+
+    call.finish(count(data))
+
+
+@command("export", table="data", group=noun)
+@click.argument("data", type=FOLDER)
+@click.argument("out", type=FOLDER)
+def export(call: Call, data: Path, out: Path) -> None:
+    """Write DATA back in the released formats."""
+    from mmedrag.datasets import export_released
+
+    call.finish(export_released(data, out))

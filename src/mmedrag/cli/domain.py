@@ -33,3 +33,26 @@ def predict(
     rows = predict_domain(DataFolder(data), open_domain(model, device), split)
     write_rows(out, rows)
     call.finish({"out": out, "rows": len(rows), "labels": dict(Counter(r["label"] for r in rows))})
+
+
+@command("eval", table="domain", group=noun, settings=True)
+@click.argument("data", type=FOLDER, nargs=-1, required=True)
+@click.option("--model", default="embedded:domain", show_default=True, help="Domain model.")
+@click.option("--split", default="test", show_default=True, help="Rows to measure on.")
+@click.option("--no-outliers", is_flag=True, help="Skip pictures that belong to no domain.")
+@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+def eval_(
+    call: Call, data: tuple[Path, ...], model: str, split: str, no_outliers: bool,
+    device: str | None,
+) -> None:  # fmt: skip
+    """Accuracy, recall, calibration, unknown pictures, and accuracy on sources left out."""
+    from mmedrag.domain import open_domain
+    from mmedrag.domain_eval import evaluate_domain
+    from mmedrag.types import DataFolder
+
+    folders = [DataFolder(path) for path in data]
+    call.finish(
+        evaluate_domain(
+            open_domain(model, device), folders, split, outliers=not no_outliers, seed=call.seed
+        )
+    )

@@ -19,6 +19,7 @@ NOUNS = {
     "data": "make, import, check and count data folders",
     "train": "domain model, retriever, adapter (RAG-PT)",
     "domain": "identify domains",
+    "retriever": "measure a retriever against chance",
     "index": "build, change and inspect the index of a domain",
     "retrieve": "references of every example, without answering",
     "ask": "one image, one question, one answer with its evidence",

@@ -31,3 +31,24 @@ def convert(
     from mmedrag.convert import convert as convert_model
 
     call.finish(vars(convert_model(src, out, vision_tower, chat, local_files_only=not download)))
+
+
+@command("calibrate", table="model", group=noun)
+@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@click.option("--model", type=FOLDER, help="Model folder to write the threshold into.")
+@click.option(
+    "--accuracy",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="That answers above the threshold shall reach.",
+)
+def calibrate(call: Call, runs: tuple[Path, ...], model: Path | None, accuracy: float) -> None:
+    """Fit, on runs over validation data, the confidence below which `ask` abstains."""
+    from mmedrag import ask
+    from mmedrag.runs import write_json
+
+    fitted = ask.fit(runs, accuracy)
+    if model and fitted["min_confidence"] is not None:
+        write_json(model / ask.SIDECAR, fitted)
+    call.finish(fitted, ok=fitted["min_confidence"] is not None)

@@ -1,0 +1,46 @@
+"""``mmedrag ask``: one image, one question, one answer with its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmedrag.cli.common import FILE, Call, command, with_system
+
+
+@command("ask")
+@click.argument("image", type=FILE)
+@click.argument("question", required=False)
+@click.option("--report", is_flag=True, help="Write the report instead of answering a question.")
+@click.option("--view", "views", type=FILE, multiple=True, help="Further views of the study.")
+@with_system
+@click.option("--patient", help="References of this patient are left out.")
+@click.option("--no-rag", is_flag=True, help="Answer without references.")
+@click.option(
+    "--min-confidence",
+    type=click.FloatRange(0, 1),
+    help="Abstain below; default: the threshold fitted for the model.",
+)
+def noun(
+    call: Call, image: Path, question: str | None, report: bool, views: tuple[Path, ...],
+    patient: str | None, no_rag: bool, min_confidence: float | None, **flags: Any,
+) -> None:  # fmt: skip
+    """Answer QUESTION about IMAGE, with the references, why each was kept, and the confidence.
+
+    No answer is given when the image's domain is unknown or the confidence is too low.
+    """
+    from mmedrag import ask, system
+    from mmedrag.types import UserError
+
+    if report == bool(question):
+        raise UserError("expected either a QUESTION or --report")
+    parts = call.system(flags, not no_rag)
+    if min_confidence is None:
+        min_confidence = ask.min_confidence(system.located(str(parts.generator.get("model"))))
+    result = ask.ask(
+        system.build(parts, references=not no_rag, seed=call.seed), [image, *views], question,
+        patient, "none" if no_rag else "selected", min_confidence,
+    )  # fmt: skip
+    call.finish(result, ask.as_text(result))
