@@ -51,6 +51,7 @@ def create_app(
     """
     settings, keys = settings or ServeSettings(), keys or Keys()
     pipeline = prepare(pipeline)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line per odd byte otherwise
 
     @asynccontextmanager
     async def parts(app: FastAPI) -> AsyncIterator[None]:

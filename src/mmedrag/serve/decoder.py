@@ -50,7 +50,7 @@ class Decoded:
 
 
 class Decoders:
-    """``count`` child processes, started when first needed and replaced when they fail."""
+    """``count`` child processes, replaced when they fail."""
 
     def __init__(self, count: int = 2, timeout: float = 20.0, memory: int = 4 * 2**30) -> None:
         self.timeout, self.memory = timeout, memory
@@ -58,7 +58,7 @@ class Decoders:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="mmedrag-decode")
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
         for _ in range(count):
-            self._idle.put(None)
+            self._idle.put(self._start())
 
     def submit(self, data: bytes, dicom: bool, max_pixels: int, preview: bool) -> Future[Decoded]:
         return self._threads.submit(self.decode, data, dicom, max_pixels, preview)
@@ -247,6 +247,8 @@ def main() -> None:
     memory = int(sys.argv[1])
     for what, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(what, (limit, limit))
+    import mmedrag.images  # noqa: F401 - before the first order, not during it
+
     # what C libraries print must not get between the answers
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

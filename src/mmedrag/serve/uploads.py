@@ -193,19 +193,19 @@ def only(fields: Mapping[str, Any], known: tuple[str, ...]) -> None:
 def text(fields: Mapping[str, Any], name: str, limit: int, required: bool = False) -> str | None:
     """A text field without control characters; blank counts as missing."""
     value = fields.get(name)
-    if value is None or isinstance(value, str) and not value.strip():
-        if required:
-            raise bad(f"{name}: missing or empty")
-        return None
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise bad(f"{name}: expected text")
+    value = value or ""
     if len(value) > limit:
         raise bad(f"{name}: {len(value):,} characters, at most {limit:,} are taken")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise bad(f"{name}: not valid Unicode") from None
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", " ", value).strip()
+    value = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", " ", value).strip()
+    if required and not value:
+        raise bad(f"{name}: missing or empty")
+    return value or None
 
 
 def choice(fields: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:

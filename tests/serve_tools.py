@@ -1,0 +1,382 @@
+"""For the service's tests and its bench: a live server, pictures, many clients, hostile bytes.
+
+Not a test itself. ``load`` and ``mutants`` are also what ``bench/reliability.py`` measures with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from mmedrag.generators.scripted import ScriptedGenerator
+from mmedrag.images import load_image, pixel_hash
+from mmedrag.pipeline import Pipeline
+from mmedrag.protocols import Request
+from mmedrag.types import Domain, Example, Hit
+
+# --- parts -------------------------------------------------------------------------------------
+
+
+class Router:
+    """A domain model: dark pictures are unknown, the others radiology."""
+
+    labels = ("radiology",)
+    notice = "This model knows drawn pictures only."
+
+    def identify(self, images: Any) -> list[Domain]:
+        found = []
+        for views in images:
+            mean = float(np.asarray(load_image(views[0])).mean())
+            label = "unknown" if mean < 5 else "radiology"
+            found.append(Domain(label=label, confidence=0.9, scores={"radiology": 0.9}))
+        return found
+
+
+class Shelf:
+    """A searcher: always the same three reports, the last far behind."""
+
+    texts = ("The heart is enlarged.", "No effusion is seen.", "A rib is broken.")
+
+    def search(self, examples: list[Example], k: int) -> tuple[list[list[Hit]], list[int]]:
+        hits = [
+            Hit(id=f"ref-{i}", text=text, score=score, rank=i)
+            for i, (text, score) in enumerate(zip(self.texts, (0.9, 0.88, 0.3), strict=True))
+        ]
+        return [list(hits) for _ in examples], [1 for _ in examples]
+
+
+def echo(request: Request) -> str:
+    """Says which picture it was given: the proof that no answers are mixed."""
+    return f"Yes, {pixel_hash(load_image(request.images[0]))} {request.prompt.text}"
+
+
+def make_pipeline(script: Any = echo, **parts: Any) -> Pipeline:
+    parts = {"domain": Router(), "retrievers": {"radiology": Shelf()}, **parts}
+    return Pipeline(generator=ScriptedGenerator(script=script), **parts)
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def picture(seed: int, size: int = 48) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(40, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size, size + 8), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind)
+    return out.getvalue()
+
+
+def dicom_bytes(side: int = 64, bits: int = 12, **changes: Any) -> bytes:
+    """A 12-bit grey film with a bright disc and a name in its header."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    y, x = np.mgrid[:side, :side]
+    disc = (x - side / 2) ** 2 + (y - side / 2) ** 2 < (side / 4) ** 2
+    pixels = (np.where(disc, 0.9, 0.2) * (2**bits - 1)).astype(np.uint16)
+    found = pydicom.Dataset()
+    found.file_meta = pydicom.dataset.FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    found.file_meta.MediaStorageSOPClassUID = found.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    found.file_meta.MediaStorageSOPInstanceUID = found.SOPInstanceUID = "1.2.826.0.1.3680043.8.1"
+    found.PatientName, found.Modality = "Doe^Jane", "DX"
+    found.Rows = found.Columns = side
+    found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
+    found.BitsAllocated, found.BitsStored, found.HighBit = 16, bits, bits - 1
+    found.PixelRepresentation = 0
+    found.PixelData = pixels.tobytes()
+    for name, value in changes.items():
+        setattr(found, name, value)
+    out = io.BytesIO()
+    found.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+# --- a live server -----------------------------------------------------------------------------
+
+
+@dataclass
+class Live:
+    url: str
+    app: Any
+    server: Any
+    thread: threading.Thread
+
+    def stop(self, wait: float = 20) -> None:
+        self.server.should_exit = True
+        self.thread.join(wait)
+
+
+@contextmanager
+def live(app: Any, settings: Any = None) -> Iterator[Live]:
+    """The application behind a real socket on loopback."""
+    import uvicorn
+
+    from mmedrag.serve.server import config
+    from mmedrag.serve.settings import ServeSettings
+
+    chosen = config(app, settings or ServeSettings(port=0))
+    chosen.port = 0
+    server = uvicorn.Server(chosen)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 30
+    while not server.started:
+        if time.monotonic() > until or not thread.is_alive():
+            raise RuntimeError("the server did not start")
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    found = Live(f"http://127.0.0.1:{port}", app, server, thread)
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+# --- many clients ------------------------------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """What a load saw. ``mixed`` and ``lost`` hold descriptions; both should be empty."""
+
+    answered: int = 0
+    waited: int = 0  # 429, came back later
+    lost: list[str] = field(default_factory=list)
+    mixed: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    batches: Counter[int] = field(default_factory=Counter)
+
+    def quantile(self, q: float) -> float:
+        return float(np.quantile(self.seconds, q)) if self.seconds else float("nan")
+
+
+Expect = Callable[[str, str, dict[str, Any]], bool]
+
+
+def echoed(sha256: str, question: str, body: dict[str, Any]) -> bool:
+    """The scripted model's answer names the picture and repeats the question."""
+    return sha256 in body["answer"]["text"] and question in body["answer"]["text"]
+
+
+def load(
+    url: str,
+    seconds: float,
+    clients: int = 50,
+    expect: Expect = echoed,
+    cases: list[tuple[bytes, str, str]] | None = None,
+) -> Load:
+    """``clients`` ask without pause for ``seconds``; every answer is checked to be their own.
+
+    Args:
+        cases: (file, sha256 of its pixels, question); default: each client draws its own.
+    """
+    found = Load()
+    until = time.monotonic() + seconds
+
+    async def one(number: int, http: httpx.AsyncClient) -> None:
+        turn = 0
+        while time.monotonic() < until:
+            turn += 1
+            if cases is None:
+                image = picture(number * 100_000 + turn, 24)
+                data, sha, question = encoded(image), pixel_hash(image), f"Is it {number}-{turn}?"
+            else:
+                data, sha, question = cases[(number * 7 + turn) % len(cases)]
+            start = time.monotonic()
+            try:
+                answer = await http.post(
+                    f"{url}/v1/ask",
+                    files={"image": ("a.png", data)},
+                    data={"question": question, "answer_type": "closed"},
+                )
+            except httpx.HTTPError as error:
+                found.lost.append(f"{number}-{turn}: {type(error).__name__} {error}")
+                continue
+            if answer.status_code == 429:
+                found.waited += 1
+                await asyncio.sleep(min(float(answer.headers["retry-after"]), 2))
+                continue
+            if answer.status_code != 200:
+                found.lost.append(f"{number}-{turn}: {answer.status_code} {answer.text[:200]}")
+                continue
+            body = answer.json()
+            found.answered += 1
+            found.seconds.append(time.monotonic() - start)
+            found.batches[body["batch"]["size"]] += 1
+            own = body["image"]["sha256"] == sha and body["question"] == question
+            if not own or not expect(sha, question, body):
+                found.mixed.append(f"{number}-{turn}: {body['answer']['text'][:100]}")
+
+    async def everyone() -> None:
+        limits = httpx.Limits(max_connections=clients)
+        async with httpx.AsyncClient(timeout=60, limits=limits) as http:
+            await asyncio.gather(*(one(number, http) for number in range(clients)))
+
+    asyncio.run(everyone())
+    return found
+
+
+# --- hostile bytes -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One request that is (most likely) broken."""
+
+    name: str
+    path: str
+    content: bytes
+    headers: dict[str, str]
+
+
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """One to three random injuries: flips, cuts, insertions, repeats, extreme numbers."""
+    out = bytearray(data)
+    for _ in range(int(rng.integers(1, 4))):
+        at, kind = int(rng.integers(0, max(1, len(out)))), int(rng.integers(0, 7))
+        length = int(rng.integers(1, 64))
+        if kind == 0:
+            for i in rng.integers(0, max(1, len(out)), 8):
+                if len(out):
+                    out[int(i)] ^= int(rng.integers(1, 256))
+        elif kind == 1:
+            del out[at:]
+        elif kind == 2:
+            out[at:at] = rng.bytes(length)
+        elif kind == 3:
+            del out[at : at + length]
+        elif kind == 4:
+            out[at : at + length] = out[at // 2 : at // 2 + length] * 2
+        elif kind == 5:  # sizes and lengths live in the header
+            head = int(rng.integers(0, min(64, max(1, len(out)))))
+            out[head : head + 4] = b"\xff\xff\xff\x7f"
+        else:
+            out[at : at + length] = bytes(length)
+    return bytes(out)
+
+
+def mutants(count: int, seed: int = 0) -> Iterator[Hostile]:
+    """Broken images (every format), DICOM files, JSON, multipart and chat bodies."""
+    image = picture(1, 64)
+    npz = io.BytesIO()
+    np.savez(npz, slo_fundus=np.asarray(image))
+    sources = {kind.lower(): encoded(image, kind) for kind in ("PNG", "JPEG", "TIFF", "BMP")}
+    sources |= {"webp": encoded(image, "WEBP"), "npz": npz.getvalue(), "dicom": dicom_bytes(48)}
+    import base64
+
+    url = "data:image/png;base64," + base64.b64encode(sources["png"]).decode()
+    ask = json.dumps({"image": url, "question": "Is it so?", "compare": False}).encode()
+    content = [
+        {"type": "text", "text": "Is it so?"}, {"type": "image_url", "image_url": {"url": url}},
+    ]  # fmt: skip
+    chat = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
+    form, form_type = _form(sources["png"], "a.png")
+    names = [*sources, "json", "chat", "multipart", "fields"]
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        name = names[number % len(names)]
+        label = f"{name}-{number}"
+        if name in sources:
+            broken, kind = _form(
+                damage(sources[name], rng), f"a.{'dcm' if name == 'dicom' else 'x'}"
+            )
+            yield Hostile(label, "/v1/preview", broken, {"content-type": kind})
+        elif name == "json":
+            yield Hostile(label, "/v1/ask", damage(ask, rng), {"content-type": "application/json"})
+        elif name == "chat":
+            body = damage(chat, rng)
+            path = "/v1/chat/completions"
+            yield Hostile(label, path, body, {"content-type": "application/json"})
+        elif name == "multipart":
+            yield Hostile(label, "/v1/preview", damage(form, rng), {"content-type": form_type})
+        else:
+            yield Hostile(label, "/v1/ask", *_odd_fields(url, rng))
+
+
+def _form(data: bytes, filename: str) -> tuple[bytes, str]:
+    made = httpx.Request("POST", "http://x/", files={"image": (filename, data)})
+    return made.read(), made.headers["content-type"]
+
+
+ODD: tuple[Any, ...] = (
+    None, [], {}, 0, -1, 1e400, "\ud800", "x" * 5000, "\0", True, [["a"]], {"a": {"b": 1}},
+    "file:///etc/passwd", "http://127.0.0.1:1/x.png", "../../etc/passwd", "data:image/png;base64,",
+    "data:text/html;base64,PGI+", "data:image/png;base64,####",
+)  # fmt: skip
+
+
+def _odd_fields(url: str, rng: np.random.Generator) -> tuple[bytes, dict[str, str]]:
+    """Well-formed JSON with a value that has no business there."""
+    body: dict[str, Any] = {"image": url, "question": "Is it so?"}
+    names = (
+        "image",
+        "question",
+        "answer_type",
+        "references",
+        "noise",
+        "compare",
+        "patient",
+        "path",
+    )
+    name = names[int(rng.integers(len(names)))]
+    body[name] = ODD[int(rng.integers(len(ODD)))]
+    return json.dumps(body).encode(), {"content-type": "application/json"}
+
+
+@dataclass
+class Attack:
+    """What became of hostile requests. ``broken`` (5xx, no reason, hangs) should be empty."""
+
+    refused: Counter[int] = field(default_factory=Counter)
+    accepted: list[str] = field(default_factory=list)  # the damage did not matter
+    broken: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+
+
+def attack(url: str, count: int, seed: int = 0, timeout: float = 30.0) -> Attack:
+    found = Attack()
+    with httpx.Client(timeout=timeout) as http:
+        for hostile in mutants(count, seed):
+            start = time.monotonic()
+            try:
+                answer = http.post(
+                    url + hostile.path, content=hostile.content, headers=hostile.headers
+                )
+            except httpx.HTTPError as error:
+                found.broken.append(f"{hostile.name}: {type(error).__name__}")
+                continue
+            found.slowest = max(found.slowest, time.monotonic() - start)
+            if answer.status_code == 200:
+                found.accepted.append(hostile.name)
+                continue
+            found.refused[answer.status_code] += 1
+            reason = answer.json().get("error", {}).get("message") if answer.content else None
+            if not 400 <= answer.status_code < 500 or not reason:
+                found.broken.append(f"{hostile.name}: {answer.status_code} {answer.text[:200]}")
+    return found
+
+
+def write_keys(path: Path, **scopes: tuple[str, ...]) -> dict[str, str]:
+    """A key file with one key per name; the keys."""
+    from mmedrag.serve.security import new_key
+
+    return {name: new_key(path, name, granted) for name, granted in scopes.items()}
