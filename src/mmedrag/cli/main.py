@@ -28,6 +28,7 @@ NOUNS = {
     "model": "convert LLaVA-Med layouts, merge adapters",
     "eval": "run folders to metrics with intervals and controls",
     "report": "run folders to one HTML file",
+    "repro": "re-derive published and own numbers",
     "serve": "HTTP API and web page",
 }
 

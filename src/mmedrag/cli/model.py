@@ -33,6 +33,29 @@ def convert(
     call.finish(vars(convert_model(src, out, vision_tower, chat, local_files_only=not download)))
 
 
+@command("merge", table="model", group=noun)
+@click.argument("model", type=FOLDER)
+@click.argument("adapter", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--dtype", default="keep", show_default=True, help="Of the merged weights.")
+def merge(call: Call, model: Path, adapter: Path, out: Path, dtype: str) -> None:
+    """Fold ADAPTER, and the projector it may have trained, into the weights of MODEL."""
+    from mmedrag.convert import merge as merge_adapter
+    from mmedrag.system import located
+
+    call.finish({"out": out, **merge_adapter(located(str(model)), adapter, out, dtype)})
+
+
+@command("info", table="model", group=noun)
+@click.argument("model", type=FOLDER)
+def info(call: Call, model: Path) -> None:
+    """What a model or adapter folder is, read from its small files."""
+    from mmedrag.convert import info as describe
+    from mmedrag.system import located
+
+    call.finish(describe(located(str(model))))
+
+
 @command("calibrate", table="model", group=noun)
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
 @click.option("--model", type=FOLDER, help="Model folder to write the threshold into.")
