@@ -57,15 +57,20 @@ class Heads(nn.Module):
 
 def train(
     sets: Mapping[str, StudySet], steps: int, checks: Mapping[str, StudySet], out: Path,
-    batch: int = 64, rate: float = 1.2e-3, seed: int = 0,
+    batch: int = 64, rate: float = 1.2e-3, seed: int = 0, schedule_steps: int = 0,
 ) -> CLIPVisionModel:  # fmt: skip
-    """Train on all domains in turn; resumes from ``out/vision.pt`` when interrupted."""
+    """Train on all domains in turn; resumes from ``out/vision.pt`` when interrupted.
+
+    ``schedule_steps``: length of the learning rate's schedule, when training stops before its end.
+    """
     torch.manual_seed(seed)
     tower = CLIPVisionModel(config())
     heads = Heads(tower.config.hidden_size, sets)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps + 1, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, (schedule_steps or steps) + 1, pct_start=0.1
+    )
     names, labels = list(sets), {n: torch.from_numpy(s.cells()).float() for n, s in sets.items()}
     kinds = {n: torch.from_numpy(s.attributes()) for n, s in sets.items()}
     state, start = out / "vision.pt", 0
