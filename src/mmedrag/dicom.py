@@ -100,7 +100,9 @@ def count_frames(dataset: Any, name: str) -> int:
         UserError: no image in it, an unusable shape, or too large.
     """
     try:
-        return _checked(dataset, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _checked(dataset, name)
     except UserError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +76,9 @@ def load(
         # a path may hold a name: what is written calls the file by its number
         row = Row(f"dicom-{number}", number + 1, number)
         try:
-            _file(path, row, writer, names, fixed, look, max_frames)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pydicom's remarks on odd but usable values
+                _file(path, row, writer, names, fixed, look, max_frames)
         except UserError as error:
             writer.reject(row, str(error), shown=str(path))
         writer.tick(number + 1, len(files))

@@ -71,7 +71,10 @@ def load(
                 chosen = chosen or _choose(row.value, columns or {}, name)
                 _row(row, chosen, writer, roots, defaults)
             except _BadTable as error:
-                raise UserError(str(error)) from None
+                if src.is_file():
+                    raise UserError(str(error)) from None
+                writer.reject(row, str(error))  # one table of many does not stop the others
+                break
             except UserError as error:
                 writer.reject(row, str(error))
 

@@ -196,13 +196,14 @@ class Writer:
 
         ``shown`` is a name for the user's eyes alone (a path that may identify a patient).
         """
-        self.result.refusals.append(f"{shown or f'{row.file}:{row.line}'}: {reason}")
+        reason = " ".join(reason.split())
         value = row.value if row.text is None else row.text
         try:
             BadRow(file=row.file, line=row.line, reason=reason, row=value).to_json().encode()
         except (ValueError, TypeError, RecursionError):
             value = ascii(value)[:2000]
         self.rejected.append(BadRow(file=row.file, line=row.line, reason=reason, row=value))
+        self.result.refusals.append(f"{shown or f'{row.file}:{row.line}'}: {reason}")
 
     def example(self, row: Row, **fields: Any) -> bool:
         return self._add("examples", Example, row, fields)
