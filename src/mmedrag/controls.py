@@ -190,11 +190,13 @@ def _apart(a: Trace, b: Trace) -> bool:
     return a.patient != b.patient
 
 
-def leave_one_out_prior(questions: Sequence[str], truth: Sequence[str]) -> Prediction:
+def leave_one_out_prior(
+    questions: Sequence[str], truth: Sequence[str], key_of: Callable[[str], str] = normalise
+) -> Prediction:
     """Majority label among the *other* rows with the same question text; without any, or at a
     tie, the majority of all other rows. It reads test labels: a ceiling for question-only
     guessing, not a system."""
-    keys = [normalise(q) for q in questions]
+    keys = [key_of(q) for q in questions]
     yes_of, all_of = Counter[str](), Counter[str]()
     for key, label in zip(keys, truth, strict=True):
         yes_of[key] += label == "yes"

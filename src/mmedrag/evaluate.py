@@ -25,6 +25,7 @@ from mmedrag import metrics, metrics_text
 from mmedrag.arms import OVERALL, TASKS, Arm, load_arms, system_groups
 from mmedrag.compare import compare_arms, subgroup_tables
 from mmedrag.controls import Prediction, TrainingData, group_of
+from mmedrag.metrics_clinical import clinical as clinical_metrics
 from mmedrag.metrics_stats import (
     RESAMPLES,
     AnyStat,
@@ -63,7 +64,10 @@ class Facts:
 class Scorer:
     """Turns predictions for one list of traces into metrics, for the model and every control."""
 
-    def __init__(self, task: str, traces: Sequence[Trace], facts: Facts) -> None:
+    def __init__(
+        self, task: str, traces: Sequence[Trace], facts: Facts, clinical: bool = False
+    ) -> None:
+        self.clinical, self.missing = clinical and task == "report", dict[str, str]()
         self.task, self.traces = task, traces
         self.targets = [t.target for t in traces]
         self.meteor = task == "report" and metrics_text.meteor_ready()
@@ -78,6 +82,9 @@ class Scorer:
         out = metrics_text.reports(said.texts, self.targets, self.meteor)
         if self.traces and all(self.truth):
             out |= self.finding_level(said.texts)
+        if self.clinical:
+            found, self.missing = clinical_metrics(said.texts, [t or "" for t in self.targets])
+            out |= found
         return out
 
     def finding_level(self, texts: Sequence[str]) -> dict[str, AnyStat]:
@@ -184,9 +191,7 @@ def evaluate(
         }  # fmt: skip
         for task in tasks:
             log.info("scoring %s: %s", arm.name, task)
-            scored = score(arm, task, arms, train, facts, seed)
-            if clinical and task == "report":
-                _add_clinical(scored)
+            scored = score(arm, task, arms, train, facts, seed, clinical)
             kept[arm.name][task] = scored
             result["runs"][arm.name]["tasks"][task] = tables(scored, resamples, seed)
             scores += example_scores(arm.name, scored)
@@ -241,11 +246,11 @@ class Scored:
 
 def score(
     arm: Arm, task: str, arms: Sequence[Arm], train: TrainingData | None,
-    facts: Facts, seed: int,
+    facts: Facts, seed: int, clinical: bool = False,
 ) -> Scored:  # fmt: skip
     """All metrics of one arm and task, and of its controls, before any resampling."""
     traces = arm.of_task(task)
-    scorer = Scorer(task, traces, facts)
+    scorer = Scorer(task, traces, facts, clinical)
     if arm.plain or not any(a.plain for a in arms):
         found, why = control_predictions(arm, task, arms, train, seed)
     else:
@@ -256,7 +261,7 @@ def score(
         why["finding_f1"] = "needs the benchmark's truth: give --data"
     if task != "report":
         stats["model"] |= _retrieval(traces, facts)
-    return Scored(task, traces, stats, why)
+    return Scored(task, traces, stats, why | scorer.missing)
 
 
 def _retrieval(traces: Sequence[Trace], facts: Facts) -> dict[str, AnyStat]:
@@ -355,15 +360,6 @@ def example_scores(arm: str, scored: Scored) -> list[Score]:
         for t, value in zip(scored.traces, stat.values, strict=True)
         if (v := clean(value)) is not None
     ]
-
-
-def _add_clinical(scored: Scored) -> None:
-    from mmedrag.metrics_clinical import clinical
-
-    texts = said_by(scored.traces).texts
-    found, why = clinical(texts, [t.target or "" for t in scored.traces])
-    scored.stats["model"] |= found
-    scored.not_computed |= why
 
 
 def scores_path(out: Path) -> Path:

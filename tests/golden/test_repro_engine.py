@@ -1,0 +1,164 @@
+"""The reproduction matrix's engine, on a small repository made here."""
+
+import json
+import subprocess
+
+import pytest
+
+from mmedrag import repro
+from mmedrag.types import UserError
+
+ROW = """
+[[row]]
+id = "{id}"
+about = "share of yes"
+check = "always_yes"
+data = {{ source = "released", path = "vqa.jsonl"{more} }}
+expected = {expected}
+tolerance = 0.5
+from = "us"
+"""
+
+
+def git(folder, *words):
+    done = subprocess.run(
+        ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *words],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def vqa(*said):
+    return "".join(json.dumps({"answer": s, "question": "q", "image": "i"}) + "\n" for s in said)
+
+
+@pytest.fixture
+def released(tmp_path):
+    """Two commits: the file has 3 of 4 yes in the first and is gone in the second."""
+    folder = tmp_path / "released"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / "vqa.jsonl").write_text(vqa("yes", "Yes.", "yes", "no"))
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "one")
+    first = git(folder, "rev-parse", "HEAD")
+    git(folder, "rm", "-q", "vqa.jsonl")
+    git(folder, "commit", "-q", "-m", "two")
+    return folder, first
+
+
+def checkout(tmp_path, *rows):
+    root = tmp_path / "checkout"
+    (root / "repro").mkdir(parents=True)
+    (root / "repro" / "matrix.toml").write_text("".join(rows))
+    return root
+
+
+def row(id, expected, commit=None):
+    more = f', commit = "{commit}"' if commit else ""
+    return ROW.format(id=id, expected=expected, more=more)
+
+
+def test_a_deleted_file_is_read_from_the_named_commit(released, tmp_path):
+    folder, first = released
+    root = checkout(
+        tmp_path, row("good", 75, first), row("close", 76.4, first), row("far", 90, first),
+        row("gone", 75),
+    )  # fmt: skip
+    report = repro.repro(root, folders={"released": folder})
+    assert [r.status for r in report.results] == ["OK", "near", "FAIL", "no data"]
+    assert report.failed
+    assert report.count_line() == "4 rows: 1 OK, 1 near, 1 FAIL, 1 no data"
+    assert report.lines()[0].startswith("OK") and "expected 75" in report.lines()[0]
+
+
+def test_a_bare_clone_serves_as_well(released, tmp_path):
+    folder, first = released
+    bare = tmp_path / "bare"
+    subprocess.run(["git", "clone", "-q", "--bare", str(folder), str(bare)], check=True)
+    report = repro.repro(checkout(tmp_path, row("good", 75, first)), folders={"released": bare})
+    assert not report.failed
+
+
+def test_nothing_ran_is_a_failure_that_says_what_to_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("MMEDRAG_RELEASED", raising=False)
+    report = repro.repro(checkout(tmp_path, row("x", 75)))
+    assert report.failed and report.count_line() == "1 rows: 0 OK, 0 near, 0 FAIL, 1 no data"
+    assert "set MMEDRAG_RELEASED" in report.lines()[0]
+
+
+def test_the_page_keeps_what_was_measured_when_the_data_is_gone(released, tmp_path):
+    folder, first = released
+    root = checkout(tmp_path, row("good", 75, first), row("new", 75))
+    repro.repro(root, folders={"released": folder})
+    page = (root / "docs" / "reproduce.md").read_text()
+    assert "| `good` |" in page and "| 75 | OK |" in page and "never run" in page
+    repro.repro(root, folders={"released": tmp_path / "nowhere"})
+    assert (root / "docs" / "reproduce.md").read_text() == page
+    assert json.loads((root / "repro/results/latest.json").read_text())["good"]["measured"] == 75
+
+
+def test_one_row_alone_writes_nothing(released, tmp_path):
+    folder, first = released
+    root = checkout(tmp_path, row("good", 75, first), row("far", 90, first))
+    report = repro.repro(root, only=["good"], folders={"released": folder})
+    assert len(report.results) == 1 and not report.failed
+    assert not (root / "docs").exists()
+    with pytest.raises(UserError, match="--row nope: no such row"):
+        repro.repro(root, only=["nope"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (row("a", 1) + row("a", 1), "'a' stands twice"),
+        (row("a", 1) + 'surprise = "x"', "unknown key 'surprise'"),
+        (row("a", 1).replace("always_yes", "exec"), "not in mmedrag.repro_checks"),
+        (row("a", 1).replace('"released"', '"web"'), "data.source is one of"),
+        (row("a", 1).replace("tolerance = 0.5", ""), "tolerance is missing"),
+        ("[[row]", "not valid TOML"),
+    ],
+)
+def test_a_broken_matrix_is_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        repro.repro(checkout(tmp_path, text))
+
+
+def test_no_matrix(tmp_path):
+    with pytest.raises(UserError, match="expected a checkout"):
+        repro.repro(tmp_path)
+
+
+def test_judgement():
+    made = repro.Row("x", "", "rows", 10.0, 0.1, "own")
+    assert repro.judge(made, 10.1).status == "OK"
+    assert repro.judge(made, 10.3).status == "near"
+    assert repro.judge(made, 10.31).status == "FAIL"
+    wide = repro.Row("x", "", "rows", 10.0, 0.1, "own", near=2)
+    assert repro.judge(wide, 8.5).status == "near"
+    exact = repro.Row("x", "", "rows", 10, 0, "own")
+    assert repro.judge(exact, 10).status == "OK" and repro.judge(exact, 11).status == "FAIL"
+
+
+def test_our_own_ablation_becomes_rows_that_hold_on_the_run_they_came_from(tmp_path):
+    cell = {"value": 0.75, "low": 0.7, "high": 0.8, "n": 10}
+    groups = {"overall": {"metrics": {"accuracy": cell, "balanced_accuracy": cell}}}
+    result = {
+        "runs": {
+            "base/none": {"title": "base", "condition": "clean/none",
+                          "tasks": {"vqa_closed": groups}},
+            "base/noise": {"title": "base", "condition": "noise:blank/none",
+                           "tasks": {"vqa_closed": groups}},
+        },
+        "reliance": {"base": {"title": "base", "metrics": {"excess_copying": cell}}},
+    }  # fmt: skip
+    demo = tmp_path / "demo"
+    demo.mkdir()
+    (demo / "metrics.json").write_text(json.dumps(result))
+    root = checkout(tmp_path, "")
+    assert repro.adopt(demo / "metrics.json", root / "repro/ablation.toml") == 3
+    report = repro.repro(root, folders={"demo": demo})
+    assert [r.status for r in report.results] == ["OK"] * 3
+    result["reliance"]["base"]["metrics"]["excess_copying"] = {**cell, "value": 0.2}
+    (demo / "metrics.json").write_text(json.dumps(result))
+    assert repro.repro(root, folders={"demo": demo}).counts["FAIL"] == 1
