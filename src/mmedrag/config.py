@@ -41,14 +41,25 @@ def load(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> Rec
         UserError: no such recipe, bad TOML, an unknown table, or a malformed override.
     """
     tables: Recipe = {} if recipe is None else _read(recipe)
-    for override in overrides:
+    # Another rule starts without the recipe's parameters, which belong to the recipe's rule.
+    for override in sorted(overrides, key=lambda o: not o.startswith("selection.rule=")):
         key, equals, value = override.partition("=")
         table, dot, field = key.strip().partition(".")
         if not (equals and dot and table and field):
             raise UserError(f"--set {override}: expected table.key=value, such as dpo.beta=0.1")
         _known(table, f"--set {override}")
-        tables.setdefault(table, {})[field] = parse_value(value.strip())
+        parsed = parse_value(value.strip())
+        if (table, field) == ("selection", "rule"):
+            tables["selection"] = over(tables.get("selection", {}), {"rule": parsed})
+        else:
+            tables.setdefault(table, {})[field] = parsed
     return tables
+
+
+def over(selection: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """``more`` over a ``[selection]`` table; another rule drops the old one's parameters."""
+    rules = (selection.get("rule"), more.get("rule"))
+    return dict(more) if None not in rules and rules[0] != rules[1] else {**selection, **more}
 
 
 def parse_value(text: str) -> Any:

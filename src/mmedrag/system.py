@@ -16,13 +16,14 @@ answers are given without references. Paths in a system file are relative to the
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmedrag import config
+from mmedrag import config, protocols
 from mmedrag.pipeline import GENERIC, Pipeline
 from mmedrag.prompts import TemplateSet
 from mmedrag.select import RuleSpec
@@ -115,6 +116,7 @@ def resolve(
         UserError: an unreadable file, an unknown key, or two indexes for one domain.
     """
     tables, recipe = _read(flags.system), recipe or {}
+    where = f"{flags.system}: " if flags.system else ""
     generator = {**tables["generator"], **recipe.get("generator", {})}
     for key in ("model", "adapter"):
         if getattr(flags, key) is not None:
@@ -128,18 +130,23 @@ def resolve(
         del generator["adapter"]
     generator.setdefault("kind", "hf")
     system = System(
-        domain=_domain(flags, tables["domain"]),
+        domain=_domain(flags, config.settings(DomainTable, tables["domain"], f"{where}[domain]")),
         domains=_domains(
-            flags, tables["domains"], references and own_model and flags.system is None
+            flags,
+            {
+                name: config.settings(OneDomainTable, table, f"{where}[domains.{name}]")
+                for name, table in tables["domains"].items()
+            },
+            references and own_model and flags.system is None,
         ),
         generator=generator,
-        selection=_over(tables["selection"], recipe.get("selection", {})),
+        selection=config.over(tables["selection"], recipe.get("selection", {})),
         prompts=config.settings(
-            PromptTable, {**tables["prompts"], **recipe.get("prompts", {})}, "[prompts]"
+            PromptTable, {**tables["prompts"], **recipe.get("prompts", {})}, f"{where}[prompts]"
         ),
     )
     if flags.rule is not None:
-        system.selection = _over(system.selection, {"rule": flags.rule})
+        system.selection = config.over(system.selection, {"rule": flags.rule})
     _rule(system.selection)
     return system
 
@@ -166,8 +173,9 @@ def build(
     adapters: dict[str, Any] = {}
     if answers:
         options = dict(system.generator)
-        if options["kind"] == "hf":
+        if "seed" in _known_options(options):
             options.setdefault("seed", seed)
+        if options["kind"] == "hf":
             for key in ("model", "adapter"):
                 if options.get(key):
                     options[key] = str(located(options[key]))
@@ -212,18 +220,26 @@ def _retrievers(system: System, views: str) -> dict[str, Any]:
     }
 
 
+def _known_options(options: Mapping[str, Any]) -> set[str]:
+    """What the generator's kind takes; other keys of ``[generator]`` fail, these listed."""
+    from mmedrag import generators
+
+    kind = options["kind"]
+    built = protocols.resolve(kind, generators.GENERATORS, "generator", generators.EXTRAS)
+    parameters = inspect.signature(built).parameters
+    known = {"kind", *parameters}
+    unknown = sorted(set(options) - known)
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        listed = ", ".join(sorted(known))
+        raise UserError(f"[generator]: unknown key {unknown[0]!r}, expected one of {listed}")
+    return known
+
+
 def _rule(table: Mapping[str, Any]) -> RuleSpec:
     return RuleSpec(**table)
 
 
-def _over(table: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """``more`` over ``table``; another rule starts afresh, without the old one's parameters."""
-    other = more.get("rule") not in (None, table.get("rule"))
-    return dict(more) if other else {**table, **more}
-
-
-def _domain(flags: Flags, table: Mapping[str, Any]) -> DomainTable:
-    found = config.settings(DomainTable, table, "[domain]")
+def _domain(flags: Flags, found: DomainTable) -> DomainTable:
     if flags.domain_model is not None:
         found = DomainTable(model=flags.domain_model)
     if flags.domain not in (None, "auto"):
@@ -233,21 +249,20 @@ def _domain(flags: Flags, table: Mapping[str, Any]) -> DomainTable:
     return found if found.model or found.label else DomainTable(model=f"{EMBEDDED}:domain")
 
 
-def _domains(flags: Flags, tables: Mapping[str, Any], fallback: bool) -> dict[str, OneDomainTable]:
+def _domains(
+    flags: Flags, named: Mapping[str, OneDomainTable], fallback: bool
+) -> dict[str, OneDomainTable]:
     """Parts of each domain. An ``--index`` replaces that of its domain in the system file."""
-    found = {
-        name: config.settings(OneDomainTable, table, f"[domains.{name}]")
-        for name, table in tables.items()
-    }
+    found = dict(named)
     for name, part in found.items():
         if part.index and (own := index_domain(part.index)) not in (name, GENERIC):
             raise UserError(f"[domains.{name}]: index {part.index} is of domain {own!r}")
-    named: dict[str, str] = {}
+    given: dict[str, str] = {}
     for path in flags.index:
         name = index_domain(path)
-        if name in named:
-            raise UserError(f"--index {path}: domain {name!r} has one already, {named[name]}")
-        named[name] = str(path)
+        if name in given:
+            raise UserError(f"--index {path}: domain {name!r} has one already, {given[name]}")
+        given[name] = str(path)
         old = found.get(name, OneDomainTable())
         found[name] = OneDomainTable(str(path), None, old.adapter)
     if not any(part.index for part in found.values()):

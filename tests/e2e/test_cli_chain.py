@@ -59,6 +59,9 @@ class Teller:
     def count_tokens(self, prompt, images=1):
         return len(prompt.text.split())
 
+def best(scores, share=0.5):
+    return max(1, round(len(scores) * share)), f"the best {share:g}"
+
 def unit(rows):
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 '''
@@ -146,8 +149,14 @@ def test_retrieve(mm: Run, place: SimpleNamespace) -> None:
     assert any(r["hits"] for r in native)
     mm(*common, "--out", at / "released.jsonl", "--format", "released", "--set", "selection.k=3",
        "--rule", "fixed_k")  # fmt: skip
+    counts = {row["retrieve_k"] for row in rows(at / "released.jsonl")}
+    assert counts <= {0, 3} and 3 in counts
     for row in rows(at / "released.jsonl"):
-        assert row["retrieve_k"] == len(row["reference_reports"]) <= 3
+        assert row["retrieve_k"] == len(row["reference_reports"])
+    mm(*common, "--out", at / "own.jsonl", "--rule", "grid_encoder:best", "--set",
+       "selection.share=0.5")  # fmt: skip
+    kept = {len(row["selection"]["kept"]) for row in rows(at / "own.jsonl") if row["hits"]}
+    assert kept == {4}
     assert "has one already" in mm(*common, *index[:2], "--out", at / "x", code=2)
 
 

@@ -43,6 +43,14 @@ def test_values_are_toml_or_text(text: str, value: object) -> None:
     assert config.parse_value(text) == value
 
 
+def test_another_rule_starts_without_the_old_parameters() -> None:
+    changed = ["selection.k=3", "selection.rule=fixed_k"]
+    assert config.load("released", changed)["selection"] == {"rule": "fixed_k", "k": 3}
+    kept = config.load("released", ["selection.rule=top1_ratio", "selection.k=2"])["selection"]
+    assert kept == {"rule": "top1_ratio", "threshold": 1.5, "k": 2}
+    assert config.load(None, changed)["selection"] == {"rule": "fixed_k", "k": 3}
+
+
 @pytest.mark.parametrize("wrong", ["dpo.beta", "beta=1", ".beta=1", "dpo.=1", "nothing.beta=1"])
 def test_bad_overrides(wrong: str) -> None:
     with pytest.raises(UserError, match="--set"):

@@ -95,7 +95,10 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         asked, _, _ = self.make_parser(ctx).parse_args(list(args))
         if not ctx.resilient_parsing and "help" not in asked:
-            recipe = load_recipe(asked.get("config"), asked.get("set_") or (), self.table)
+            changes = list(asked.get("set_") or ())
+            if asked.get("rule"):
+                changes.append(f"selection.rule={asked['rule']}")
+            recipe = load_recipe(asked.get("config"), changes, self.table)
             own = recipe.get(self.table, {})
             names = {str(p.name) for p in self.params}
             ctx.default_map = {key: own.pop(key) for key in list(own) if key in names}

@@ -17,8 +17,8 @@ from mmedrag.cli.common import FOLDER, Call, command
 @click.option("--released", type=FOLDER, help="Clone of the released repository, with history.")
 @click.option("--demo", type=FOLDER, help="Output of `mmedrag demo --full`.")
 def noun(
-    call: Call, check: bool, no_write: bool, rows: tuple[str, ...], root: Path, released: Path | None,
-    demo: Path | None,
+    call: Call, check: bool, no_write: bool, rows: tuple[str, ...], root: Path,
+    released: Path | None, demo: Path | None,
 ) -> None:  # fmt: skip
     """Run the matrix: OK, near, FAIL or no data per row; exit 1 if one fails or none ran."""
     from mmedrag.repro import repro

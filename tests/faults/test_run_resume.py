@@ -1,0 +1,77 @@
+"""A run on a real (random) model that stops midway ends with the same bytes, p_yes included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmedrag.conditions import Plan
+from mmedrag.pipeline import Pipeline
+from mmedrag.run import RunSettings, run_plans
+from mmedrag.types import DataFolder, UserError
+
+pytestmark = pytest.mark.model
+PLANS = {"clean": Plan("none"), "own": Plan("own"), "noise": Plan("own", "additive")}
+SETTINGS = RunSettings(task="vqa", chunk=4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mmedrag.generators.random_model import random_llava
+
+    return random_llava(tmp_path_factory.mktemp("model") / "m")
+
+
+def pipeline(model: Path) -> Pipeline:
+    from mmedrag.generators.hf import HFGenerator
+
+    return Pipeline(rule=None, generator=HFGenerator(model, device="cpu", dtype="float32"))
+
+
+def test_stopped_run_goes_on_to_the_same_bytes(
+    small_data: Path, tmp_path: Path, model: Path
+) -> None:
+    data = DataFolder(small_data)
+    run_plans(pipeline(model), data, PLANS, tmp_path / "whole", SETTINGS)
+    stopped = tmp_path / "stopped"
+    for calls in (1, 2, 1):
+        asked = pipeline(model)
+        inner, left = asked.generator.generate, [calls]  # type: ignore[union-attr]
+
+        def stop(requests: Sequence[Any], inner: Any = inner, left: list = left) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return inner(requests)
+
+        asked.generator.generate = stop  # type: ignore[union-attr, method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            run_plans(asked, data, PLANS, stopped, SETTINGS)
+    run_plans(pipeline(model), data, PLANS, stopped, SETTINGS)
+    for name in PLANS:
+        files = [at / name / "traces.jsonl" for at in (tmp_path / "whole", stopped)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        rows = [json.loads(line) for line in files[0].read_text().splitlines()]
+        assert all(0 < row["answer"]["p_yes"] < 1 for row in rows)
+
+
+def test_vision_features_are_shared_between_conditions(
+    small_data: Path, tmp_path: Path, model: Path
+) -> None:
+    asked = pipeline(model)
+    run_plans(asked, DataFolder(small_data), PLANS, tmp_path / "r", RunSettings(task="vqa"))
+    facts = asked.generator.facts()  # type: ignore[union-attr]
+    # 12 clean images for 48 clean rows; each noisy row (its own seed) is an image of its own
+    assert facts["vision_encoded"] == 12 + 24
+
+
+def test_a_changed_input_is_refused(small_data: Path, tmp_path: Path, model: Path) -> None:
+    asked, data, out = pipeline(model), DataFolder(small_data), tmp_path / "r"
+    run_plans(asked, data, PLANS, out, SETTINGS, inputs={"model": model})
+    (small_data / "images" / "s00.png").write_bytes(b"")
+    with pytest.raises(UserError, match="other images"):
+        run_plans(asked, data, PLANS, out, SETTINGS, inputs={"model": model})
