@@ -184,7 +184,9 @@ def load(
     expect: Expect = echoed,
     cases: list[tuple[bytes, str, str]] | None = None,
 ) -> Load:
-    """``clients`` ask without pause for ``seconds``; every answer is checked to be their own.
+    """``clients`` ask without pause for ``seconds``, and until each was answered once.
+
+    Every answer is checked to be the asker's own.
 
     Args:
         cases: (file, sha256 of its pixels, question); default: each client draws its own.
@@ -193,8 +195,8 @@ def load(
     until = time.monotonic() + seconds
 
     async def one(number: int, http: httpx.AsyncClient) -> None:
-        turn = 0
-        while time.monotonic() < until:
+        turn = answered = 0
+        while time.monotonic() < until or not answered and time.monotonic() < until + 60:
             turn += 1
             if cases is None:
                 image = picture(number * 100_000 + turn, 24)
@@ -219,6 +221,7 @@ def load(
                 found.lost.append(f"{number}-{turn}: {answer.status_code} {answer.text[:200]}")
                 continue
             body = answer.json()
+            answered += 1
             found.answered += 1
             found.seconds.append(time.monotonic() - start)
             found.batches[body["batch"]["size"]] += 1
