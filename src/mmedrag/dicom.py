@@ -89,7 +89,9 @@ def pictures(dataset: Any, name: str, indices: Iterable[int]) -> list[Image.Imag
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return [_picture(dataset, index) for index in indices]
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the RLE decoder (Rust) is no Exception
         raise UserError(f"{name}: DICOM pixels cannot be decoded: {short(error)}") from None
 
 

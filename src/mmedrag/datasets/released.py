@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def load(
     seen: set[str] = set()  # studies that have a corpus row
     for path, name in sources(src):
         rows: list[Any] = []
-        aligned: dict[int, Row] = {}
+        aligned: list[Row] = []
         for row in read_rows(path, name):
             done += 1
             writer.tick(done)
@@ -150,14 +151,14 @@ def load(
                 continue
             kind = kind_of(row.value)
             if kind == "alignment":
-                aligned[row.number] = row
+                aligned.append(row)
                 continue
             try:
                 _row(row, kind, writer, image_root, seen)
             except UserError as error:
                 writer.reject(row, str(error))
         if aligned:
-            _alignment(path, aligned, writer, image_root)
+            _alignment(aligned, writer, image_root)
         style = layout(path, rows)
         styles[name] = {"rows": len(rows), "style": style}
         if style is None:
@@ -260,15 +261,16 @@ def _images(
 
 
 def _alignment(
-    path: Path, rows: Mapping[int, Row], writer: Writer,
-    image_root: Path | Mapping[str, Path] | None,
-) -> None:  # fmt: skip
+    rows: Sequence[Row], writer: Writer, image_root: Path | Mapping[str, Path] | None
+) -> None:
     """Alignment rows as native pairs; what each row means is ``pairs_import``'s business."""
-    found, faults = import_released(path)
+    with tempfile.TemporaryDirectory(prefix="mmedrag-") as scratch:
+        sound = Path(scratch) / "rows.json"  # without what could not be read as JSON
+        sound.write_text(json.dumps([row.value for row in rows]), encoding="utf-8")
+        found, faults = import_released(sound)
     for fault in faults:
-        if fault.fault == "schema" and fault.row - 1 in rows:
-            row = rows[fault.row - 1]
-            writer.reject(row, fault.detail)
+        if fault.fault == "schema":
+            writer.reject(rows[fault.row - 1], fault.detail)
     for pair in found.pairs:
         row = rows[int(pair.id.rsplit("row", 1)[1]) - 1]  # its ids count rows from 1
         study = identify(row.value, row.file)
@@ -284,7 +286,7 @@ def _alignment(
             if image is None:
                 del side["image"]
             side["noise"] or side.pop("noise")
-        fields |= {"id": f"{stem}/{pair.id}", "patient": study.patient}
+        fields |= {"id": f"{stem}/{pair.kind}:row{row.number + 1}", "patient": study.patient}
         fields["meta"] |= {
             "study": study.name, "source": study.dataset, "split": split_of(row.file, row.value),
             "released": {"file": row.file, "row": row.number, "fields": row.value},
