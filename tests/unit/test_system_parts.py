@@ -123,9 +123,9 @@ def test_generator_options_are_checked(place: Path) -> None:
     scripted = resolve(fixed, {"generator": {"kind": "scripted", "image_size": 8}})
     built = system.build(scripted, references=False)
     assert isinstance(built.generator, ScriptedGenerator) and built.generator.image_size == 8
-    openai = resolve(fixed, {"generator": {"kind": "openai", "model": "m", "heat": 1}})
-    with pytest.raises(UserError, match="unknown key 'heat', expected one of"):
-        system.build(openai, references=False)
+    strict = resolve(fixed, {"generator": {"kind": "mmedrag.select:fixed_k", "heat": 1}})
+    with pytest.raises(UserError, match="unknown key 'heat', expected one of k, kind, scores"):
+        system.build(strict, references=False)
     with pytest.raises(UserError, match="'fog' is not known"):
         system.build(resolve(fixed, {"generator": {"kind": "fog"}}), references=False)
 
