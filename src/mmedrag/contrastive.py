@@ -137,6 +137,7 @@ class Trainer:
         self.best: dict[str, Any] = {"value": -math.inf, "step": 0, "since": 0}
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.history: list[dict[str, float]] = []
+        self.losses: list[float] = []
         self.amp = self._amp()
         self.windows = [_windows(towers, text, s.long_text) for text in pairs.texts]
 
@@ -231,7 +232,8 @@ class Trainer:
         if self.best_weights is not None:
             save_file(self.best_weights, new / "best.safetensors")
         torch.save(self.optimiser.state_dict(), new / "optimiser.pt")
-        state = {"step": self.step, "best": self.best, "history": self.history, **identity}
+        names = ("step", "best", "history", "losses")
+        state = {**{name: getattr(self, name) for name in names}, **identity}
         (new / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         for path in new.iterdir():
             with open(path, "rb") as handle:
@@ -265,8 +267,8 @@ class Trainer:
         if (source / "best.safetensors").exists():
             self.best_weights = load_file(source / "best.safetensors")
         self.optimiser.load_state_dict(torch.load(source / "optimiser.pt", weights_only=True))
-        self.step, self.best = state["step"], state["best"]
-        self.history = state["history"]
+        for name in ("step", "best", "history", "losses"):
+            setattr(self, name, state[name])
         log.info("resumed at step %d of %d", self.step, self.total)
         return True
 
@@ -299,7 +301,7 @@ def fit(
     if checkpoint:
         run.load(checkpoint, identity)
     per_epoch = math.ceil(len(pairs.texts) / settings.batch_size)
-    losses: list[float] = []
+    losses = run.losses
 
     def load(step: Step | None) -> torch.Tensor | None:
         return None if step is None else pairs.batch(step.pictures[run.world.mine(len(step.pairs))])
@@ -314,7 +316,7 @@ def fit(
             assert pixels is not None
             losses.append(run.run_step(current, pixels))
             if tracker and run.world.main:
-                tracker({"loss": losses[-1], "scale": float(run.scale.exp())}, run.step)
+                tracker({"loss": losses[-1], "scale": float(run.scale.detach().exp())}, run.step)
             if progress:
                 progress(run.step, run.total)
             ends = run.step % per_epoch == 0 and run.step // per_epoch % settings.evaluate == 0

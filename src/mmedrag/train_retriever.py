@@ -80,7 +80,7 @@ def train_retriever(
         record = {
             "domain": domain, "settings": asdict(settings), "metrics": metrics,
             "train_pairs": len(pairs.texts), "val_pairs": len(val), "steps": result["steps"],
-            "best_step": result["best"]["step"], "dtype": result["dtype"],
+            "best_step": result["best"]["step"], "loss": result["loss"], "dtype": result["dtype"],
         }  # fmt: skip
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
         (out / "training.json").write_text(text + "\n", encoding="utf-8")
