@@ -55,13 +55,13 @@ def load(
     progress.disable_progress_bar()
     chosen_device = torch.device(device or best_device())
     try:
-        processor = _processor(name, local_files_only)
-        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
+        # said aloud, or transformers asks on the terminal whether to run a folder's own code
+        safe: dict[str, Any] = {"local_files_only": local_files_only, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(name, **safe)
         size = _parameters(config)
         number = choose_dtype(chosen_device, size) if dtype == "auto" else _dtype(dtype)
-        loaded = AutoModelForImageTextToText.from_pretrained(
-            name, local_files_only=local_files_only, dtype=number
-        )
+        processor = _processor(name, safe)
+        loaded = AutoModelForImageTextToText.from_pretrained(name, dtype=number, **safe)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -75,17 +75,15 @@ def load(
     return Loaded(loaded, processor, chosen_device, number, size)
 
 
-def _processor(name: str, local_files_only: bool) -> Any:
+def _processor(name: str, safe: dict[str, Any]) -> Any:
     """The model's processor, with images through PIL: the same pixels without torchvision."""
     from transformers import AutoImageProcessor, AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(name, local_files_only=local_files_only, backend="pil")
+        return AutoProcessor.from_pretrained(name, backend="pil", **safe)
     except ImportError:  # a video processor comes along, and those know torchvision alone
-        found = AutoProcessor.from_pretrained(name, local_files_only=local_files_only)
-        found.image_processor = AutoImageProcessor.from_pretrained(
-            name, local_files_only=local_files_only, backend="pil"
-        )
+        found = AutoProcessor.from_pretrained(name, **safe)
+        found.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **safe)
         return found
 
 

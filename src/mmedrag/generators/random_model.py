@@ -1,7 +1,7 @@
 """A LLaVA of random weights in an ordinary folder: for tests and for measuring speed.
 
-``tiny`` has some 200,000 parameters; ``7b`` has the shape of LLaVA-Med-1.5 (Mistral-7B, CLIP
-ViT-L/14-336, two-layer projector). Nothing in it is trained.
+``tiny`` has some 200,000 parameters, ``embedded`` the shape of the embedded model, ``7b`` that of
+LLaVA-Med-1.5 (Mistral-7B, CLIP ViT-L/14-336, two-layer projector). Nothing in it is trained.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
                        num_attention_heads=4, image_size=32, patch_size=8, projection_dim=32),
         "text": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512),
+    },
+    "embedded": {
+        "vision": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+                       num_attention_heads=4, image_size=64, patch_size=8, projection_dim=128),
+        "text": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+                     num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024),
     },
     "7b": {
         "vision": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
@@ -55,7 +61,7 @@ def random_llava(
     processor = llava_processor(tokenizer, eye["image_size"], eye["patch_size"])
     text = MistralConfig(
         **{"sliding_window": None, **sizes["text"]},
-        vocab_size=len(tokenizer) if shape == "tiny" else 32064,
+        vocab_size=32064 if shape == "7b" else len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -69,7 +75,7 @@ def random_llava(
     )
     torch.manual_seed(seed)
     model: Any = LlavaForConditionalGeneration(config)
-    if shape != "tiny":
+    if shape == "7b":
         model.to(torch.bfloat16)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

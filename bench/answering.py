@@ -1,0 +1,377 @@
+"""Answering: against a bare batched ``generate``, against one-by-one as released, four conditions
+together against four passes, and memory against the number of rows.
+
+Steady state: loading and a warm-up are excluded, the rivals run in turn in one process (memory:
+a process each), medians over rounds. All decode the same tokens; texts are compared, so that a
+fast wrong answer does not count.
+
+    python bench/answering.py [--quick] [--shape embedded|7b | --model FOLDER] [--rounds N]
+                              [--out bench/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+STUDIES = {("embedded", True): 24, ("embedded", False): 96, ("7b", True): 8, ("7b", False): 32}
+CHUNK = 128  # rows that a batch run answers in one call, as `mmedrag run`
+TOKENS = {"closed": 2, "report": 48}  # a random model never stops: as long as real answers are
+
+
+def requests_of(data: Path, short: bool) -> dict[str, list[Any]]:
+    """Closed questions and reports of the benchmark under the four conditions.
+
+    Each condition is one list; rows are in the same order, all questions of a study together.
+    """
+    from mmedrag.prompts import TemplateSet
+    from mmedrag.protocols import Request
+    from mmedrag.types import DataFolder, Domain, Hit, Noise, Trace
+
+    folder, templates = DataFolder(data), TemplateSet()
+    corpus = [row for row in folder.corpus() if row.text]
+    found: dict[str, list[Any]] = {}
+    for n, example in enumerate(folder.examples()):
+        closed = example.task == "vqa" and example.answer_type == "closed"
+        if not closed and example.task != "report":
+            continue
+        trace = Trace.of(example)
+        trace.domain = Domain(label=example.domain or "radiology")
+        hits = [
+            Hit(id=r.id, text=r.text, score=0.5, rank=k)
+            for k, r in enumerate(corpus[(7 * n + k) % len(corpus)] for k in range(1, 4))
+        ]
+        noise = Noise(kind="gaussian_clip", seed=sum(str(example.image).encode()))
+        limit = TOKENS["closed" if closed else "report"] if short else 16 if closed else 256
+        for name, refs, seen in (
+            ("clean", [], None), ("clean+references", hits, None),
+            ("noise", [], noise), ("noise+references", hits, noise),
+        ):  # fmt: skip
+            found.setdefault(name, []).append(
+                Request(
+                    templates.render(trace, refs, None), tuple(example.images), seen, closed, limit
+                )
+            )
+    return found
+
+
+# --- the rivals -----------------------------------------------------------------------------------
+
+
+def ours(generator: Any, requests: Sequence[Any]) -> list[str]:
+    """What a batch run does: chunk by chunk."""
+    said = []
+    for start in range(0, len(requests), CHUNK):
+        said += [answer.text for answer in generator.generate(requests[start : start + CHUNK])]
+    return said
+
+
+def bare(generator: Any, requests: Sequence[Any], size: int | None = None) -> list[str]:
+    """Processor and ``model.generate``, batches sorted by length; nothing shared, nothing kept."""
+    import torch
+
+    from mmedrag.generators.vision import open_view
+
+    inputs, size = generator.inputs, size or generator.batch_size
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt.text))
+    kinds = sorted({requests[i].max_new_tokens for i in order})
+    said: dict[int, str] = {}
+    for limit in kinds:
+        rows = [i for i in order if requests[i].max_new_tokens == limit]
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            chosen = [requests[i] for i in part]
+            pictures = [open_view((r.images[0], r.noise), generator.image_size) for r in chosen]
+            texts = [inputs.text(r.prompt, 1) for r in chosen]
+            batch = inputs.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+            batch = batch.to(generator.device, generator.dtype)
+            with torch.inference_mode():
+                out = generator.model.generate(
+                    **batch, max_new_tokens=limit, do_sample=False, pad_token_id=inputs.pad_id
+                )
+            new = out[:, batch["input_ids"].shape[1] :]
+            texts = generator.tokenizer.batch_decode(new, skip_special_tokens=True)
+            said.update(zip(part, (text.strip() for text in texts), strict=True))
+    return [said[i] for i in range(len(requests))]
+
+
+def one_by_one(generator: Any, requests: Sequence[Any]) -> list[str]:
+    """As released: one question at a time, its image opened and encoded again."""
+    return bare(generator, requests, size=1)
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def forget(generator: Any) -> None:
+    for kept in (generator.inputs.features, generator.inputs.prefixes):
+        if kept is not None:
+            kept.clear()
+
+
+def seconds(work: Callable[[], Any], generator: Any) -> tuple[float, Any]:
+    import torch
+
+    forget(generator)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    found = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, found
+
+
+def in_turn(jobs: dict[str, Callable[[], Any]], generator: Any, rounds: int) -> dict[str, Any]:
+    """Median seconds of each job and its last result; one more round first, to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    results = {}
+    for number in range(rounds + 1):
+        for name, job in jobs.items():
+            spent, results[name] = seconds(job, generator)
+            if number:
+                times[name].append(spent)
+    return {"seconds": {n: statistics.median(t) for n, t in times.items()}, "results": results}
+
+
+class Work:
+    """Counts what the model computes: images through the tower, tokens through the decoder."""
+
+    def __init__(self, model: Any) -> None:
+        self.images = self.tokens = 0
+        inner = model.model
+        tower, text = inner.vision_tower, inner.language_model
+        self.hooks = [
+            tower.register_forward_pre_hook(self._look, with_kwargs=True),
+            text.register_forward_pre_hook(self._read, with_kwargs=True),
+        ]
+        patches = tower.config.image_size // tower.config.patch_size
+        self.per_image = 2 * patches**2 * sum(p.numel() for p in tower.parameters())
+        self.per_token = 2 * sum(p.numel() for p in text.layers.parameters())
+
+    def _look(self, _module: Any, args: Any, kwargs: Any) -> None:
+        self.images += len(args[0] if args else kwargs["pixel_values"])
+
+    def _read(self, _module: Any, _args: Any, kwargs: Any) -> None:
+        embeds = kwargs["inputs_embeds"]
+        self.tokens += embeds.shape[0] * embeds.shape[1]
+
+    def take(self) -> dict[str, float]:
+        flop = self.images * self.per_image + self.tokens * self.per_token
+        found = {"images": self.images, "tokens": self.tokens, "gflop": flop / 1e9}
+        self.images = self.tokens = 0
+        return found
+
+
+def agreement(a: Sequence[str], b: Sequence[str]) -> float:
+    return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def throughput(generator: Any, by_condition: dict[str, list[Any]], rounds: int) -> dict[str, Any]:
+    """Questions as they come (several per picture), and every picture once."""
+    closed = [r for r in by_condition["clean+references"] if r.closed]
+    once = list({r.images: r for r in closed}.values())
+    few = once[: max(8, len(once) // 3)]
+    found: dict[str, Any] = {}
+    for name, rows in (("as_they_come", closed), ("every_picture_once", once)):
+        jobs = {
+            "ours": lambda r=rows: ours(generator, r),
+            "bare": lambda r=rows: bare(generator, r),
+        }
+        ran = in_turn(jobs, generator, rounds)
+        spent = ran["seconds"]
+        found[name] = {
+            "rows": len(rows),
+            "rows_per_second": {job: len(rows) / t for job, t in spent.items()},
+            "ratio_to_bare": spent["bare"] / spent["ours"],
+            "same_answers": agreement(ran["results"]["ours"], ran["results"]["bare"]),
+        }
+    part = [r for r in closed if r.images in {f.images for f in few}]
+    jobs = {"ours": lambda: ours(generator, closed), "one": lambda: one_by_one(generator, part)}
+    ran = in_turn(jobs, generator, max(1, rounds - 1))
+    each = {"ours": ran["seconds"]["ours"] / len(closed), "one": ran["seconds"]["one"] / len(part)}
+    own = dict(zip(map(id, closed), ran["results"]["ours"], strict=True))
+    found["one_by_one"] = {
+        "rows": {"ours": len(closed), "one": len(part)},
+        "rows_per_second": {name: 1 / t for name, t in each.items()},
+        "ratio": each["one"] / each["ours"],
+        "same_answers": agreement([own[id(r)] for r in part], ran["results"]["one"]),
+    }
+    return found
+
+
+def four_conditions(generator: Any, by_condition: dict[str, list[Any]], rounds: int) -> Any:
+    """Chunks of rows under all four conditions in one call, against a pass for each condition."""
+    names = list(by_condition)
+    count = len(by_condition[names[0]])
+
+    def together() -> list[str]:
+        said: list[list[str]] = [[] for _ in names]
+        for start in range(0, count, CHUNK):
+            part = [by_condition[n][start : start + CHUNK] for n in names]
+            answers = generator.generate([r for rows in part for r in rows])
+            for k, rows in enumerate(part):
+                said[k] += [a.text for a in answers[k * len(rows) : (k + 1) * len(rows)]]
+        return [text for row in said for text in row]
+
+    def separate(work: Callable[[Any, Any], list[str]]) -> Callable[[], list[str]]:
+        def passes() -> list[str]:
+            said = []
+            for name in names:
+                forget(generator)  # a pass of its own starts with nothing kept
+                said += work(generator, by_condition[name])
+            return said
+
+        return passes
+
+    jobs = {"together": together, "passes": separate(ours), "bare_passes": separate(bare)}
+    ran = in_turn(jobs, generator, rounds)
+    work, counter = {}, Work(generator.model)
+    for name, job in jobs.items():
+        forget(generator)
+        counter.take()
+        job()
+        work[name] = counter.take()
+    for hook in counter.hooks:
+        hook.remove()
+    spent = ran["seconds"]
+    rivals = ("passes", "bare_passes")
+    return {
+        "rows": count * len(names),
+        "seconds": spent,
+        "work": work,
+        "ratio": {name: spent[name] / spent["together"] for name in rivals},
+        "bound": {name: work[name]["gflop"] / work["together"]["gflop"] for name in rivals},
+        "same_answers": agreement(ran["results"]["together"], ran["results"]["bare_passes"]),
+    }
+
+
+def memory(model: Path, data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Peak resident memory above the loaded model, for some rows and for four times as many."""
+    found = {}
+    for times in (1, 4):
+        out = subprocess.run(
+            [sys.executable, __file__, "--memory", str(times), "--model", str(model),
+             "--data", str(data), *(["--short"] if options.short else [])],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found[times] = json.loads(out.stdout.splitlines()[-1])
+    grown = found[4]["peak_mib"] - found[1]["peak_mib"]
+    rows = found[4]["rows"] - found[1]["rows"]
+    return {"runs": found, "kib_per_row": 1024 * grown / rows}
+
+
+def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """A batch run's loop over ``--memory`` copies of the data, answers thrown away."""
+    import psutil
+
+    from mmedrag.generators import load_generator
+
+    rows = requests_of(options.data, options.short)["clean+references"]
+    pictures = {path for r in rows for path in r.images}
+    copies: list[dict[Path, Path]] = []
+    where = Path(tempfile.mkdtemp())
+    for k in range(options.memory):  # every copy has pictures of its own
+        (where / str(k)).mkdir()
+        copies.append({p: where / str(k) / f"{i}.png" for i, p in enumerate(sorted(pictures))})
+        for old, new in copies[-1].items():
+            os.link(old, new) if old.stat().st_dev == new.parent.stat().st_dev else (
+                new.write_bytes(old.read_bytes())
+            )
+    limit = 8 << 20  # room for features and prefixes, small enough to be filled here
+    generator = load_generator("hf", options.model, cache_bytes=limit)
+    ours(generator, rows[:CHUNK])
+    base = psutil.Process().memory_info().rss
+    peak, done = base, 0
+    for copy in copies:
+        for start in range(0, len(rows), CHUNK):
+            part = [
+                replace(r, images=tuple(copy[p] for p in r.images))
+                for r in rows[start : start + CHUNK]
+            ]
+            generator.generate(part)
+            done += len(part)
+            peak = max(peak, psutil.Process().memory_info().rss)
+    return {"rows": done, "base_mib": base / 2**20, "peak_mib": peak / 2**20}
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_at_start": os.getloadavg()[0],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--shape", choices=["embedded", "7b"], default="embedded")
+    parser.add_argument("--model", type=Path, help="a trained model's folder instead of a shape")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results")
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--short", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print(json.dumps(measure_memory(options)))
+        return
+    from mmedrag.generators import load_generator
+    from mmedrag.generators.random_model import random_llava
+    from mmedrag.phantom.build import build
+
+    facts = machine()
+    options.short = options.model is None
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        studies = STUDIES[options.shape, options.quick]
+        build(data, studies=studies, domains=["radiology"], size=128, workers=1)
+        by_condition = requests_of(data, options.short)
+        model = options.model
+        if model is None:
+            texts = [r.prompt.text for r in by_condition["clean+references"]]
+            model = random_llava(Path(folder) / "model", options.shape, corpus=texts)
+        generator = load_generator("hf", model)
+        found = {
+            "machine": facts,
+            "model": generator.facts(),
+            "throughput": throughput(generator, by_condition, options.rounds),
+            "four_conditions": four_conditions(generator, by_condition, options.rounds),
+        }
+        if options.shape == "embedded":
+            found["memory"] = memory(Path(model), data, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = "trained" if options.model else options.shape
+    path = options.out / f"answering-{name}{'-quick' if options.quick else ''}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
