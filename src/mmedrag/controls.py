@@ -81,8 +81,8 @@ def closed_controls(traces: Sequence[Trace], train: TrainingData | None, seed: i
     n = len(traces)
     truth = [read_target(t.target, t.question) for t in traces]
     out = {
-        "always_yes": Prediction(["yes"] * n, [1.0] * n),
-        "always_no": Prediction(["no"] * n, [0.0] * n),
+        "always_yes": Prediction(["yes"] * n),
+        "always_no": Prediction(["no"] * n),
         "question_prior_loo": leave_one_out_prior([t.question or "" for t in traces], truth),
     }
     missing: dict[str, str] = {}

@@ -201,18 +201,28 @@ def prepare_wordnet(source: Path | None = None, folder: Path | None = None) -> P
     return folder
 
 
-@lru_cache(maxsize=1)
-def _wordnet(folder: Path):  # type: ignore[no-untyped-def]
-    # nltk refuses to open corpora outside its own path list
-    import nltk.data
-    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+class _Words:
+    """nltk's stemmer and WordNet for METEOR, each word once: reports repeat their words."""
 
-    root = str(folder.parent.parent)
-    if root not in nltk.data.path:
-        nltk.data.path.append(root)
-    with warnings.catch_warnings():  # it says that the multilingual data is absent: not needed
-        warnings.simplefilter("ignore", UserWarning)
-        return WordNetCorpusReader(str(folder), None)
+    def __init__(self, folder: Path) -> None:
+        import nltk.data
+        from nltk.corpus.reader.wordnet import WordNetCorpusReader
+        from nltk.stem.porter import PorterStemmer
+
+        # nltk refuses to open corpora outside its own path list
+        root = str(folder.parent.parent)
+        if root not in nltk.data.path:
+            nltk.data.path.append(root)
+        with warnings.catch_warnings():  # it says that multilingual data is absent: not needed
+            warnings.simplefilter("ignore", UserWarning)
+            reader = WordNetCorpusReader(str(folder), None)
+        self.synsets = lru_cache(maxsize=65536)(reader.synsets)
+        self.stem = lru_cache(maxsize=65536)(PorterStemmer().stem)
+
+
+@lru_cache(maxsize=1)
+def _wordnet(folder: Path) -> _Words:
+    return _Words(folder)
 
 
 def meteor_ready() -> bool:
@@ -228,7 +238,8 @@ def meteor_ready() -> bool:
 def _meteor(text: str, target: str) -> float:
     from nltk.translate.meteor_score import meteor_score
 
-    return float(meteor_score([words(target)], words(text), wordnet=_wordnet(wordnet_folder())))
+    known = _wordnet(wordnet_folder())
+    return float(meteor_score([words(target)], words(text), stemmer=known, wordnet=known))  # type: ignore[arg-type]
 
 
 def meteor(texts: Sequence[str], targets: Sequence[str]) -> dict[str, AnyStat]:
