@@ -1,4 +1,4 @@
-"""Comparisons: paired tests between arms, and subgroups with their fairness gap.
+"""Comparisons: with controls, between arms (paired tests), and between subgroups.
 
 Place in the picture: between scored arms and the tables. All comparisons of one task are one
 family; Holm's procedure keeps its chance of any false claim at 5 %.
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmedrag import metrics
 from mmedrag.metrics_stats import (
     RESAMPLES,
     AnyStat,
@@ -38,6 +39,43 @@ MEANS = frozenset({"accuracy", "exact_match", "token_f1", "rouge_l"})  # means o
 ALL_PAIRS = 6  # up to so many arms every pair is compared, beyond it first and neighbours
 SMALLEST = 10  # a subgroup with fewer rows is listed, but gives no gap
 PERMUTATIONS = 1000
+# metrics that a control can meaningfully beat; parse_rate, ece and the like only describe
+UNMARKED = frozenset({"parse_rate", "ece", "unreadable_rate", "finding_precision",
+                      "finding_recall"})  # fmt: skip
+DESCRIPTIVE = frozenset({"question_prior_loo"})  # reads test labels: shown, marks nothing
+
+
+def rival(controls: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[str, float] | None:
+    """The best control of a metric, (name, value): the one that a score is held against."""
+    sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
+    found = [
+        (sign * cell[metric]["value"], control)
+        for control, cell in controls.items()
+        if control not in DESCRIPTIVE and cell.get(metric, {}).get("value") is not None
+    ]
+    return (max(found)[1], sign * max(found)[0]) if found else None
+
+
+def marked(
+    lows: Mapping[str, float | None], controls: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """metric -> best control, for every score that is not clearly above its best control.
+
+    The best control is the one with the best value. AUROC is held against chance as well.
+    """
+    out: dict[str, str] = {}
+    for name, low in lows.items():
+        base = name.removesuffix("_released")
+        if base in UNMARKED or base.startswith(("recall@", "mrr", "label_agreement_")):
+            continue
+        best = rival(controls, name)
+        if best:
+            bound = controls[best[0]][name]["difference"]["low"]
+            if bound is None or bound <= 0:
+                out[name] = best[0]
+        if name == "auroc" and (low is None or low <= 0.5):
+            out[name] = "chance"
+    return out
 
 
 def compare_arms(
@@ -127,11 +165,11 @@ def subgroup_tables(
         names = sorted({v for v in values if v is not None})
         groups = clusters([t.patient for t in scored.traces])
         member = np.array([names.index(v) if v is not None else -1 for v in values])
-        metrics = [m for m in PRIMARY[scored.task] if m in scored.stats["model"]]
+        primary = [m for m in PRIMARY[scored.task] if m in scored.stats["model"]]
         out[path] = {
             metric: _subgroups(scored.stats["model"][metric], names, member, groups, resamples,
                                seed)
-            for metric in metrics
+            for metric in primary
         }  # fmt: skip
     return out
 

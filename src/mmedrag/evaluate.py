@@ -23,7 +23,7 @@ import numpy as np
 from mmedrag import controls as ctrl
 from mmedrag import metrics, metrics_text
 from mmedrag.arms import OVERALL, TASKS, Arm, load_arms, system_groups
-from mmedrag.compare import compare_arms, subgroup_tables
+from mmedrag.compare import compare_arms, marked, subgroup_tables
 from mmedrag.controls import Prediction, TrainingData, group_of
 from mmedrag.metrics_clinical import clinical as clinical_metrics
 from mmedrag.metrics_stats import (
@@ -40,11 +40,6 @@ from mmedrag.runs import environment
 from mmedrag.types import DataFolder, Score, Trace, Truth, UserError, write_jsonl
 
 log = logging.getLogger(__name__)
-
-# metrics that a control can meaningfully beat; parse_rate, ece and the like only describe
-UNMARKED = frozenset({"parse_rate", "ece", "unreadable_rate", "finding_precision",
-                      "finding_recall"})  # fmt: skip
-DESCRIPTIVE = frozenset({"question_prior_loo"})  # reads test labels: shown, marks nothing
 
 
 @dataclass
@@ -169,7 +164,8 @@ def evaluate(
     Returns:
         ``runs`` {arm: {title, condition, n, tasks {task: {overall|domain: {n, patients,
         failed, metrics {name: {value, low, high, n}}, controls {name: {metric: {...,
-        difference}}}, not_computed {control: why}, marked {metric: control}}}}}},
+        difference}}}, not_computed {control: why}, marked {metric: control}}}},
+        retrieval {overall|domain: the same}}},
         ``reliance`` {system: {title, metrics {name: {value, low, high, n, denominator}},
         not_computed}}, ``comparisons``,
         ``subgroups``, ``signatures``, ``environment``. Equal inputs and seed, equal bytes.
@@ -188,6 +184,7 @@ def evaluate(
         result["runs"][arm.name] = {
             "title": arm.title, "condition": arm.condition, "n": len(arm.traces),
             "failed": sum(t.error is not None for t in arm.traces), "tasks": {},
+            "retrieval": retrieval(arm, facts, resamples, seed) if arm.plain else {},
         }  # fmt: skip
         for task in tasks:
             log.info("scoring %s: %s", arm.name, task)
@@ -259,22 +256,58 @@ def score(
     stats |= {name: scorer(said) for name, said in found.items()}
     if task == "report" and "finding_f1" not in stats["model"]:
         why["finding_f1"] = "needs the benchmark's truth: give --data"
-    if task != "report":
-        stats["model"] |= _retrieval(traces, facts)
     return Scored(task, traces, stats, why | scorer.missing)
 
 
-def _retrieval(traces: Sequence[Trace], facts: Facts) -> dict[str, AnyStat]:
-    """recall@k and MRR where a relevant reference exists: one of the example's own study.
+def retrieval(arm: Arm, facts: Facts, resamples: int, seed: int) -> dict[str, Any]:
+    """What the references of an arm are worth, per domain, one row per distinct image.
 
-    By default a study's own report is excluded from its hits; then there is nothing to find.
+    ``label_agreement``: share of findings that the top-1 reference's study has in common with
+    the image's (present in both or absent in both); ``label_agreement_kept``: mean over the
+    kept references; both on the benchmark, beside shuffled references. ``recall@k``, ``mrr``:
+    of the image's own report, where that may be retrieved at all.
     """
-    ranks = []
-    for trace in traces:
-        own = trace.meta.get("study")
-        same = (h.rank for h in trace.hits if own is not None and facts.study.get(h.id) == own)
-        ranks.append(next(same, None))
-    return metrics.retrieval(ranks) if any(r is not None for r in ranks) else {}
+    seen: dict[str, Trace] = {}
+    for trace in arm.traces:
+        if trace.hits and not trace.meta.get("twin_of"):
+            seen.setdefault(str(trace.image or trace.example_id), trace)
+    traces = list(seen.values())
+    agree = [[_agreement(t, h.id, facts) for h in t.hits] for t in traces]
+    kept = [{i for i in t.selection.kept} if t.selection else set() for t in traces]
+    first = ctrl.shuffled(traces, [t.hits[0].id for t in traces], seed)
+    stats: dict[str, dict[str, AnyStat]] = {"model": {}, "shuffled_references": {}}
+    if any(np.isfinite(row).any() for row in map(np.array, agree)):
+        chosen = [[v for h, v in zip(t.hits, row, strict=True) if h.id in ids]
+                  for t, row, ids in zip(traces, agree, kept, strict=True)]  # fmt: skip
+        stats["model"] = {
+            "label_agreement": metrics.average([row[0] for row in agree]),
+            "label_agreement_kept": metrics.average(
+                [float(np.mean(row)) if row else np.nan for row in chosen]
+            ),
+        }
+        others = [_agreement(t, other, facts) for t, other in zip(traces, first, strict=True)]
+        stats["shuffled_references"]["label_agreement"] = metrics.average(others)
+    ranks = [next((h.rank for h in t.hits if _own(t, h.id, facts)), None) for t in traces]
+    if any(rank is not None for rank in ranks):
+        stats["model"] |= metrics.retrieval(ranks)
+    if not stats["model"]:
+        return {}
+    return tables(Scored("retrieval", traces, stats, {}), resamples, seed)
+
+
+def _own(trace: Trace, reference: str, facts: Facts) -> bool:
+    study = trace.meta.get("study")
+    return study is not None and facts.study.get(reference) == study
+
+
+def _agreement(trace: Trace, reference: str, facts: Facts) -> float:
+    """Share of findings in common; NaN where the truth of either study is not known."""
+    mine = facts.truth.get(str(trace.meta.get("study")))
+    theirs = facts.truth.get(str(facts.study.get(reference)))
+    if mine is None or theirs is None or mine.findings.keys() != theirs.findings.keys():
+        return float("nan")
+    same = [f.present == theirs.findings[n].present for n, f in mine.findings.items()]
+    return sum(same) / len(same)
 
 
 def tables(scored: Scored, resamples: int, seed: int) -> dict[str, Any]:
@@ -317,39 +350,6 @@ def table(scored: Scored, rows: np.ndarray, resamples: int, seed: int) -> dict[s
         "not_computed": scored.not_computed,
         "marked": marked({n: values["model", n].low for n in scored.stats["model"]}, controls),
     }  # fmt: skip
-
-
-def rival(controls: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[str, float] | None:
-    """The best control of a metric, (name, value): the one that a score is held against."""
-    sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
-    found = [
-        (sign * cell[metric]["value"], control)
-        for control, cell in controls.items()
-        if control not in DESCRIPTIVE and cell.get(metric, {}).get("value") is not None
-    ]
-    return (max(found)[1], sign * max(found)[0]) if found else None
-
-
-def marked(
-    lows: Mapping[str, float | None], controls: Mapping[str, Mapping[str, Any]]
-) -> dict[str, str]:
-    """metric -> best control, for every score that is not clearly above its best control.
-
-    The best control is the one with the best value. AUROC is held against chance as well.
-    """
-    out: dict[str, str] = {}
-    for name, low in lows.items():
-        base = name.removesuffix("_released")
-        if base in UNMARKED or base.startswith(("recall@", "mrr")):
-            continue
-        best = rival(controls, name)
-        if best:
-            bound = controls[best[0]][name]["difference"]["low"]
-            if bound is None or bound <= 0:
-                out[name] = best[0]
-        if name == "auroc" and (low is None or low <= 0.5):
-            out[name] = "chance"
-    return out
 
 
 def example_scores(arm: str, scored: Scored) -> list[Score]:

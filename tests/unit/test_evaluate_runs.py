@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 
 from mmedrag.arms import load_arms, system_groups
-from mmedrag.evaluate import evaluate, marked, scores_path
+from mmedrag.compare import marked
+from mmedrag.evaluate import evaluate, scores_path
 from mmedrag.types import (
     Answer,
     Condition,
     DataFolder,
     Domain,
     Example,
+    Finding,
     Hit,
     Noise,
     Reference,
+    Selection,
     Trace,
+    Truth,
     UserError,
     read_jsonl,
     write_jsonl,
@@ -273,6 +277,39 @@ def test_failed_rows_stay_in_the_denominator(tmp_path):
         "vqa_closed"
     ]["overall"]
     assert overall["failed"] == 1 and overall["metrics"]["accuracy"]["value"] == 0.75
+
+
+def test_agreement_of_references_counts_images_and_stands_beside_shuffled(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+
+    def truth(study, *present):
+        found = {n: Finding(present=n in present) for n in ("a", "b", "c", "d")}
+        return Truth(study=study, patient=study, domain="radiology", findings=found)
+
+    write_jsonl(data / "truth.jsonl", [truth("s0", "a"), truth("s1", "a", "b"),
+                                       truth("s2", "c", "d"), truth("s3", "c", "d")])  # fmt: skip
+    write_jsonl(data / "corpus.jsonl", [Reference(id=f"r{i}", text="x", meta={"study": f"s{i}"})
+                                        for i in range(4)])  # fmt: skip
+    rows = []
+    for i in range(8):  # two questions per image; images of s0 get r1, those of s2 get r3
+        row = closed_trace(i, "yes", "yes", patient_number=i)
+        study = 0 if (i // 2) % 2 == 0 else 2
+        row.image, row.patient, row.meta = f"i{i // 2}.png", f"p{i // 2}", {"study": f"s{study}"}
+        row.hits = [Hit(id=f"r{study + 1}", text="x", score=0.9, rank=0),
+                    Hit(id=f"r{2 - study}", text="y", score=0.5, rank=1)]  # fmt: skip
+        row.selection = Selection(rule="all", kept=[h.id for h in row.hits])
+        rows.append(row)
+    result = evaluate([write_run(tmp_path / "run", rows)], DataFolder(data), resamples=50)
+    group = result["runs"]["run"]["retrieval"]["overall"]
+    assert group["n"] == 4  # images
+    assert group["metrics"]["label_agreement"]["value"] == pytest.approx((0.75 + 1) / 2)
+    # second references: r2 for s0 agrees on b alone, r0 for s2 the same
+    assert group["metrics"]["label_agreement_kept"]["value"] == pytest.approx(
+        ((0.75 + 0.25) / 2 + (1 + 0.25) / 2) / 2
+    )
+    assert group["controls"]["shuffled_references"]["label_agreement"]["value"] < 0.875
+    assert "recall@1" not in group["metrics"]  # own reports were excluded
 
 
 def test_marking_rule():

@@ -125,7 +125,7 @@ def sections(
     drawn, selection = view.similarity(plain)
     hubs, hubness = view.hubness(plain)
     parts.append(Section("retrieval", "Retrieval", "", [*drawn, *hubs], [],
-                         [selection, hubness]))  # fmt: skip
+                         [tables.retrieval(result), selection, hubness]))  # fmt: skip
     parts.append(Section("training", "Training curves", "", view.training(logs)))
     parts.append(Section("subgroups", "Subgroups", "", [], [], [tables.subgroups(result)]))
     parts.append(Section("not-computed", "Not computed", "", [], [], [tables.not_computed(result)]))

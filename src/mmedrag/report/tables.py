@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from mmedrag.compare import rival
+
 MARK = "†"
 TASK_NAMES = {"vqa_closed": "Closed questions", "vqa_open": "Open questions", "report": "Reports"}
 HEADLINE = {
@@ -125,8 +127,6 @@ def count(value: int) -> Cell:
 
 def best_control(group: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
     """The control that a metric is held against: (name, value)."""
-    from mmedrag.evaluate import rival
-
     return rival(group["controls"], metric)
 
 
@@ -217,6 +217,26 @@ def comparisons(result: Mapping[str, Any]) -> Table:
              Cell(titles[row["b"]]), number(row), count(row["n"]), _p(row["p"]),
              _p(row["p_holm"]), Cell(row["test"])]
         )  # fmt: skip
+    return table
+
+
+def retrieval(result: Mapping[str, Any]) -> Table:
+    """What the references of each row are worth, by domain."""
+    columns: list[str] = []
+    for arm in result["runs"].values():
+        for group in arm.get("retrieval", {}).values():
+            columns += [m for m in group["metrics"] if m not in columns]
+    table = Table(
+        "retrieval", "Retrieved references: agreement of their study's findings with the image's, "
+        "shuffled references below it; recall of the image's own report",
+        ["row", "domain", "images", *columns], heads=2,
+    )  # fmt: skip
+    for arm in result["runs"].values():
+        for domain, group in arm.get("retrieval", {}).items():
+            table.rows.append(
+                [Cell(arm["title"]), Cell(domain), count(group["n"]),
+                 *(metric_cell(group, m) for m in columns)]
+            )  # fmt: skip
     return table
 
 
