@@ -26,6 +26,7 @@ from mmedrag.metrics_stats import (
     percentile,
     resample,
     sign_flip,
+    unbias,
 )
 from mmedrag.types import Trace
 
@@ -192,7 +193,7 @@ def _subgroups(
     draws = resample(masked, groups, resamples, seed)
     spread = draws.max(axis=0) - draws.min(axis=0)
     gap = _gap(stat, member, large)
-    low, high = percentile(spread)
+    low, high = percentile(unbias(spread, gap))
     return {
         "values": values,
         "gap": {"value": clean(gap), "low": clean(low), "high": clean(high),

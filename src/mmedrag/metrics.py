@@ -140,7 +140,7 @@ def closed(
         known = ~np.isnan(p)
         gap = np.where(known, np.abs(p - positive), np.nan)
         out["auroc"] = RankStat(p, positive, p)
-        out["ece"] = Stat(calibration_rows(p, positive), ece_of, gap, known)
+        out["ece"] = Stat(calibration_rows(p, positive), ece_of, gap, known, biased=True)
     return out
 
 

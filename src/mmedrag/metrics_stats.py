@@ -45,6 +45,8 @@ class Stat:
         values: float [n], the value shown per example (NaN where the row has none).
         counted: bool [n], rows in the metric's denominator (all by default).
         unit: the metric lies in [0, 1], so that a score of exactly 0 or 1 has exact bounds.
+        biased: resampling pushes the metric away from 0 (a sum of absolute gaps, such as ECE):
+            its interval is shifted back by the bootstrap's estimate of that bias.
     """
 
     rows: np.ndarray
@@ -52,6 +54,7 @@ class Stat:
     values: np.ndarray
     counted: np.ndarray | None = None
     unit: bool = True
+    biased: bool = False
 
     @property
     def n(self) -> int:
@@ -197,12 +200,20 @@ def interval(stat: AnyStat, samples: np.ndarray, groups: np.ndarray) -> Interval
     count = len(kept)
     if count < 2 or not np.isfinite(value):
         return Interval(value, None, None, n)
+    if getattr(stat, "biased", False):
+        samples = unbias(samples, value)
     low_, high_ = percentile(samples)
     if stat.unit and value in (0.0, 1.0) and low_ == high_:
         bound = ((1 - LEVEL) / 2) ** (1 / count)
         low, high = (bound, 1.0) if value else (0.0, 1.0 - bound)
         return Interval(value, low, high, n)
     return Interval(value, low_, high_, n)
+
+
+def unbias(samples: np.ndarray, value: float) -> np.ndarray:
+    """Bootstrap values shifted so that their mean is the value, cut off at 0 and 1 (additive
+    bias correction: Davison & Hinkley 1997, §2.1)."""
+    return np.clip(samples + value - np.nanmean(samples), 0.0, 1.0)
 
 
 def percentile(samples: np.ndarray, level: float = LEVEL) -> tuple[float | None, float | None]:

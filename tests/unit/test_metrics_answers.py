@@ -60,6 +60,18 @@ def test_auroc_and_ece_by_hand():
     assert found["ece"] == pytest.approx((0.1 + 0.8 + 0.3) / 3)
 
 
+def test_the_interval_of_ece_is_around_its_value():
+    """A calibrated model's resamples all look worse calibrated than it is."""
+    from mmedrag.metrics_stats import intervals
+
+    rng = np.random.default_rng(0)
+    p = rng.random(300)
+    truth = ["yes" if rng.random() < x else "no" for x in p]
+    stat = metrics.closed(truth, truth, list(p))["ece"]
+    found = intervals({"ece": stat}, [None] * 300, 2000)["ece"]
+    assert 0 <= found.low < found.value < found.high < 0.15
+
+
 def test_without_probabilities_there_is_no_auroc():
     assert not {"auroc", "ece"} & set(closed(["yes"], ["yes"]))
 
