@@ -213,7 +213,8 @@ def interval(stat: AnyStat, samples: np.ndarray, groups: np.ndarray) -> Interval
 def unbias(samples: np.ndarray, value: float) -> np.ndarray:
     """Bootstrap values shifted so that their mean is the value, cut off at 0 and 1 (additive
     bias correction: Davison & Hinkley 1997, §2.1)."""
-    return np.clip(samples + value - np.nanmean(samples), 0.0, 1.0)
+    defined = samples[np.isfinite(samples)]
+    return np.clip(defined + (value - defined.mean() if len(defined) else 0.0), 0.0, 1.0)
 
 
 def percentile(samples: np.ndarray, level: float = LEVEL) -> tuple[float | None, float | None]:
