@@ -105,6 +105,23 @@ def test_a_fault_of_ours_is_one_line_too(
     assert shown.err.count("\n") == 1
 
 
+def test_what_libraries_print_is_kept_out_of_the_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def chatty(*_: object, **__: object) -> dict[str, object]:
+        print("loading ...")
+        return {"studies": 1, "share": 0.123456789, "nested": {"a": [1, {"b": 2}]}}
+
+    monkeypatch.setattr("mmedrag.phantom.build.build", chatty)
+    for more, shown in (("--json",), '"studies": 1'), ((), "share: 0.1235"):
+        with pytest.raises(SystemExit) as done:
+            cli_main.main(["data", "phantom", str(tmp_path), *more])
+        assert done.value.code == 0
+        out, err = capsys.readouterr()
+        assert shown in out and "loading" not in out and "loading ..." in err
+        assert not more or json.loads(out)["nested"] == {"a": [1, {"b": 2}]}
+
+
 def test_lists_of_ids(tmp_path: Path) -> None:
     from mmedrag.cli.common import Call
 

@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ class Call:
         self.json: bool = options["json_"]
         self.seed: int = options["seed"]
         self.seed_given: bool = options.get("seed_given", False)
+        self.out = sys.stdout  # what libraries print goes to stderr (see Command.invoke)
 
     def settings(self, cls: type[T], table: str | None = None, **flags: Any) -> T:
         """Settings of ``cls`` from a recipe table, with the flags that were given on top."""
@@ -71,9 +73,8 @@ class Call:
     def finish(self, result: Mapping[str, Any], text: str | None = None, ok: bool = True) -> None:
         """Print the one result and leave with 0, or with 1 when ``ok`` is false."""
         if self.json:
-            click.echo(json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False))
-        else:
-            click.echo(lines(result) if text is None else text)
+            text = json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False)
+        click.echo(lines(result) if text is None else text, file=self.out)
         if not ok:
             raise SystemExit(1)
 
@@ -119,7 +120,8 @@ class Command(click.Command):
         source = ctx.get_parameter_source("seed")
         common["seed_given"] = source is not click.core.ParameterSource.DEFAULT
         ctx.params["call"] = Call(self.table, ctx.obj or {}, common)
-        return super().invoke(ctx)
+        with redirect_stdout(sys.stderr):
+            return super().invoke(ctx)
 
 
 def load_recipe(config: str | None, overrides: Iterable[str], table: str) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `mmedrag` script."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():  # no bars of libraries in logs and files
+        os.environ.setdefault("TQDM_DISABLE", "1")
     code = 0
     try:
         try:
