@@ -81,6 +81,8 @@ class Collator:
         features: cached features; views that it lacks are decoded.
         reference: log-probabilities by side key; None computes them live.
         pad: padding token. share: put two answers behind one prompt where they share it.
+        tokens: of one pass through the model; a larger batch takes several.
+        whole: never cut a batch (sharded models must pass equally often in every process).
     """
 
     pixels: Callable[[Sequence[View]], Tensor]
@@ -88,16 +90,46 @@ class Collator:
     reference: Mapping[str, float] | None = None
     pad: int = 0
     share: bool = True
+    tokens: int = 4096
+    whole: bool = False
     encoded: int = field(default=0, init=False)  # images decoded for the vision tower so far
 
     def __call__(self, items: Sequence[tuple[EncodedPair, int]]) -> dict[str, Any]:
+        """``{"parts": [...]}``: the batch, cut into passes of at most ``tokens`` tokens.
+
+        The gradient of a batch is the sum of its parts', so the cut changes memory alone.
+        """
         pairs = [_now(pair, epoch) for pair, epoch in items]
+        parts = [self.part(part) for part in ([pairs] if self.whole else self.cut(pairs))]
+        for part in parts:
+            part["whole"] = len(pairs)
+        return {"parts": parts}
+
+    def cut(self, pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
+        """Pairs of one shape and of similar length together, ``tokens`` at most in each group."""
+        order = sorted(pairs, key=lambda p: (self._shares(p), p.length(self.share), p.id))
+        parts: list[list[EncodedPair]] = [[]]
+        rows, longest = 0, 0
+        for pair in order:
+            more, length = 2 - self._shares(pair), pair.length(self.share)
+            if parts[-1] and (rows + more) * max(longest, length) > self.tokens:
+                parts.append([])
+                rows, longest = 0, 0
+            parts[-1].append(pair)
+            rows, longest = rows + more, max(longest, length)
+        return [part for part in parts if part]
+
+    def _shares(self, pair: EncodedPair) -> bool:
+        return self.share and pair.shares_prefix
+
+    def part(self, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
+        """Keyword arguments of the policy for one pass, plus ``kinds`` and ``reference``."""
         images, batch = self._images(pairs)
         rows: list[_Row] = []
         for i, pair in enumerate(pairs):
             at = [images[side.view.key] for side in (pair.chosen, pair.rejected)]
             numbers = (i, len(pairs) + i)  # sides: all chosen, then all rejected
-            if self.share and pair.shares_prefix:
+            if self._shares(pair):
                 answers = [pair.chosen.answer, pair.rejected.answer]
                 rows.append(_Row(at[0], pair.chosen.prompt, answers, numbers))
             else:
@@ -107,8 +139,8 @@ class Collator:
                     rows.append(_Row(place, side.prompt, [side.answer], (number,)))
         batch.update(_tensors(rows, self.pad), sides=2 * len(pairs))
         batch["kinds"] = torch.tensor([KIND_NAMES.index(pair.kind) for pair in pairs])
+        sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
         if self.reference is not None:
-            sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
             batch["reference"] = torch.tensor([self.reference[side.key] for side in sides])
         return batch
 

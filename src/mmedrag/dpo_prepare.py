@@ -7,6 +7,7 @@ Place in the picture: between encoded pairs and training. Everything goes throug
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from mmedrag.dpo_cache import VERSION, FeatureStore, Journal, folder_fingerprint
 from mmedrag.dpo_collator import Collator
 from mmedrag.dpo_encode import EncodedPair, View
 from mmedrag.dpo_policy import as_reference, vision_features
-from mmedrag.dpo_settings import DpoTraining
 from mmedrag.generators import vision
 from mmedrag.generators.inputs import Inputs
 from mmedrag.generators.loading import Loaded
@@ -138,29 +138,26 @@ def fill_reference(
     collator: Collator,
     policy: Any,
     world: World,
-    settings: DpoTraining,
 ) -> tuple[dict[str, float], dict[str, int]]:
     """log π_ref of every side that is not on disk yet."""
     journal = Journal(folder, {"version": VERSION, "what": "reference log-probs"}, world.rank)
     keys = [side.key for pair in pairs for side in (pair.chosen, pair.rejected)]
     absent = set(journal.missing(keys))
     wanting = [p for p in pairs if p.chosen.key in absent or p.rejected.key in absent]
-    wanting.sort(key=lambda pair: (pair.length(collator.share), pair.id))
-    own = world.own(wanting)
+    own = world.own(sorted(wanting, key=lambda pair: pair.id))
     device = next(policy.parameters()).device
-    size = 2 * settings.batch_size  # no gradients, so twice the pairs take no more memory
-    chunks = [own[i : i + size] for i in range(0, len(own), size)]
     policy.eval()
-    for chunk in _progress(chunks, "reference log-probs"):
-        batch = collator([(pair, 0) for pair in chunk])
+    for pairs_now in _progress(collator.cut(own), "reference log-probs"):
+        batch = collator.part(pairs_now)
         batch.pop("kinds")
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         with torch.no_grad(), as_reference(policy), autocast(policy):
             logps = policy(**batch).float().tolist()
-        sides = [pair.chosen for pair in chunk] + [pair.rejected for pair in chunk]
+        sides = [pair.chosen for pair in pairs_now] + [pair.rejected for pair in pairs_now]
         fresh = {side.key: value for side, value in zip(sides, logps, strict=True)}
-        if not all(value == value and abs(value) != float("inf") for value in logps):
-            raise UserError(f"train dpo: reference log-probability of {chunk[0].id} is not finite")
+        if not all(math.isfinite(value) for value in logps):
+            names = ", ".join(pair.id for pair in pairs_now[:3])
+            raise UserError(f"train dpo: a reference log-probability of {names}, ... is not finite")
         journal.append([(k, v) for k, v in fresh.items() if k in absent])
     world.wait()
     if world.size > 1:

@@ -29,6 +29,8 @@ class DpoTraining:
         train_projector: also train the image projector (kept inside the adapter, so that the
             reference keeps the original).
         schedule, warmup_ratio, weight_decay, max_grad_norm: as in transformers.
+        tokens_per_pass: a batch of more tokens than this takes several passes, with the same
+            gradient; bounds memory whatever the batch size.
         max_length: tokens of prompt, image and answer together; only answers are ever cut.
         dtype: ``auto`` = bfloat16 on a GPU that has it, else float32.
         redraw_noise: draw the rejected image's noise anew at every access (released). None:
@@ -55,6 +57,7 @@ class DpoTraining:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_length: int = 1024
+    tokens_per_pass: int = 4096
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     share_prefix: bool = True

@@ -80,7 +80,7 @@ def _has_bf16() -> bool:
 class DpoTrainer(Trainer):
     """Two-image DPO of a PEFT policy whose forward gives answer log-probabilities."""
 
-    loss_is_scaled_for_ga = False  # compute_loss is a mean over the batch's pairs
+    loss_is_scaled_for_ga = False  # the parts of a batch sum up to the mean over its pairs
 
     def __init__(
         self,
@@ -107,6 +107,17 @@ class DpoTrainer(Trainer):
         self._totals = self._zeros()
         self._shown: dict[str, float] = {}
 
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One batch in its parts; gradients are exchanged between processes after the last."""
+        *early, last = inputs["parts"]
+        total = torch.zeros((), device=self.args.device)
+        for part in early:
+            with self.accelerator.no_sync(model):
+                total += super().training_step(model, part)
+        return total + super().training_step(model, last)
+
     def compute_loss(
         self,
         model: Any,
@@ -115,7 +126,8 @@ class DpoTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         inputs = dict(inputs)
-        kinds, frozen = inputs.pop("kinds"), inputs.pop("reference", None)
+        kinds, whole = inputs.pop("kinds"), inputs.pop("whole")
+        frozen = inputs.pop("reference", None)
         logps = model(**inputs)
         if frozen is None:
             with torch.no_grad(), as_reference(self.accelerator.unwrap_model(self.model)):
@@ -123,8 +135,11 @@ class DpoTrainer(Trainer):
         (own, other), (own_ref, other_ref) = logps.chunk(2), frozen.float().chunk(2)
         losses, chosen, rejected = dpo_loss(own, other, own_ref, other_ref, self.settings.beta)
         self._record(kinds, chosen, rejected, logps)
-        loss = losses.mean()
+        loss = losses.sum() / whole
         return (loss, logps) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the Trainer's estimate knows neither cached features nor shared prompts
 
     # --- metrics ------------------------------------------------------------------------------
 

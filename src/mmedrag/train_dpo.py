@@ -106,7 +106,10 @@ def train_dpo(
     redraw = any(pair.redraw for pair in encoded)
     place = Path(cache) if cache else default_folder()
     pixels = pixel_reader(inputs)
-    collator = Collator(pixels, pad=inputs.pad_id, share=_may_share(loaded.model, settings))
+    collator = Collator(
+        pixels, pad=inputs.pad_id, share=_may_share(loaded.model, settings),
+        tokens=settings.tokens_per_pass, whole=_is_sharded(arguments),
+    )  # fmt: skip
     caches: dict[str, Any] = {}
     if settings.cache_features:
         store, caches["features"] = fill_features(
@@ -116,7 +119,7 @@ def train_dpo(
     if settings.cache_reference and not redraw:
         folder = f"{folders['model'][:16]}-{folders[reference][:16]}-{number}"
         collator.reference, caches["reference"] = fill_reference(
-            place / "reference" / folder, encoded, collator, policy, world, settings
+            place / "reference" / folder, encoded, collator, policy, world
         )
     prepared = time.perf_counter() - began
     facts = {
@@ -180,6 +183,10 @@ def _policy(
         policy.set_adapter("default")
     switch_off_dropout(policy)
     return policy
+
+
+def _is_sharded(arguments: Any) -> bool:
+    return arguments.deepspeed_plugin is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def _peft_options() -> dict[str, Any]:

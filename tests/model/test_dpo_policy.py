@@ -41,7 +41,7 @@ class Setup:
 
     def logps(self, encoded=None, **options) -> torch.Tensor:
         collator = Collator(self.pixels, pad=self.inputs.pad_id, **options)
-        batch = collator([(pair, 0) for pair in encoded or self.encoded])
+        batch = collator.part(encoded or self.encoded)
         batch.pop("kinds")
         return self.policy(**batch)
 

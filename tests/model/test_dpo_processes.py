@@ -27,7 +27,9 @@ def test_two_processes_give_the_single_process_loss(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = json.dumps({"settings": {"batch_size": 2}, "count": 8, "cache": "cache-two"})
+    options = json.dumps(
+        {"settings": {"batch_size": 2, "tokens_per_pass": 150}, "count": 8, "cache": "cache-two"}
+    )
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",

@@ -154,6 +154,12 @@ def test_accumulation_equals_a_larger_batch(home: Path) -> None:
     assert losses(home / "halves") == pytest.approx(losses(home / "whole"), abs=1e-5)
 
 
+def test_batches_cut_into_passes_take_the_same_steps(home: Path, first) -> None:
+    pairs, _, _ = first
+    train(home, "cut", pairs, settings=quick(tokens_per_pass=1))
+    assert losses(home / "cut") == pytest.approx(losses(home / "first"), abs=1e-5)
+
+
 def test_second_stage(home: Path, first) -> None:
     """`init`: ln 2 again, against the first stage; `base`: the loss goes on from where it was."""
     pairs, _, folder = first
