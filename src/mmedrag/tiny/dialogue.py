@@ -68,11 +68,15 @@ class Writer:
             KNOBS.hedging,
         )  # fmt: skip
 
-    def questions(self, findings: Findings, dice: Dice, count: int) -> list[Question]:
+    def questions(
+        self, findings: Findings, dice: Dice, count: int, plain: float = 0.0
+    ) -> list[Question]:
+        """Questions of every form; with ``plain``, that share of them about presence alone."""
         domain, asked = self.studies.domain, []
         for _ in range(count):
-            question = ask_open(domain, findings, dice) if dice.chance(0.15) else None
-            asked.append(question or ask_closed(domain, findings, dice, self.fair))
+            form = "presence" if dice.chance(plain) else ""
+            question = None if form or not dice.chance(0.15) else ask_open(domain, findings, dice)
+            asked.append(question or ask_closed(domain, findings, dice, self.fair, form))
         return asked
 
     def mentioned(self, study: Study, text: str, dice: Dice, count: int) -> list[Question]:
@@ -88,13 +92,13 @@ class Writer:
             asked.append(ask_presence(domain, domain.by_name[name], side, study.findings, dice))
         return asked
 
-    def look(self, row: int, dice: Dice, count: int = 5) -> Dialogue:
+    def look(self, row: int, dice: Dice, count: int = 6) -> Dialogue:
         study = self.studies.studies[row]
         turns = [
             (self.prompt("vqa", q.text, q.closed, []), q.answer)
-            for q in self.questions(study.findings, dice, count)
+            for q in self.questions(study.findings, dice, count, plain=0.75)
         ]
-        if dice.chance(0.3):
+        if dice.chance(0.15):
             turns.append((self.prompt("report", None, False, []), self.report(study, dice)))
         return Dialogue(row, dice.shuffled(turns)[:count])
 

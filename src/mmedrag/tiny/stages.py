@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from mmedrag.phantom.build import build
-from mmedrag.phantom.grammar import DOMAINS
+from mmedrag.phantom.grammar import DOMAINS, DomainSpec, fill
+from mmedrag.phantom.questions import cells
 from mmedrag.tiny import vision, vlm
 from mmedrag.tiny.data import CHECK_SEED, TRAIN_SEEDS, StudySet, study_set
 from mmedrag.tiny.dialogue import Writer
 from mmedrag.tiny.text import train_tokenizer
-from mmedrag.types import DataFolder
+from mmedrag.types import DataFolder, Finding
 
 log = logging.getLogger(__name__)
 EACH = 600  # studies per seed and domain
@@ -67,6 +68,11 @@ def _dialogues(work: Path, out: Path, name: str, steps: int, reading: float, sta
     model = vlm.new_model(eyes, words)
     if start:
         model.load_state_dict(torch.load(work / start, weights_only=True)["model"])
+    else:
+        heads = torch.load(work / "vision" / "vision.pt", weights_only=True)["heads"]
+        vlm.start_projector(
+            model, heads, {n: asked_words(s.domain) for n, s in sets.items()}, words
+        )
     feats = {n: vlm.features(eyes, s.pixels) for n, s in sets.items()}
     seen = {n: vlm.features(eyes, s.pixels) for n, s in checks.items()}
     writers = {n: Writer(s) for n, s in sets.items()}
@@ -83,6 +89,17 @@ def _dialogues(work: Path, out: Path, name: str, steps: int, reading: float, sta
     folder = out / "vlm"
     model.half().save_pretrained(folder)
     vlm.processor(words).save_pretrained(folder)
+
+
+def asked_words(domain: DomainSpec) -> list[str]:
+    """For each cell, everything that asks about it or states it."""
+    texts = []
+    for name, side in cells(domain):
+        spec = domain.by_name[name]
+        state = Finding(present=True, side=side, count=1, severity=(spec.grades or (None,))[0])
+        templates = (*spec.questions, *spec.positive)
+        texts.append(" ".join(" " + fill(domain, spec, t, state).lower() for t in templates))
+    return texts
 
 
 def see(work: Path, out: Path) -> None:
