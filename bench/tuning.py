@@ -266,7 +266,7 @@ def trl(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         args=DPOConfig(
             output_dir=tempfile.mkdtemp(dir=work), beta=s.beta, num_train_epochs=s.epochs,
             per_device_train_batch_size=s.batch_size, learning_rate=s.learning_rate,
-            lr_scheduler_type=s.schedule, warmup_steps=s.warmup_ratio, logging_steps=5, report_to="none", use_cpu=cpu,
+            lr_scheduler_type=s.schedule, warmup_steps=s.warmup_ratio, logging_steps=5, report_to="none", use_cpu=cpu,  # noqa: E501
             bf16=not cpu, remove_unused_columns=False, max_length=None, save_strategy="no",
             gradient_checkpointing=options.checkpointing, disable_tqdm=True, seed=s.seed,
         ),

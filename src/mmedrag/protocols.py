@@ -8,7 +8,7 @@ module that owns its protocol's name table (``encoders``, ``stores``, ``generato
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from mmedrag.types import Answer, Domain, Hit, Noise, Prompt, Reference, UserError
+from mmedrag.types import Answer, Domain, Hit, Noise, Prompt, UserError
 
 
 @dataclass(frozen=True)

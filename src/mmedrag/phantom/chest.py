@@ -67,7 +67,7 @@ FINDINGS = (
     ),
     _spec(
         "nodule", "pulmonary nodule", sided=True, most=3,
-        positive=("{count} pulmonary nodule{s} {at}.", "There is pulmonary nodular disease, {count} nodule{s} {at}.",
+        positive=("{count} pulmonary nodule{s} {at}.", "There is pulmonary nodular disease, {count} nodule{s} {at}.",  # noqa: E501
                   "{count} {side} lung nodule{s}.", "{count} nodule{s} seen {at}."),
         negative=("No pulmonary nodule.", "There is no lung nodule.", "No nodules.",
                   "No nodule is seen."),
@@ -101,7 +101,7 @@ FINDINGS = (
     _spec(
         "rib_fracture", "rib fracture", sided=True, most=3,
         positive=("{count} rib fracture{s} {at}.", "{count} {side} rib fracture{s}.",
-                  "There is rib trauma, {count} fracture{s} {at}.", "{count} fractured rib{s} {at}."),
+                  "There is rib trauma, {count} fracture{s} {at}.", "{count} fractured rib{s} {at}."),  # noqa: E501
         negative=("No rib fracture.", "There is no rib fracture.", "The ribs are intact.",
                   "No fractured rib."),
         hedged=("Possible {side} rib fracture.", "A rib fracture {at} cannot be excluded.",
@@ -370,7 +370,7 @@ def render(
             sx = 0.5 + sign * 0.2 + place.spread(0.01)
             path = [
                 (sx, 0.1), (0.5 + sign * 0.1 + shift, 0.19 + place.spread(0.01)),
-                (0.475 + shift, 0.27), (0.47 + shift + place.spread(0.004), 0.47 + place.spread(0.02)),
+                (0.475 + shift, 0.27), (0.47 + shift + place.spread(0.004), 0.47 + place.spread(0.02)),  # noqa: E501
             ]  # fmt: skip
             image += canvas.stroke(path, 0.009) * np.float32(0.34 * contrast)
         if has(SPEC, findings["pacemaker"], side):
