@@ -33,6 +33,8 @@ def retrieve(
     """
     worker = Worker(pipeline, {"": Plan()}, Pool(), CHUNK, last="select")
     found: dict[str, Trace] = {}
+    if progress:
+        progress(0, len(examples))
     for chunk in chunks(examples, CHUNK):
         found |= {trace.example_id: trace for trace in worker(chunk)[""]}
         if progress:
