@@ -15,6 +15,8 @@ from functools import lru_cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from mmedrag import answers, controls, metrics, metrics_text
 from mmedrag.types import DataFolder, Example, Hit, Reference, Trace, Truth, UserError
 
@@ -91,11 +93,13 @@ def report_control(read: Read, file: str, control: str, metric: str) -> float:
     return 100 * stats[metric].point()
 
 
-def pairs(read: Read, file: str, kind: str, root: str = "") -> float:
+def pairs(read: Read, file: str, kind: str, root: str = "", apart: str = "order") -> float:
     """Preference rows of a kind: cross_modal (the image is noised), rest, resist, copy.
 
     ``root`` restricts to rows whose ``image_root`` contains it. resist and copy stand one after
-    the other, each in the order of the data: they are told apart where that order restarts.
+    the other without a mark. They are told ``apart`` where the order of their images restarts
+    ("order"), or, in files whose rows were shuffled, where the rejected answers change their
+    length ("length"): those of resist were written with a reference, those of copy without.
     """
     found = [r for r in read(file) if root in str(r.get("image_root", ""))]
     rest = [r for r in found if not r["rejected_noised"]]
@@ -103,12 +107,25 @@ def pairs(read: Read, file: str, kind: str, root: str = "") -> float:
         return len(found)
     if kind in ("cross_modal", "rest"):
         return len(found) - len(rest) if kind == "cross_modal" else len(rest)
-    names = [_numbers(_image(r)) for r in rest]
+    resist = _restart(rest, file) if apart == "order" else _change(rest)
+    return resist if kind == "resist" else len(rest) - resist
+
+
+def _restart(found: Rows, file: str) -> int:
+    """Where the numbers in the names of the images fall; all rows if they never do."""
+    names = [_numbers(_image(r)) for r in found]
     falls = [i for i in range(1, len(names)) if names[i] < names[i - 1]]
     if len(falls) > 1:
         raise UserError(f"{file}: the order of its images falls {len(falls)} times, expected once")
-    resist = falls[0] if falls else len(rest)
-    return resist if kind == "resist" else len(rest) - resist
+    return falls[0] if falls else len(found)
+
+
+def _change(found: Rows) -> int:
+    """Where the mean length of the rejected answers changes most (CUSUM: Page 1954)."""
+    words = np.array([len(_said(r, "rejected_").split()) for r in found], dtype=float)
+    n = np.arange(1, len(words))
+    drift = np.cumsum(words - words.mean())[:-1] / np.sqrt(n * (len(words) - n))
+    return int(np.argmax(np.abs(drift))) + 1
 
 
 def identical_pairs(read: Read, file: str) -> float:

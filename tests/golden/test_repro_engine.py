@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from mmedrag import repro
+from mmedrag import repro, repro_checks
 from mmedrag.types import UserError
 
 ROW = """
@@ -127,6 +127,23 @@ def test_a_broken_matrix_is_refused_in_one_line(tmp_path, text, message):
 def test_no_matrix(tmp_path):
     with pytest.raises(UserError, match="expected a checkout"):
         repro.repro(tmp_path)
+
+
+def test_pairs_of_shuffled_files_are_told_apart_by_the_length_of_what_was_rejected():
+    """Rows of resist were rejected with a reference (long), those of copy without (short)."""
+    said = [(9, 1), (40, 0), (35, 0), (44, 0), (12, 0), (13, 0), (14, 0), (12, 0), (11, 0)]
+    rows = [
+        {"image": f"{i * 7 % 5}.png", "rejected_noised": noised,
+         "rejected_conversations": [{}, {"value": "word " * length}]}
+        for i, (length, noised) in enumerate(said)
+    ]  # fmt: skip
+    found = {
+        kind: repro_checks.pairs(lambda file: rows, "f", kind, apart="length")
+        for kind in ("cross_modal", "rest", "resist", "copy")
+    }
+    assert found == {"cross_modal": 1, "rest": 8, "resist": 3, "copy": 5}
+    with pytest.raises(UserError, match="falls .* times, expected once"):
+        repro_checks.pairs(lambda file: rows, "f", "copy")
 
 
 def test_judgement():
