@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from mmedrag.pipeline import GENERIC, Pipeline
 from mmedrag.protocols import DomainIdentifier, Generator, Searcher
 from mmedrag.run import RunSettings, run_plans
 from mmedrag.select import RuleSpec
+from mmedrag.system import EMBEDDED, located
 from mmedrag.types import DataFolder, Example, UserError
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ def run_rows(
             "row": row.name, "title": row.title, "retrieval": row.retrieval, "k": parts.k,
             "rule": str(row.rule), "beams": row.beams,
             "generator": {"model": pipeline.generator.name if pipeline.generator else "",
-                          "adapter": Path(row.adapter).name if row.adapter else None},
+                          "adapter": row.adapter},
         }  # fmt: skip
         settings = RunSettings(ids=tuple(example.id for example in examples))
 
@@ -135,6 +137,13 @@ def sample(data: DataFolder, studies: int | None, split: str = "test") -> list[E
     return chosen
 
 
+def stated(data: DataFolder, studies: int | None, examples: Sequence[Example]) -> str:
+    """The sample of :func:`sample` in a sentence."""
+    which = "all" if studies is None else f"the first {studies}"
+    per = ", ".join(f"{n} {d}" for d, n in Counter(e.domain or "?" for e in examples).items())
+    return f"{which} test studies of each domain ({len(examples)} examples: {per})."
+
+
 def embedded_parts(rule: RuleSpec | None = None) -> Parts:
     """The parts of the embedded system; indexes are built on first use."""
     from mmedrag.domain import open_domain
@@ -146,8 +155,10 @@ def embedded_parts(rule: RuleSpec | None = None) -> Parts:
     def generator(adapter: str | None, beams: int) -> Generator:
         key = (adapter, beams)
         if key not in loaded:
-            model = embedded.path("vlm")
-            loaded[key] = load_generator("hf", model, adapter, num_beams=beams, name="embedded")
+            folder = located(adapter) if adapter else None
+            loaded[key] = load_generator(
+                "hf", embedded.path("vlm"), folder, num_beams=beams, name="embedded"
+            )
         return loaded[key]
 
     return Parts(
@@ -160,11 +171,11 @@ def embedded_parts(rule: RuleSpec | None = None) -> Parts:
 
 
 def embedded_adapters() -> dict[str, str]:
-    """RAG-PT set -> folder of the adapters that ship; "all" is the full method."""
+    """RAG-PT set -> name of the adapters that ship; "all" is the full method."""
     found = {}
     for name in embedded.available():
         if name.startswith("adapter"):
-            found[name.partition("-")[2] or "all"] = str(embedded.path(name))
+            found[name.partition("-")[2] or "all"] = f"{EMBEDDED}:{name}"
     return {key: found[key] for key in sorted(found, key=lambda k: (k == "all", k))}
 
 
@@ -194,7 +205,11 @@ def demo(
     examples = sample(data, studies)
     folders = run_rows(rows(parts, adapters), parts, data, examples, out, seed, progress)
     result = evaluate(folders, data, out=out / "metrics.json", seed=seed)
-    page = write_report(folders, out, data=data, metrics=result)
+    page = write_report(
+        folders, out, data=data, metrics=result, title="Ablation of the embedded system",
+        note=f"Small models on drawn pictures: {stated(data, studies, examples)} They say how the "
+        "method works and nothing about real images.",
+    )  # fmt: skip
     (out / "sample.json").write_text(
         json.dumps({"studies_per_domain": studies, "examples": len(examples), "seed": seed}) + "\n"
     )

@@ -29,7 +29,7 @@ def write_report(
     runs: Sequence[str | Path], out: str | Path, data: DataFolder | None = None, *,
     metrics: Mapping[str, Any] | str | Path | None = None, title: str = "Evaluation report",
     curves: Mapping[str, str | Path] | None = None, cases: int = 60, seed: int = 0,
-    resamples: int = RESAMPLES, subgroups: Sequence[str] = (),
+    resamples: int = RESAMPLES, subgroups: Sequence[str] = (), note: str = "",
 ) -> Path:  # fmt: skip
     """Write ``out/report.html`` and its tables.
 
@@ -40,7 +40,7 @@ def write_report(
         metrics: an evaluation of the same runs (its dict or its file); computed, and written to
             ``out/metrics.json``, when not given.
         curves: name -> training log; by default those beside the models that the runs name.
-        cases: how many cases the gallery shows.
+        cases: how many cases the gallery shows. note: what the page says first, such as the sample.
 
     Returns:
         The page's path.
@@ -64,7 +64,7 @@ def write_report(
         raise UserError(f"metrics: no run {unknown[0]!r}, expected an evaluation of these runs")
     logs = {k: Path(v) for k, v in curves.items()} if curves else view.find_curves(arms)
     page = render(
-        title=title, result=result, sections=sections(arms, result, logs),
+        title=title, note=note, result=result, sections=sections(arms, result, logs),
         cases=gallery.cases([a for a in arms if a.plain] or arms, data, cases, seed),
     )  # fmt: skip
     return save(page, out)
@@ -121,7 +121,8 @@ def sections(
     parts.append(Section("comparisons", "Tests between rows", "", [],
                          [], [tables.comparisons(result)]))  # fmt: skip
     parts.append(Section("calibration", "Calibration and confusion", "",
-                         view.calibration(plain), [], [view.confusion(plain)]))  # fmt: skip
+                         [*view.calibration(plain), *view.confusion_chart(plain)], [],
+                         [view.confusion(plain)]))  # fmt: skip
     drawn, selection = view.similarity(plain)
     hubs, hubness = view.hubness(plain)
     parts.append(Section("retrieval", "Retrieval", "", [*drawn, *hubs], [],
@@ -136,7 +137,7 @@ def sections(
 
 
 def render(
-    title: str, result: Mapping[str, Any], sections: Sequence[Section],
+    title: str, note: str, result: Mapping[str, Any], sections: Sequence[Section],
     cases: Sequence[gallery.Case],
 ) -> tuple[str, list[tables.Table]]:  # fmt: skip
     """The page as HTML, and its tables."""
@@ -147,7 +148,7 @@ def render(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string((here / "page.html").read_text(encoding="utf-8"))
     html = template.render(
-        title=title, result=result, sections=sections, cases=cases,
+        title=title, note=note, result=result, sections=sections, cases=cases,
         style=(here / "page.css").read_text(encoding="utf-8"),
         script=(here / "page.js").read_text(encoding="utf-8"),
         domains=sorted({c.domain for c in cases}), tasks=sorted({c.task for c in cases}),

@@ -236,6 +236,40 @@ def lines(
     return figure([*parts, *key], bottom + 46 + height, title, said)
 
 
+def counts(
+    blocks: Sequence[tuple[str, Sequence[Sequence[int]]]], rows: Sequence[str],
+    columns: Sequence[str], title: str,
+) -> str:  # fmt: skip
+    """Tables of counts, one below the other; a cell's colour is its share of its row.
+
+    Args:
+        blocks: (name, counts [rows][columns]).
+    """
+    left, wide, high = 110.0, (WIDTH - 120.0) / len(columns), 30.0
+    parts, top = [], 0.0
+    for name, table in blocks:
+        parts += [text(4, top + 18, name)]
+        parts += [text(left + wide * (i + 0.5), top + 18, said, "middle", "tick")
+                  for i, said in enumerate(columns)]  # fmt: skip
+        top += 26
+        for said, row in zip(rows, table, strict=True):
+            parts += [text(left - 8, top + 20, said, "end", "tick")]
+            for i, number in enumerate(row):
+                share = 0.6 * number / max(sum(row), 1)
+                x = left + wide * i
+                parts += [f'<rect x="{x:g}" y="{top:g}" width="{wide - 2:g}" height="{high - 2:g}" '
+                          f'class="fill s0" fill-opacity="{share:.2f}"/>',
+                          text(x + wide / 2, top + 19, str(number), "middle")]  # fmt: skip
+            top += high
+        top += 12
+    described = "; ".join(
+        f"{name}, {said}: " + ", ".join(f"{c} {n}" for c, n in zip(columns, row, strict=True))
+        for name, table in blocks
+        for said, row in zip(rows, table, strict=True)
+    )
+    return figure(parts, top, title, described)
+
+
 def spark(scores: Sequence[float], kept: int, width: int = 120, height: int = 34) -> str:
     """Similarities of one case, best first, with the place of the cut."""
     if len(scores) < 2:

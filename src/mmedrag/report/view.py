@@ -21,7 +21,8 @@ from mmedrag.controls import group_of
 from mmedrag.reliance import label, truth
 from mmedrag.report import svg
 from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Cell, Table, best_control, count
-from mmedrag.types import Trace
+from mmedrag.system import located
+from mmedrag.types import Trace, UserError
 
 log = logging.getLogger(__name__)
 RELIANCE_BARS = ("excess_copying", "copy_reference_rate", "over_reliance_rate", "follow_rate",
@@ -65,7 +66,7 @@ def score_dots(result: Mapping[str, Any], task: str, names: Sequence[str]) -> li
                 f"{metric.replace('_', ' ')} of each row with its 95 % interval; the diamond is "
                 "the best control, a hollow dot with † is not clearly above it."
             )
-            out.append((caption, svg.dots(rows, title, metric)))
+            out.append((caption, svg.dots(rows, title, metric.replace("_", " "))))
     return out
 
 
@@ -102,7 +103,7 @@ def one_per_image(traces: Sequence[Trace]) -> list[Trace]:
 
 
 def similarity(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], Table]:
-    """Similarity by rank with the median cut, per domain, of the last arm that selects."""
+    """Similarity by rank with the mean cut, per domain, of the last arm that selects."""
     table = Table(
         "selection", "Selection: how many references are kept, and what was left out",
         ["row", "domain", "rule", "images", "mean kept", "all kept", "none kept",
@@ -144,7 +145,7 @@ def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
         series.append((domain, [(r + 1.0, float(np.median(s))) for r, s in enumerate(at_rank)]))
         edges = [np.percentile(s, [10, 90]) for s in at_rank]
         bands.append([(r + 1.0, float(e[0]), float(e[1])) for r, e in enumerate(edges)])
-        kept = float(np.median([len(t.selection.kept) for t in rows if t.selection]))
+        kept = float(np.mean([len(t.selection.kept) for t in rows if t.selection]))
         if kept < depth:
             cuts.append((len(series) - 1, min(max(kept + 0.5, 1.0), float(depth))))
     if not series:
@@ -154,7 +155,8 @@ def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
         bands=bands, cuts=cuts, x_ticks=range(1, deepest + 1),
     )  # fmt: skip
     return [(f"{arm.title}: median similarity by rank, with the 10th to 90th percentile. A dashed "
-             "line is the median cut; without one, the median image keeps every reference.",
+             "line is the mean cut: what stands right of it is left out. Without one, every "
+             "reference is kept.",
              drawn)]  # fmt: skip
 
 
@@ -244,6 +246,23 @@ def confusion(arms: Sequence[Arm]) -> Table:
     return table
 
 
+def confusion_chart(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """Truth against answer by domain of the last arm that has closed questions."""
+    asked = [a for a in arms if a.of_task("vqa_closed")]
+    if not asked:
+        return []
+    blocks = []
+    for domain, traces in list(by_domain(asked[-1].of_task("vqa_closed")).items())[:MOST_LINES]:
+        cells = Counter((truth(t), label(t)) for t in traces)
+        table = [[cells[side, said] for said in metrics.LABELS] for side in ("yes", "no")]
+        blocks.append((domain, table))
+    drawn = svg.counts(blocks, ("truth yes", "truth no"),
+                       [f"said {said}" if said != "unclear" else said for said in metrics.LABELS],
+                       "Confusion of closed questions by domain")  # fmt: skip
+    return [(f"{asked[-1].title}: truth against answer by domain (strict parser); the darker, the "
+             "larger the share of its line.", drawn)]  # fmt: skip
+
+
 def training(curves: Mapping[str, Path]) -> list[tuple[str, str]]:
     """Curves of logged trainings: losses, then rewards and accuracies."""
     out = []
@@ -300,7 +319,10 @@ def find_curves(arms: Sequence[Arm]) -> dict[str, Path]:
             for item in value:
                 visit(item)
         elif isinstance(value, str) and value and len(value) < 500:
-            folder = Path(value)
+            try:
+                folder = located(value)
+            except UserError:  # an embedded model that this installation lacks
+                return
             for name in LOGS:
                 if folder.name not in found and (folder / name).is_file():
                     found[folder.name] = folder / name
