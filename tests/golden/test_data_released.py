@@ -74,7 +74,7 @@ def test_pairs_have_the_paper_tables_counts(imported: Path) -> None:
 
 def test_questions_and_studies(imported: Path) -> None:
     examples = DataFolder(imported).examples(task="vqa")
-    images = {(e.source, e.meta["study"]) for e in examples}
+    images = {(e.source, e.meta["missing_images"][0]) for e in examples}
     per_set = Counter(source for source, _ in images)
     assert per_set == {"harvard": 711, "iu": 587, "mimic": 694, "pmc": 530, "quilt": 559}
 

@@ -297,14 +297,19 @@ def test_parquet_with_embedded_images(tmp_path: Path) -> None:
 
 
 def test_a_saved_hugging_face_dataset_folder(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    made = datasets.DatasetDict(
-        {
-            "train": datasets.Dataset.from_dict({"caption": ["one.", "two."], "id": [1, 2]}),
-            "test": datasets.Dataset.from_dict({"caption": ["three."], "id": [3]}),
-        }
-    )
-    made.save_to_disk(str(tmp_path / "saved"))
+    """The layout of ``DatasetDict.save_to_disk``: Arrow streams beside JSON descriptions."""
+    pa = pytest.importorskip("pyarrow")
+    rows = {"train": [("one.", 1), ("two.", 2)], "test": [("three.", 3)]}
+    for split, content in rows.items():
+        folder = tmp_path / "saved" / split
+        folder.mkdir(parents=True)
+        table = pa.table({"caption": [c for c, _ in content], "id": [n for _, n in content]})
+        with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink:
+            with pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table)
+        (folder / "state.json").write_text("{}")
+        (folder / "dataset_info.json").write_text("{}")
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     _, examples, corpus = run("table", tmp_path / "saved", tmp_path / "out")
     assert sorted((e.answer, e.split) for e in examples) == [
         ("one.", "train"),

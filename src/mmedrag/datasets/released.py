@@ -60,7 +60,7 @@ def identify(row: Mapping[str, Any], file: str) -> Study:
     tail = first.rsplit("/", 1)[-1]
     if found := re.fullmatch(r"(?:slo_fundus|data)_(\d+)\.\w+", tail):
         return Study("harvard", found[1], f"harvard-{found[1]}")
-    if found := re.match(r"(?:.*/)?p\d\d/p(\d+)/s\d+/([^/]+)\.\w+$", first):
+    if found := re.match(r"(?:.*/)?p\d\d/p(\d+)/(s\d+)/[^/]+$", first):
         return Study("mimic", found[2], f"mimic-{found[1]}")
     if found := re.match(r"(?:.*/)?(CXR\d+_IM[^/]*?)(?:/|\.|$)", first):
         return Study("iu", found[1], f"iu-{found[1].split('_')[0]}")
