@@ -36,7 +36,8 @@ class Request:
 
 
 class DomainIdentifier(Protocol):
-    labels: Sequence[str]
+    @property
+    def labels(self) -> Sequence[str]: ...
 
     def identify(self, images: Sequence[Sequence[Path]]) -> list[Domain]:
         """One result per example (its views are averaged); label may be "unknown"."""

@@ -202,17 +202,17 @@ def test_out_of_memory_halves_the_batch_and_says_so(folder, requests):
     expected = [a.text for a in generator.generate(requests)]
     true = generator._answer
 
-    def short_of_memory(part, rows):
+    def short_of_memory(part, begun):
         if len(part) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return true(part, rows)
+        return true(part, begun)
 
     generator._answer = short_of_memory
     assert [a.text for a in generator.generate(requests)] == expected
     assert generator.facts()["batch_size"] == 3
     assert generator.backoffs == [{"from": 5, "to": 3}]  # 14 requests of two kinds: 5 and 8 + 1
 
-    def never(part, rows):
+    def never(part, begun):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     generator._answer = never
@@ -223,7 +223,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(folder, requests):
 def test_another_runtime_error_is_not_swallowed(folder, requests):
     generator = load_generator("hf", folder)
 
-    def broken(part, rows):
+    def broken(part, begun):
         raise RuntimeError("shape mismatch")
 
     generator._answer = broken

@@ -20,12 +20,12 @@ import torch
 from mmedrag.generators.decoding import Decoding, SeededSampler, Verbalizers
 from mmedrag.generators.inputs import Inputs
 from mmedrag.generators.loading import attach, load
+from mmedrag.generators.prefix import Begun
 from mmedrag.protocols import Request
 from mmedrag.types import Answer, Prompt, UserError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-REPEATS = 1.5  # prompts per picture from which keeping their common beginning pays
 
 
 class HFGenerator:
@@ -70,7 +70,6 @@ class HFGenerator:
         self.batch_size = batch_size or (8 if loaded.parameters >= 1_000_000_000 else 32)
         self.backoffs: list[dict[str, int]] = []
         self.verbalizers = Verbalizers.of(self.tokenizer)
-        self._shared = False  # whether the current call's prompts share their beginnings
         self._peft: list[Any] = []  # shared by the copies that with_adapter makes
         self._adapter: str | None = None
         if adapter is not None:
@@ -87,14 +86,18 @@ class HFGenerator:
         """
         for request in requests:
             self._check(request)
+        begun = self.inputs.begun(requests) if self.decoding.num_beams == 1 else None
         found: dict[int, Answer] = {}
-        for group in self._groups(requests):
+
+        def answer(part: Sequence[Request], rows: Sequence[int]) -> list[Answer]:
+            return self._answer(part, [begun[i] for i in rows] if begun else None)
+
+        for group in self._groups(requests, begun):
             kinds: dict[Any, list[int]] = {}
             for i in group:
                 kinds.setdefault((requests[i].closed, requests[i].max_new_tokens), []).append(i)
             for _, rows in sorted(kinds.items()):
-                work = self._in_batches(rows, requests, self._answer)
-                found.update(zip(rows, work, strict=True))
+                found.update(zip(rows, self._in_batches(rows, requests, answer), strict=True))
         return [found[i] for i in range(len(requests))]
 
     def logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> list[float]:
@@ -169,28 +172,27 @@ class HFGenerator:
                 f"the context of {self.context}"
             )
 
-    def _groups(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Rows to be answered together, so that the prefixes they share fit into memory.
-
-        Sets which requests share their beginning at all: where pictures hardly repeat, or the
-        beginnings differ in length, or beams copy the cache, every row is computed whole.
-        """
-        everything = list(range(len(requests)))
-        self._shared = False
-        prefixes = self.inputs.prefixes
-        if prefixes is None or self.decoding.num_beams > 1 or not requests:
-            return [everything]
-        keys = [self.inputs.prefix_of(request) for request in requests]
-        lengths = {len(key[1]) if key else 0 for key in keys}
-        if len(lengths) != 1 or 0 in lengths or len(requests) < REPEATS * len(set(keys)):
-            return [everything]
-        self._shared = True
-        room = prefixes.fits(lengths.pop() + self.inputs.tokens_per_image)
-        seen: dict[Any, int] = {}
-        groups: dict[int, list[int]] = {}
-        for i, key in enumerate(keys):
-            groups.setdefault(seen.setdefault(key, len(seen)) // room, []).append(i)
-        return list(groups.values())
+    def _groups(
+        self, requests: Sequence[Request], begun: Sequence[Begun] | None
+    ) -> list[list[int]]:
+        """Rows to be answered together: all of a picture, as many pictures as can be kept."""
+        if begun is None or self.inputs.prefixes is None:
+            return [list(range(len(requests)))]
+        pictures: dict[str, list[int]] = {}
+        for i, one in enumerate(begun):
+            pictures.setdefault(one.view, []).append(i)
+        image = self.inputs.tokens_per_image
+        groups: list[list[int]] = [[]]
+        held = 0
+        for rows in pictures.values():
+            kept = {begun[i].first: begun[i].picture + image for i in rows}
+            kept |= {begun[i].whole: begun[i].common + image for i in rows}
+            if groups[-1] and held + sum(kept.values()) > self.inputs.prefixes.room:
+                groups.append([])
+                held = 0
+            groups[-1] += rows
+            held += sum(kept.values())
+        return groups
 
     def _in_batches(
         self,
@@ -234,8 +236,8 @@ class HFGenerator:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _answer(self, requests: Sequence[Request], _rows: Sequence[int]) -> list[Answer]:
-        inputs = self.inputs.continued(requests) if self._shared else self.inputs(requests)
+    def _answer(self, requests: Sequence[Request], begun: Sequence[Begun] | None) -> list[Answer]:
+        inputs = self.inputs.continued(requests, begun) if begun else self.inputs(requests)
         closed = requests[0].closed
         sampler = SeededSampler(self.decoding, [self._key(r) for r in requests])
         out = self.model.generate(

@@ -135,45 +135,53 @@ class Inputs:
 
     # --- prompts that begin alike ---------------------------------------------------------------
 
-    def prefix_of(self, request: Request) -> tuple[str, Ids] | None:
-        """(key, ids) of the prompt up to its picture; None where that cannot be kept."""
-        views = self.views(request)
-        if self.prefixes is None or len(views) != 1:
+    def begun(self, requests: Sequence[Request]) -> list[prefix.Begun] | None:
+        """How the prompts are divided so that their common beginnings are computed once; None
+        where that is not possible or does not pay."""
+        if self.prefixes is None or not requests:
             return None
-        ids = self.request_ids(request)
-        begin = ids[: ids.index(self.image_token_id) + 1]
-        return f"{vision.view_key(views[0])}|{begin}", begin
+        prompts = []
+        for request in requests:
+            views, ids = self.views(request), self.request_ids(request)
+            if len(views) != 1:
+                return None
+            prompts.append((vision.view_key(views[0]), ids, ids.index(self.image_token_id) + 1))
+        found = prefix.divide(prompts)
+        return found if prefix.saves(found, self.tokens_per_image - 1) else None
 
-    def continued(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """Inputs of requests that all have a prefix of one length: its keys and values are
-        computed once for each picture, what follows is padded between prefix and text."""
+    def continued(
+        self, requests: Sequence[Request], begun: Sequence[prefix.Begun]
+    ) -> dict[str, Any]:
+        """Inputs whose beginnings come out of a cache; what is not in it yet is computed."""
         assert self.prefixes is not None and self.features is not None
-        found = [one for request in requests if (one := self.prefix_of(request))]
-        missing = {
-            key: (begin, self.views(request)[0])
-            for (key, begin), request in zip(found, requests, strict=True)
-            if key not in self.prefixes
+        embed, device = self.model.get_input_embeddings(), self.model.device
+        fresh = {
+            one.first: (one, self.views(request)[0])
+            for one, request in zip(begun, requests, strict=True)
+            if one.first not in self.prefixes and one.whole not in self.prefixes
         }
-        embed = self.model.get_input_embeddings()
-        if missing:
-            features = self.features([view for _, view in missing.values()])
-            begins = torch.tensor([begin[:-1] for begin, _ in missing.values()], dtype=torch.long)
-            text = embed(begins.to(self.model.device))
-            pictures = torch.stack(features).to(text)
-            self.prefixes.add(list(missing), torch.cat([text, pictures], dim=1))
-        cache = self.prefixes.gather([key for key, _ in found])
-        begin = cache.get_seq_length()
-        rests = [
-            self.request_ids(request)[len(ids) :]
-            for request, (_, ids) in zip(requests, found, strict=True)
-        ]
-        ids, mask = pad_left(rests, self.pad_id, self.model.device)
+        for length in sorted({one.picture for one, _ in fresh.values()}):
+            part = {k: pair for k, pair in fresh.items() if pair[0].picture == length}
+            features = self.features([view for _, view in part.values()])
+            text = torch.tensor([one.ids[: length - 1] for one, _ in part.values()])
+            before = embed(text.long().to(device))
+            self.prefixes.add(list(part), torch.cat([before, torch.stack(features).to(before)], 1))
+        longer = {b.whole: b for b in begun if b.common > b.picture}
+        longer = {key: one for key, one in longer.items() if key not in self.prefixes}
+        if longer:
+            texts = [one.ids[one.picture : one.common] for one in longer.values()]
+            ids, mask = pad_left(texts, self.pad_id, device)
+            parents = [one.first for one in longer.values()]
+            self.prefixes.extend(list(longer), parents, embed(ids), mask)
+        cache, before = self.prefixes.gather([one.whole for one in begun])
+        self.prefixes.shrink()
+        ids, mask = pad_left([one.ids[one.common :] for one in begun], self.pad_id, device)
         after = embed(ids)
         # generate() wants embeddings of the whole length and cuts off what the cache holds
-        before = after.new_zeros(len(ids), begin, after.shape[-1])
+        unseen = after.new_zeros(*before.shape, after.shape[-1])
         return {
-            "inputs_embeds": torch.cat([before, after], dim=1),
-            "attention_mask": torch.cat([mask.new_ones(len(ids), begin), mask], dim=1),
+            "inputs_embeds": torch.cat([unseen, after], dim=1),
+            "attention_mask": torch.cat([before, mask], dim=1),
             "past_key_values": cache,
         }
 
