@@ -88,6 +88,7 @@ async function take(blob, name, about = "") {
   const mine = ++previews;
   picture = null;
   $("error").textContent = "";
+  $("result").hidden = true; // an old answer must not stand beside a new image
   $("shown").hidden = true;
   $("shown-about").textContent = "";
   const large = tooLarge({ size: blob.size, name });
@@ -181,14 +182,14 @@ $("ask-form").addEventListener("submit", async (event) => {
   form.append("preview", "true");
   running = new AbortController();
   const started = Date.now();
-  let note = "Waiting for the model…";
-  const tick = () => { $("status").textContent = `${note} ${Math.round((Date.now() - started) / 1000)} s`; };
-  const timer = setInterval(tick, 1000);
-  $("status").textContent = note;
+  const timer = setInterval(() => { $("seconds").textContent = `${Math.round((Date.now() - started) / 1000)} s`; }, 1000);
+  const say = (text) => { $("status").textContent = text; };
+  say("Waiting for the model…");
+  $("result").hidden = true;
   $("send").disabled = true;
   $("cancel").hidden = false;
   try {
-    const body = await call("/v1/" + task, form, running.signal, (s) => { note = `Many requests are waiting; trying again in ${s} s…`; });
+    const body = await call("/v1/" + task, form, running.signal, (wait) => say(`Many requests are waiting; trying again in ${wait} s…`));
     show(body, truth && truth.question === question ? truth.answer : null);
     $("status").textContent = `Answered after ${((Date.now() - started) / 1000).toFixed(1)} s.`;
   } catch (error) {
@@ -196,6 +197,7 @@ $("ask-form").addEventListener("submit", async (event) => {
     $("error").textContent = error.name === "AbortError" ? "Cancelled." : error.message;
   } finally {
     clearInterval(timer);
+    $("seconds").textContent = "";
     running = null;
     $("send").disabled = false;
     $("cancel").hidden = true;
@@ -257,9 +259,13 @@ function referenceTable(rows) {
     body.append(line);
   }
   table.append(body);
-  const scroll = make("div", null, { class: "scroll", role: "region", "aria-label": "References", tabindex: 0 });
-  scroll.append(table);
-  return scroll;
+  return scrolled(table, "References");
+}
+
+function scrolled(table, name) {
+  const box = make("div", null, { class: "scroll", role: "region", "aria-label": name, tabindex: 0 });
+  box.append(table);
+  return box;
 }
 
 function comparison(conditions, task) {
@@ -280,7 +286,7 @@ function comparison(conditions, task) {
     body.append(line);
   }
   table.append(body);
-  return table;
+  return scrolled(table, "Side by side");
 }
 
 function show(body, right) {
