@@ -1,6 +1,6 @@
 """The retriever's loss: symmetric InfoNCE, and its gradient for batches that do not fit.
 
-Place in the picture: ``train_retriever``. Paper §3.2 / open_clip's ClipLoss:
+Place in the picture: ``train_retriever``. Paper §3.1 / open_clip's ClipLoss:
 L = ½ [CE(τ V Tᵀ, I) + CE(τ T Vᵀ, I)] with unit rows V (images), T (texts) and a learned τ.
 """
 

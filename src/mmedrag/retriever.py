@@ -1,7 +1,7 @@
 """R_d: the references of a domain that are nearest to an image.
 
 Place in the picture: ``retriever[d].search``. S = cos(V(x_v), T(r)) between the image (mean of
-its views) and the references' texts (paper §3.2). References of the query's own patient, with
+its views) and the references' texts (paper §3.1). References of the query's own patient, with
 the same image, or with an image within a perceptual distance are left out and counted: else an
 evaluation finds the answer itself.
 
@@ -62,6 +62,7 @@ class Retriever:
         self.index, self.encoder, self.exclude, self.views = index, encoder, exclude, views
         self.allowed = None if where is None else index.mask(where)
         self.cache = EmbeddingCache(cache, encoder, "image")
+        self.errors: dict[str, str] = {}
 
     @property
     def domain(self) -> str | None:
@@ -75,8 +76,8 @@ class Retriever:
         """Per example: at most ``k`` hits best first, and how many better ones were excluded.
 
         Scores are rounded to 6 decimals and equal ones ordered by row, so that the result does
-        not depend on the batch. An example whose image cannot be read gets no hits and carries
-        the reason (``meta["retrieval_error"]`` of none: see :meth:`errors`).
+        not depend on the batch. An example whose image cannot be read gets no hits; the reason
+        stands in ``self.errors`` (example id -> why, of the last search).
         """
         examples = list(examples)
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -85,7 +86,10 @@ class Retriever:
             groups.setdefault((patient, *e.images), []).append(n)
         firsts = [examples[members[0]] for members in groups.values()]
         found = self.embed(firsts)
-        self.errors = {firsts[n].id: reason for n, reason in found.errors.items()}
+        members_of = list(groups.values())
+        self.errors = {
+            examples[m].id: reason for n, reason in found.errors.items() for m in members_of[n]
+        }
         rows, scores, excluded = self._search(firsts, found, k)
         needed = sorted({int(r) for r in rows.ravel() if r >= 0})
         text = dict(zip(needed, self.index.texts(needed), strict=True))
@@ -189,16 +193,20 @@ def released_rows(
 ) -> list[dict[str, Any]]:
     """Rows as the released retrieval wrote them (retrieve_clip_VQA.py:204-222).
 
-    The example's own fields, then ``reference_reports`` (texts kept, best first) and
-    ``retrieve_k`` (how many). Departures: see docs, B1 (the row keeps its own image paths), B6
-    (negative similarities are not kept), B7 (nothing kept gives k = 0, not 1).
+    The example's own fields (of an imported released row: that row as it was), then
+    ``reference_reports`` (texts kept, best first) and ``retrieve_k`` (how many). Departures, in
+    docs/differences.md: B1 (the row keeps its own image paths), B6 (negative similarities are
+    not kept), B7 (nothing kept gives k = 0, not 1).
     """
     rows = []
     for example, found, selection in zip(examples, hits, selections, strict=True):
         kept = None if selection is None else set(selection.kept)
         texts = [hit.text for hit in found if kept is None or hit.id in kept]
+        origin = example.meta.get("released")
         row: dict[str, Any] = {"question_id": example.id, "image": example.image}
-        if example.task == "vqa":
+        if isinstance(origin, dict) and isinstance(origin.get("fields"), dict):
+            row = dict(origin["fields"])
+        elif example.task == "vqa":
             row |= {"question": example.question, "answer": example.answer}
         else:
             row |= {"report": example.answer}

@@ -1,6 +1,6 @@
 """``train retriever``: an image-text encoder of one domain, by symmetric InfoNCE.
 
-Place in the picture: makes the encoder inside ``retriever[d]`` (paper §3.2).
+Place in the picture: makes the encoder inside ``retriever[d]`` (paper §3.1).
 
 Public functions (stable)::
 

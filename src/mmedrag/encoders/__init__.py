@@ -1,6 +1,6 @@
 """Image-text encoders: pictures and reports into one space of unit vectors.
 
-Place in the picture: inside the retriever (S = cos(V(x_v), T(r)), paper §3.2) and, as frozen
+Place in the picture: inside the retriever (S = cos(V(x_v), T(r)), paper §3.1) and, as frozen
 features, inside the domain model. ``load_encoder`` turns a name into an
 :class:`~mmedrag.protocols.Encoder`:
 
