@@ -10,7 +10,7 @@ they wrap any model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -100,13 +100,25 @@ def vision_features(model: Any, pixel_values: Tensor) -> Tensor:
     return torch.cat(states, dim=-1)
 
 
-def linear_targets(model: Any) -> str:
-    """PEFT target pattern: every linear layer of the language model (``lm_head`` is outside)."""
-    names = {
+def linear_targets(model: Any, only: Sequence[str] = ()) -> str:
+    """PEFT target pattern: the linear layers of the language model, or those named in ``only``.
+
+    ``lm_head`` lies outside the language model, so it is never among them.
+
+    Raises:
+        UserError: a name that no linear layer has.
+    """
+    found = {
         name.rsplit(".", 1)[-1]
         for name, module in model.model.language_model.named_modules()
         if isinstance(module, nn.Linear)
     }
+    if unknown := sorted(set(only) - found):
+        listed = ", ".join(sorted(found))
+        raise UserError(
+            f"train dpo: lora_targets: no linear layer {unknown[0]!r}, there are {listed}"
+        )
+    names = set(only) or found
     return rf".*language_model\..*\.({'|'.join(sorted(names))})"
 
 

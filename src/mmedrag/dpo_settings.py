@@ -24,8 +24,10 @@ class DpoTraining:
             (None: the same).
         epochs: passes over the pairs; ``max_steps`` > 0 stops earlier.
         batch_size: pairs per step and device; ``accumulation``: steps per update.
-        lora_r, lora_alpha: rank and scale of the one adapter, on every linear layer of the
-            language model except ``lm_head``. Dropout is off, as DPO's two passes must agree.
+        lora_r, lora_alpha: rank and scale of the one adapter. Dropout is off, as DPO's two
+            passes must agree.
+        lora_targets: names of the language model's linear layers that get it (``q_proj``, ...);
+            none: all of them, which leaves ``lm_head``, projector and vision tower out.
         train_projector: also train the image projector (kept inside the adapter, so that the
             reference keeps the original).
         schedule, warmup_ratio, weight_decay, max_grad_norm: as in transformers.
@@ -51,6 +53,7 @@ class DpoTraining:
     accumulation: int = 1
     lora_r: int = 32
     lora_alpha: int = 64
+    lora_targets: tuple[str, ...] = ()
     train_projector: bool = False
     schedule: str = "cosine"
     warmup_ratio: float = 0.03
@@ -85,4 +88,4 @@ class DpoTraining:
         return config.settings(cls, {**table, **changes}, f"recipe {name} [dpo]")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "lora_targets": list(self.lora_targets)}  # as JSON gives it back

@@ -18,6 +18,7 @@ from mmedrag.pairs_heldout import HeldOut
 from mmedrag.pairs_io import write_pairs
 from mmedrag.pipeline import Pipeline
 from mmedrag.run import TRACES, RunSettings, run_plans
+from mmedrag.system import located
 from mmedrag.types import DataFolder, PairKind, Trace, read_jsonl
 
 NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
@@ -59,7 +60,8 @@ def make_pairs(
     Args:
         pipeline: gives the pipeline that answers.
         system: names of its parts, for the record (:class:`mmedrag.system.System`).
-        held_out: trained folders with ``train_ids.jsonl``: no pair may come from their data.
+        held_out: trained folders with ``train_ids.jsonl``: no pair may come from their data, nor
+            from that of the pipeline's own retrievers where their folders have that file.
 
     Returns:
         ``out``, ``pairs`` per kind, ``dropped``, ``refused``, ``failed`` (rows with an error).
@@ -70,23 +72,36 @@ def make_pairs(
         split=settings.split, task=settings.task, limit=settings.limit, chunk=settings.chunk
     )
     described = system.describe() if system else {}
+    asked = pipeline()
     counts = run_plans(
-        pipeline(), data, plans, out / "traces", run_settings, seed, described,
+        asked, data, plans, out / "traces", run_settings, seed, described,
         system.inputs() if system else {}, progress,
     )  # fmt: skip
     traces: list[Trace] = []
     for name in needed:
         traces += read_jsonl(out / "traces" / name / TRACES, Trace)
     guard = HeldOut().add_test(data.examples("test"))
-    for folder in held_out:
+    trained = list(dict.fromkeys([*held_out, *_trained(asked)]))
+    for folder in trained:
         guard.add_trained(folder)
     found = build_pairs(
         by_condition(traces), settings.mode, settings.kinds, settings.balance_seed,
         held_out=guard, prompts=settings.prompts, root=data.path,
     )  # fmt: skip
-    made_with = {**asdict(settings), "seed": seed, "system": described}
+    made_with = {
+        **asdict(settings), "seed": seed, "system": described,
+        "held_out": [folder.name for folder in trained],
+    }  # fmt: skip
     write_pairs(found, out, data.path, made_with)
     return {"out": str(out), **found.counts, "failed": counts["failed"]}
+
+
+def _trained(pipeline: Pipeline) -> list[Path]:
+    """Folders of the pipeline's encoders that say what they were trained on."""
+    encoders = [getattr(searcher, "encoder", None) for searcher in pipeline.retrievers.values()]
+    specs = {getattr(encoder, "spec", None) or "" for encoder in encoders}
+    folders = [located(spec) for spec in sorted(specs - {""})]
+    return [folder for folder in folders if (folder / "train_ids.jsonl").is_file()]
 
 
 def _plan(name: str, settings: PairSettings) -> Plan:

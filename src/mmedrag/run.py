@@ -5,7 +5,8 @@ chunks (all questions of an image in one chunk, so its features are computed onc
 routed and retrieved once and then answered under every asked condition in one call. A finished
 chunk is appended to a journal and fsynced; a killed run repeats at most one chunk, and the final
 file is the same, byte for byte. A failing row carries its ``error``; running out of memory
-halves the slice that is answered at a time, which is recorded in ``timings.jsonl``.
+halves the slice that is answered at a time (a generator may halve its own batches before
+that); both are recorded in ``timings.jsonl``.
 """
 
 from __future__ import annotations
@@ -213,7 +214,14 @@ class Worker:
             return made
         self._stage("prompt", self.pipeline.prompt, every)
         self._stage("answer", self.pipeline.answer, every)
+        if backoffs := self._backoffs():
+            self.timing["batch_backoffs"] = backoffs  # of this process so far
         return made
+
+    def _backoffs(self) -> list[Any]:
+        """How the generators went to smaller batches by themselves when memory ran out."""
+        generators = [self.pipeline.generator, *self.pipeline.adapters.values()]
+        return [step for one in generators for step in getattr(one, "backoffs", ())]
 
     def _under(self, plan: Plan, base: Trace) -> Trace:
         """A fresh trace of the same example under a plan, with the shared first stages."""

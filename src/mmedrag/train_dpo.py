@@ -170,7 +170,7 @@ def _policy(
         torch.manual_seed(settings.seed)  # the adapter's own random start
         config = LoraConfig(
             r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=0.0, bias="none",
-            target_modules=linear_targets(model),
+            target_modules=linear_targets(model, settings.lora_targets),
             modules_to_save=[PROJECTOR] if settings.train_projector else None,
         )  # fmt: skip
         return get_peft_model(model, config, **_peft_options())

@@ -19,7 +19,7 @@ from mmedrag.generators.inputs import Inputs
 from mmedrag.generators.loading import load
 from mmedrag.losses import dpo_loss, token_logps
 from mmedrag.train_dpo import _policy
-from mmedrag.types import Noise, Prompt, Side
+from mmedrag.types import Noise, Prompt, Side, UserError
 
 pytestmark = pytest.mark.model
 
@@ -223,6 +223,10 @@ def test_batch_order() -> None:
 def test_targets_leave_the_head_out(setup: Setup) -> None:
     names = linear_targets(setup.naive)
     assert "lm_head" not in names and "q_proj" in names and "down_proj" in names
+    few = linear_targets(setup.naive, ("q_proj", "v_proj"))
+    assert "q_proj" in few and "v_proj" in few and "down_proj" not in few
+    with pytest.raises(UserError, match="no linear layer 'lm_head', there are down_proj"):
+        linear_targets(setup.naive, ("q_proj", "lm_head"))
 
 
 def test_trl_gives_the_same_loss(setup: Setup, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import click
 import pytest
 
+from mmedrag.cli import common
 from mmedrag.cli.main import NOUNS, cli
 from mmedrag.config import TABLES
 
@@ -99,3 +101,18 @@ def test_nouns_are_told_in_the_help() -> None:
     shown = call("--help").stdout
     assert all(f"  {noun} " in shown for noun in NOUNS)
     assert call("no-such-noun").returncode == 2
+
+
+def test_progress_tells_throughput_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that an earlier, interrupted call finished do not count as speed."""
+    now = [0.0]
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(common.sys.stderr, "isatty", lambda: False, raising=False)
+    caplog.set_level("INFO", logger="mmedrag")
+    progress = common.Progress("rows")
+    for now[0], done in ((5.0, 40), (25.0, 50), (45.0, 60), (85.0, 100)):
+        progress(done, 100)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["rows: 60 of 100, 0.5/s, 80 s left", "rows: 100 of 100, 0.8/s"]

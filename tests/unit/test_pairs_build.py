@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmedrag.generators.scripted import ScriptedGenerator
 from mmedrag.pairs import (
     CONDITIONS,
     KINDS,
@@ -20,7 +23,9 @@ from mmedrag.pairs import (
 from mmedrag.pairs_heldout import HeldOut
 from mmedrag.pairs_io import read_pairs, write_pairs
 from mmedrag.pairs_judge import Criterion, token_f1
-from mmedrag.types import Answer, Condition, Noise, Prompt, Trace, UserError
+from mmedrag.pairs_run import PairSettings, make_pairs
+from mmedrag.pipeline import Pipeline
+from mmedrag.types import Answer, Condition, DataFolder, Hit, Noise, Prompt, Trace, UserError
 
 ALL = (*PAPER_KINDS, "stage1")
 
@@ -276,6 +281,37 @@ def test_held_out_patients_and_test_split(tmp_path: Path) -> None:
     )
     assert [p.id for p in found.pairs] == ["resist:c"]
     assert found.counts["refused"] == {"resist": {"retriever_patient": 1, "test_split": 1}}
+
+
+def test_what_the_retriever_was_trained_on_is_held_out(small_data: Path, tmp_path: Path) -> None:
+    """Without being told: the pipeline's encoder folder lists its training rows."""
+    file = small_data / "examples.jsonl"
+    file.write_text(file.read_text().replace('"split": "test"', '"split": "val"'))
+    data = DataFolder(small_data)
+    assert {row.split for row in data.examples()} == {"val"}
+    folder = tmp_path / "retriever"
+    folder.mkdir()
+
+    class Searcher:
+        encoder = SimpleNamespace(spec=str(folder))
+
+        def search(self, rows, k):
+            hit = Hit(id="s", text="A report.", score=0.5, rank=0)
+            return [[hit] for _ in rows], [0] * len(rows)
+
+    def pipeline() -> Pipeline:
+        script = ScriptedGenerator("t", script=lambda r: "yes" if r.prompt.references else "no")
+        return Pipeline(retrievers={"generic": Searcher()}, rule=None, generator=script)
+
+    asked = PairSettings(kinds=("copy", "resist"), task="vqa")
+    free = make_pairs(pipeline, data, tmp_path / "free", asked)
+    assert not free["refused"] and free["pairs"] == {"copy": 12, "resist": 12}
+    (folder / "train_ids.jsonl").write_text('{"id": "s00", "patient": "p0", "sha256": "00"}\n')
+    held = make_pairs(pipeline, data, tmp_path / "held", asked)
+    assert held["pairs"] == {"copy": 10, "resist": 10}
+    assert held["refused"] == {k: {"retriever_patient": 2} for k in ("copy", "resist")}
+    config = json.loads((tmp_path / "held" / "config.json").read_text())
+    assert config["settings"]["held_out"] == ["retriever"]
 
 
 def test_same_traces_give_same_bytes(tmp_path: Path) -> None:

@@ -202,6 +202,21 @@ def test_out_of_memory_halves_and_is_recorded(small_data: Path, tmp_path: Path) 
     assert same[0] == same[1]
 
 
+def test_smaller_batches_of_the_generator_are_recorded(small_data: Path, tmp_path: Path) -> None:
+    """A generator that helps itself raises nothing, so the run asks it."""
+
+    class Careful(ScriptedGenerator):
+        def generate(self, requests: Any) -> Any:
+            self.backoffs = [{"from": 32, "to": 16}]
+            return super().generate(requests)
+
+    careful = pipeline()
+    careful.generator = Careful("tester", script=say)
+    run(careful, DataFolder(small_data), tmp_path / "r", RunSettings(limit=2))
+    (line,) = (tmp_path / "r" / "timings.jsonl").read_text().splitlines()
+    assert json.loads(line)["batch_backoffs"] == [{"from": 32, "to": 16}]
+
+
 def test_conditions_share_retrieval_and_differ_in_references(
     small_data: Path, tmp_path: Path
 ) -> None:

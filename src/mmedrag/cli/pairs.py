@@ -28,13 +28,19 @@ noun.default = "build"  # type: ignore[attr-defined]
 @click.option("--split", help="Examples to take.  [default: val]")
 @click.option("--task", type=click.Choice(["vqa", "report"]), help="Only this task.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many examples.")
-@click.option("--held-out", type=FOLDER, multiple=True, help="Trained folders: train_ids.jsonl.")
+@click.option(
+    "--held-out", type=FOLDER, multiple=True, help="Further trained folders (train_ids.jsonl)."
+)
 def build(
     call: Call, data: Path, out: Path, mode: str | None, kinds: tuple[str, ...],
     noise: str | None, split: str | None, task: str | None, limit: int | None,
     held_out: tuple[Path, ...], **flags: Any,
 ) -> None:  # fmt: skip
-    """Answer DATA under four conditions and build preference pairs from the answers."""
+    """Answer DATA under four conditions and build preference pairs from the answers.
+
+    No pair comes from test patients, from what the retrievers were trained on (the
+    train_ids.jsonl of their folders), or from the training data of the --held-out folders.
+    """
     from mmedrag import system
     from mmedrag.pairs_run import PairSettings, make_pairs
     from mmedrag.types import DataFolder
