@@ -169,7 +169,8 @@ def leave_one_source_out(
 
     None for a source that is the only one of its domain: the head cannot know that domain.
     """
-    from mmedrag.train_domain import DomainTraining, features_of, fit_head, labelled_rows
+    from mmedrag.domain_fit import DomainTraining, fit_head
+    from mmedrag.train_domain import features_of, labelled_rows
 
     rows = labelled_rows(data)
     features, labels, good = features_of(rows, model.encoder, bool(model.config["statistics"]))

@@ -25,6 +25,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,30 @@ class Filter:
     date_from: str | None = None
     date_to: str | None = None
 
+    @classmethod
+    def parse(cls, conditions: Sequence[str]) -> Filter | None:
+        """From ``key=value`` words (``from`` and ``to`` are the dates); values of one key add up.
+
+        Raises:
+            UserError: an unknown key, no value, or two dates for one end.
+        """
+        ends = {"from": "date_from", "to": "date_to"}
+        lists: dict[str, list[str]] = {}
+        for condition in conditions:
+            key, _, value = condition.partition("=")
+            if key not in ("patient", "source", "split", "domain", *ends) or not value:
+                raise UserError(
+                    f"--where {condition}: expected patient=, source=, split=, domain=, from= or "
+                    "to= and a value"
+                )
+            lists.setdefault(key, []).append(value)
+        doubled = [key for key in ends if len(lists.get(key, [])) > 1]
+        if doubled:
+            raise UserError(f"--where {doubled[0]}=: given twice, expected one date")
+        dates = {ends[key]: lists.pop(key)[0] for key in ends if key in lists}
+        given: dict[str, Any] = {**lists, **dates}
+        return cls(**given) if given else None
+
 
 class Index:
     """A read-only view of a committed index; a writer's later commit does not disturb it.
@@ -83,13 +108,14 @@ class Index:
         light = ["id", "domain", "patient", "split", "source", "date", "pixels", "phash"]
         # held open: a later commit may unlink the file, what was opened stays readable
         self._file = pq.ParquetFile(names["rows"], memory_map=True)
-        self.table = self._file.read(columns=light)
+        table = self._file.read(columns=light, use_threads=False)
         self._texts: pa.ChunkedArray | None = None
-        self.ids: list[str] = self.table["id"].to_pylist()
+        self.ids: list[str] = table["id"].to_pylist()
         store = resolve(manifest["store"], STORES, "store")
         self.store = store.open(names["vectors"], manifest["vectors"], self.ids)
-        self.patients = np.array(self.table["patient"].to_pylist(), dtype=object)
-        self.pixels, self.phash = _hash_arrays(self.table)
+        self.patients = np.array(table["patient"].to_pylist(), dtype=object)
+        self.pixels, self.phash = _hash_arrays(table)
+        self.table = table.drop_columns(["id", "pixels", "phash"])  # kept once, as arrays
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
@@ -368,15 +394,20 @@ def _encode(
     cache = path / "cache"
     of_image: Any = model if manifest["key"] == "image" else None
     image_cache = EmbeddingCache(cache, of_image or HashOnly(), "image")
-    pictures = embed_images([r.images for r in usable], of_image, image_cache, views, progress)
+    images = [r.images for r in usable]
+    if manifest["key"] == "text":  # pictures are decoded and hashed while the model reads texts
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            looking = pool.submit(embed_images, images, None, image_cache, views)
+            words = EmbeddingCache(cache, model, "text")
+            vectors = embed_texts([r.text for r in usable], model, words, progress)
+            pictures = looking.result()
+    else:
+        pictures = embed_images(images, of_image, image_cache, views, progress)
+        vectors = pictures.vectors
     bad = {n for n in pictures.errors if usable[n].images}
     skipped += [{"id": usable[n].id, "reason": pictures.errors[n]} for n in sorted(bad)]
     good = [n for n in range(len(usable)) if n not in bad]
-    if manifest["key"] == "text":
-        texts = [usable[n].text for n in good]
-        vectors = embed_texts(texts, model, EmbeddingCache(cache, model, "text"), progress)
-    else:
-        vectors = pictures.vectors[good]
+    vectors = vectors[good]
     rows = [_row(usable[n], pictures.pixels[n], pictures.phash[n]) for n in good]
     return rows, vectors, skipped
 
@@ -463,14 +494,28 @@ def _is_index(path: Path) -> bool:
 
 
 def _hash_arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    pixels, phash = table["pixels"].to_pylist(), table["phash"].to_pylist()
-    width = max((len(p) for p in pixels), default=0) or 1
-    of_pixels = np.zeros((len(pixels), width), "S32")
-    of_phash = np.zeros((len(pixels), width), np.uint64)
-    for i, (p, h) in enumerate(zip(pixels, phash, strict=True)):
-        of_pixels[i, : len(p)] = [bytes.fromhex(x) for x in p]
-        of_phash[i, : len(h)] = h
+    """sha256 S32 and perceptual hashes uint64 [n, views] of lists of either, b"" and 0 padded."""
+    import pyarrow.compute as pc
+
+    counts = pc.list_value_length(table["pixels"]).to_numpy().astype(np.int64)
+    width, total = int(counts.max(initial=0)) or 1, int(counts.sum())
+    row = np.repeat(np.arange(len(counts)), counts)
+    column = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+    of_pixels = np.zeros((len(counts), width), "S32")
+    of_phash = np.zeros((len(counts), width), np.uint64)
+    if total:
+        flat = pc.list_flatten(table["pixels"])
+        digits = b"".join(_characters(chunk) for chunk in flat.chunks if len(chunk))
+        of_pixels[row, column] = np.frombuffer(bytes.fromhex(digits.decode()), "S32")
+        of_phash[row, column] = pc.list_flatten(table["phash"]).to_numpy()
     return of_pixels, of_phash
+
+
+def _characters(strings: pa.StringArray) -> bytes:
+    """All strings of an array one after the other (without an object for each)."""
+    _, offsets, data = strings.buffers()
+    ends = np.frombuffer(offsets, np.int32)[strings.offset :]
+    return data.slice(ends[0], ends[len(strings)] - ends[0]).to_pybytes()
 
 
 def _to_index(spec: str, path: Path) -> str:

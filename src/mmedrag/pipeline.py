@@ -75,8 +75,10 @@ class Pipeline:
             if key is None or not group:
                 continue
             hits, excluded = self.retrievers[key].search([_example(t) for t in group], self.k)
+            unread = getattr(self.retrievers[key], "errors", {})
             for trace, found, own in zip(group, hits, excluded, strict=True):
                 trace.hits, trace.excluded = found, own
+                trace.error = trace.error or unread.get(trace.example_id)
 
     def select(self, traces: list[Trace]) -> None:
         """Adaptive retrieved-context selection (paper §3.2): how many hits to keep."""

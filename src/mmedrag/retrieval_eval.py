@@ -56,8 +56,8 @@ def evaluate_retriever(
         UserError: fewer than two rows with picture and text.
     """
     model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
-    rows = _rows(data, split, domain)
-    gallery = _rows(data, gallery_split, domain)
+    rows = rows_of(data, split, domain)
+    gallery = rows_of(data, gallery_split, domain)
     if len(rows) < 2:
         raise UserError(f"retriever eval: {len(rows)} rows with picture and text in {split!r}")
     found = embed_images([r.images for r in rows], model, EmbeddingCache(cache, model, "image"))
@@ -171,7 +171,7 @@ def reinitialised(model: Any, seed: int) -> Any:
         torch.set_rng_state(state)
 
 
-def _rows(data: Sequence[DataFolder], split: str, domain: str | None) -> list[Reference]:
+def rows_of(data: Sequence[DataFolder], split: str, domain: str | None) -> list[Reference]:
     """Rows with picture and text; counterfactual twins pair a picture with another's report."""
     rows = [r for folder in data for r in folder.corpus(split, domain)]
     return [r for r in rows if r.images and r.text.strip() and "twin" not in r.meta]

@@ -16,7 +16,7 @@ from mmedrag.run import Worker, chunks
 from mmedrag.runs import write_rows
 from mmedrag.types import Example, Trace
 
-CHUNK = 256
+CHUNK = 2048  # several hundred images at a time, so that decoding and the model overlap
 
 
 def retrieve(

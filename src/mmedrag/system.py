@@ -157,7 +157,7 @@ def build(
     references: bool = True,
     answers: bool = True,
     seed: int = 0,
-    views: str = "mean",
+    **search: Any,
 ) -> Pipeline:
     """Open every part.
 
@@ -165,7 +165,7 @@ def build(
         references: False leaves the retrievers out (``--no-rag``).
         answers: False leaves the generator out (``retrieve``).
         seed: of sampled decoding.
-        views: of several images, retrieval takes the "mean" embedding, or the "first" view's.
+        search: ``views``, ``exclude``, ``where`` of :func:`mmedrag.retriever.open_retriever`.
     """
     from mmedrag.generators import load_generator
 
@@ -188,7 +188,7 @@ def build(
     rule = _rule(system.selection)
     return Pipeline(
         domain=system.domain.label or _identifier(system),
-        retrievers=_retrievers(system, views) if references else {},
+        retrievers=_retrievers(system, search) if references else {},
         rule=rule,
         templates=TemplateSet(system.prompts.set),
         generator=generator,
@@ -210,11 +210,11 @@ def _identifier(system: System) -> Any:
     return open_domain(located(str(system.domain.model)))
 
 
-def _retrievers(system: System, views: str) -> dict[str, Any]:
+def _retrievers(system: System, search: Mapping[str, Any]) -> dict[str, Any]:
     from mmedrag.retriever import open_retriever
 
     return {
-        name: open_retriever(part.index, part.retriever, views=views)
+        name: open_retriever(part.index, part.retriever, **search)
         for name, part in system.domains.items()
         if part.index
     }

@@ -3,13 +3,15 @@
 Place in the picture: makes what ``domain.py`` loads. Steps: features of the training pictures;
 a linear softmax head (L2, class-balanced); one temperature on validation pictures (Guo et al.
 2017); boosted trees that tell training pictures from outliers (channel swaps of them, and drawn
-pictures, ``domain_outliers``); the threshold that keeps ``keep`` of the validation pictures.
+pictures, ``domain_outliers``); a threshold from validation pictures and outliers of their own.
+The fits are in ``domain_fit``.
 
 Public functions (stable)::
 
     train_domain(data, out, encoder="embedded", settings=DomainTraining(), device=None,
                  copy_encoder=None, notice=None) -> dict       # metrics, as in config.json
     zero_shot_domain(prompts, out, encoder, device=None) -> dict
+    zero_shot_from(file, out, encoder, device=None) -> dict       # prompts of a TOML file
 """
 
 from __future__ import annotations
@@ -19,49 +21,32 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mmedrag import domain_features, domain_outliers
+from mmedrag import domain_features
+from mmedrag.config import read_toml
 from mmedrag.domain import Arrays, DomainModel, embed, standardise
+from mmedrag.domain_fit import (
+    DomainTraining,
+    Row,
+    fit_head,
+    fit_temperature,
+    fit_threshold,
+    fit_unknown,
+)
 from mmedrag.encoders import load_encoder
-from mmedrag.images import load_image
 from mmedrag.protocols import Encoder
-from mmedrag.types import DataFolder, Example, Reference, UserError
+from mmedrag.types import DataFolder, UserError
+
+__all__ = ["DomainTraining", "train_domain", "zero_shot_domain", "zero_shot_from"]
 
 log = logging.getLogger(__name__)
 COPY_LIMIT = 64 << 20  # an encoder folder up to this size is copied into the model
-
-
-@dataclass(frozen=True)
-class DomainTraining:
-    """Settings of ``train domain``.
-
-    Attributes:
-        per_domain: at most so many training pictures per domain, drawn by ``seed``.
-        variants: varied copies of each training picture (known, for the unknown score).
-        swaps: channel-swapped copies of each coloured training picture (unknown).
-        outliers: drawn pictures (unknown).
-        keep: share of validation pictures that the threshold keeps as known.
-        strength: inverse L2 weight of the head. ``trees``, ``depth``: of the unknown score.
-        statistics: use the plain picture statistics beside the encoder.
-    """
-
-    per_domain: int = 1000
-    variants: int = 2
-    swaps: int = 3
-    outliers: int = 2500
-    keep: float = 0.99
-    strength: float = 0.05
-    trees: int = 300
-    depth: int = 4
-    statistics: bool = True
-    seed: int = 0
 
 
 def train_domain(
@@ -112,7 +97,7 @@ def train_domain(
     config["temperature"] = fit_temperature(head, xv, yv)
     arrays |= fit_unknown(train, standardise(x, arrays), arrays, model, settings)
     logits, known = head.scores(xv)
-    config["threshold"] = round(float(np.quantile(known, 1 - settings.keep)), 6)
+    config["threshold"], flagged = fit_threshold(head, known, val, settings)
     right = np.array([labels[i] for i in logits.argmax(axis=1)]) == yv
     chosen = [labels.index(label) if label in labels else 0 for label in yv]
     config["metrics"] = {
@@ -121,6 +106,7 @@ def train_domain(
         "val_accuracy": round(float(right.mean()), 4),
         "val_log_loss": round(float(-logits[np.arange(len(yv)), chosen].mean()), 4),
         "val_kept": round(float((known >= config["threshold"]).mean()), 4),
+        "val_outliers_flagged": round(flagged, 4),
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
     config["encoder"] = keep_encoder(model, path, copy_encoder)
@@ -167,9 +153,24 @@ def zero_shot_domain(
     return {"labels": labels, "kind": "zero-shot"}
 
 
-# --- data --------------------------------------------------------------------------------------
+def zero_shot_from(
+    file: Path, out: str | Path, encoder: str, device: str | None = None
+) -> dict[str, Any]:
+    """:func:`zero_shot_domain` with the prompts of a TOML file: ``label = ["text", ...]``.
 
-Row = Example | Reference
+    Raises:
+        UserError: not such a file, or an encoder without a text side.
+    """
+    prompts = read_toml(file)
+    for label, texts in prompts.items():
+        if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
+            raise UserError(f"{file}: {label}: expected a list of texts")
+    if encoder == "none":
+        raise UserError("train domain: --prompts needs an encoder, got none")
+    return zero_shot_domain(prompts, out, encoder, device)
+
+
+# --- data --------------------------------------------------------------------------------------
 
 
 def labelled_rows(data: Sequence[DataFolder], split: str | None = None) -> list[Row]:
@@ -216,120 +217,6 @@ def features_of(
         log.warning("train domain: left out: %s", error)
     good = [row for row in rows if row.images[0] not in errors]
     return features, np.array([row.domain for row in good], dtype=object), good
-
-
-# --- fits --------------------------------------------------------------------------------------
-
-
-def fit_head(z: np.ndarray, y: np.ndarray, labels: list[str], settings: DomainTraining) -> Arrays:
-    """Multinomial logistic regression, classes weighted equally."""
-    from sklearn.linear_model import LogisticRegression
-
-    fit = LogisticRegression(C=settings.strength, class_weight="balanced", max_iter=2000)
-    fit.fit(z, np.array([labels.index(label) for label in y]))
-    weight, bias = fit.coef_, fit.intercept_
-    if len(labels) == 2:  # one logit: the second label against the first
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
-
-
-def fit_temperature(head: DomainModel, x: np.ndarray, y: np.ndarray) -> float:
-    """T that minimises the log-loss of softmax(logits / T) on validation pictures.
-
-    Searched between 0.5 and 10: where every picture is right, the log-loss alone would make
-    the model infinitely sure.
-    """
-    rows = [n for n, label in enumerate(y) if label in head.labels]
-    chosen = [head.labels.index(y[n]) for n in rows]
-    best = (np.inf, 1.0)
-    for temperature in np.geomspace(0.5, 10, 61):
-        head.config["temperature"] = float(temperature)
-        logits, _ = head.scores(x[rows])
-        best = min(best, (float(-logits[np.arange(len(rows)), chosen].mean()), float(temperature)))
-    return round(best[1], 6)
-
-
-def fit_unknown(
-    rows: Sequence[Row], z: np.ndarray, arrays: Arrays, model: Encoder | None, s: DomainTraining
-) -> Arrays:
-    """Boosted trees: training pictures and varied copies against outliers."""
-    from sklearn.ensemble import GradientBoostingClassifier
-
-    varied, _ = embed(_varied(rows, s), model, s.statistics)
-    unknown, _ = embed(_outliers(rows, s), model, s.statistics)
-    inside = np.concatenate([z, standardise(varied, arrays)]) if len(varied) else z
-    outside = standardise(unknown, arrays)
-    x = np.concatenate([inside, outside])
-    y = np.repeat([1, 0], [len(inside), len(outside)])
-    weight = np.where(y == 1, len(y) / (2 * len(inside)), len(y) / (2 * max(len(outside), 1)))
-    trees = GradientBoostingClassifier(
-        n_estimators=s.trees, max_depth=s.depth, subsample=0.5, max_features="sqrt",
-        random_state=s.seed,
-    ).fit(x, y, sample_weight=weight)  # fmt: skip
-    found = tree_arrays(trees)
-    offset = trees.decision_function(x[:1]) - _raw(trees, x[:1])
-    return {**found, "start": offset.astype(np.float32)}
-
-
-def _raw(trees: Any, x: np.ndarray) -> np.ndarray:
-    """Sum of the trees without the starting value."""
-    return np.sum([trees.learning_rate * t[0].predict(x) for t in trees.estimators_], axis=0)
-
-
-def tree_arrays(trees: Any) -> Arrays:
-    """scikit-learn's fitted trees as padded plain arrays [trees, nodes]; leaves have left -1."""
-    parts = [t[0].tree_ for t in trees.estimators_]
-    nodes = max(t.node_count for t in parts)
-    shape = (len(parts), nodes)
-    out: Arrays = {
-        "feature": np.zeros(shape, np.int32), "left": np.full(shape, -1, np.int32),
-        "right": np.full(shape, -1, np.int32), "threshold": np.zeros(shape, np.float32),
-        "value": np.zeros(shape, np.float32),
-    }  # fmt: skip
-    for n, tree in enumerate(parts):
-        size = tree.node_count
-        out["feature"][n, :size] = np.maximum(tree.feature, 0)
-        out["left"][n, :size], out["right"][n, :size] = tree.children_left, tree.children_right
-        out["threshold"][n, :size] = tree.threshold
-        out["value"][n, :size] = trees.learning_rate * tree.value[:, 0, 0]
-    return out
-
-
-def _varied(rows: Sequence[Row], s: DomainTraining) -> Iterator[Image.Image]:
-    for row in rows:
-        rng = np.random.default_rng(_seed(s.seed, "vary", row.id))
-        picture = _readable(row)
-        if picture is None:
-            continue
-        for _ in range(s.variants):
-            yield domain_outliers.vary(rng, picture)
-
-
-def _outliers(rows: Sequence[Row], s: DomainTraining) -> Iterator[Image.Image]:
-    for row in rows:
-        rng = np.random.default_rng(_seed(s.seed, "swap", row.id))
-        picture = _readable(row)
-        if picture is None or not domain_features.is_coloured(picture):
-            continue
-        for n, order in enumerate(rng.permutation(len(domain_outliers.SWAPS))[: s.swaps]):
-            swapped = domain_outliers.swap_channels(picture, domain_outliers.SWAPS[order])
-            yield domain_outliers.vary(rng, swapped) if n else swapped
-    for n in range(s.outliers):
-        rng = np.random.default_rng(_seed(s.seed, "outlier", str(n)))
-        yield domain_outliers.outlier(rng)
-
-
-def _seed(seed: int, what: str, key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{what}:{key}".encode()).digest()[:8], "big")
-
-
-def _readable(row: Row) -> Image.Image | None:
-    try:
-        picture = load_image(row.images[0])
-    except UserError:
-        return None  # reported when the features were computed
-    picture.thumbnail((512, 512))
-    return picture
 
 
 # --- folder ------------------------------------------------------------------------------------

@@ -24,18 +24,43 @@ from mmedrag.cli.common import FILE, FOLDER, Call, command, with_system
     default="mean",
     help="Of several images: the mean of their embeddings, or the first (released).",
 )
+@click.option(
+    "--where",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Only references with this patient, source, split or domain, or dated from=, to= (ISO). "
+    "Repeatable; values of one key are alternatives.",
+)
+@click.option(
+    "--near",
+    type=click.IntRange(-1, 64),
+    default=2,
+    show_default=True,
+    help="References whose image differs in at most so many bits of 64 are left out; -1: none.",
+)
+@click.option("--keep-own", is_flag=True, help="Also references of the own patient or image.")
 def noun(
     call: Call, data: Path, out: Path, format: str, split: str | None, task: str | None,
-    limit: int | None, views: str, **flags: Any,
+    limit: int | None, views: str, where: tuple[str, ...], near: int, keep_own: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Write the hits and the selection of every example of DATA to OUT."""
+    """Write the hits and the selection of every example of DATA to OUT.
+
+    References of the same patient, of the same image, or of one that looks the same are left out
+    and counted.
+    """
     from mmedrag import system
+    from mmedrag.index import Filter
     from mmedrag.retrieve import retrieve
+    from mmedrag.retriever import Exclusion
     from mmedrag.run import RunSettings, choose
     from mmedrag.types import DataFolder
 
     chosen = RunSettings(split=split, task=task, limit=limit)
     examples = choose(DataFolder(data).examples(), chosen)
-    pipeline = system.build(call.system(flags), answers=False, views=views)
+    looks_alike = None if keep_own or near < 0 else near
+    pipeline = system.build(
+        call.system(flags), answers=False, views=views, where=Filter.parse(where),
+        exclude=Exclusion(patient=not keep_own, image=not keep_own, near=looks_alike),
+    )  # fmt: skip
     result = retrieve(pipeline, examples, out, format, call.progress("examples"))
     call.finish(result, ok=not result["failed"])

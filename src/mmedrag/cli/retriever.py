@@ -1,4 +1,4 @@
-"""``mmedrag retriever``: how well a retriever finds."""
+"""``mmedrag retriever``: how well a retriever finds, and which of its references to keep."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from mmedrag.cli.common import FOLDER, Call, command
+from mmedrag.cli.common import FILE, FOLDER, Call, command
 
 
 @click.group("retriever")
 def noun() -> None:
-    """Measure a retriever; train one with `train retriever`."""
+    """Measure and calibrate a retriever; train one with `train retriever`."""
 
 
 @command("eval", table="retriever", group=noun, settings=True)
@@ -37,3 +37,40 @@ def eval_(
             device=device, seed=call.seed,
         )
     )  # fmt: skip
+
+
+@command("calibrate", table="retriever_calibrate", group=noun)
+@click.argument("index", type=FOLDER)
+@click.argument("data", type=FOLDER, nargs=-1, required=True)
+@click.option("--precision", type=float, required=True, help="Share of kept ones that must agree.")
+@click.option("--split", default="val", show_default=True, help="Pictures to fit on.")
+@click.option("--k", type=click.IntRange(1), default=8, show_default=True, help="Per picture.")
+@click.option(
+    "--level",
+    type=float,
+    default=0.75,
+    show_default=True,
+    help="Agreement from which a reference counts: of findings, else the Jaccard index of labels.",
+)
+@click.option("--out", type=FILE, help="Recipe to write, for --config.")
+@click.option("--retriever", help="The index's encoder, where it was moved.")
+@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+def calibrate(
+    call: Call, index: Path, data: tuple[Path, ...], precision: float, split: str, k: int,
+    level: float, out: Path | None, retriever: str | None, device: str | None,
+) -> None:  # fmt: skip
+    """Fit the selection rule `calibrated` for INDEX on pictures of DATA whose findings are known.
+
+    Use the result with --config RECIPE, or --rule calibrated --set selection.threshold=T.
+    """
+    from mmedrag.calibrate import calibrate as fit
+    from mmedrag.calibrate import write_recipe
+    from mmedrag.retriever import open_retriever
+    from mmedrag.types import DataFolder
+
+    folders = [DataFolder(path) for path in data]
+    result = fit(open_retriever(index, retriever, device), folders, precision, split, k, level)
+    if out:
+        write_recipe(out, result)
+        result["out"] = out
+    call.finish(result, ok=result["threshold"] is not None)

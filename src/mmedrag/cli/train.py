@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mmedrag.cli.common import ANY, FOLDER, Call, command
+from mmedrag.cli.common import ANY, FILE, FOLDER, Call, command
 
 
 @click.group("train")
@@ -15,7 +15,7 @@ def noun() -> None:
 
 
 @command("domain", group=noun, settings=True)
-@click.argument("data", type=FOLDER, nargs=-1, required=True)
+@click.argument("data", type=FOLDER, nargs=-1)
 @click.option("--out", type=FOLDER, required=True, help="Folder of the domain model.")
 @click.option(
     "--encoder",
@@ -25,14 +25,28 @@ def noun() -> None:
 )
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 @click.option("--notice", help="What the model says with pictures it does not know.")
+@click.option(
+    "--prompts",
+    type=FILE,
+    help='Without DATA: zero-shot by a TOML file of texts, radiology = ["a chest X-ray", ...].',
+)
 def domain(
     call: Call, data: tuple[Path, ...], out: Path, encoder: str, device: str | None,
-    notice: str | None,
+    notice: str | None, prompts: Path | None,
 ) -> None:  # fmt: skip
-    """Train domain identification on the domains that DATA states (split train, fitted on val)."""
-    from mmedrag.train_domain import DomainTraining, train_domain
-    from mmedrag.types import DataFolder
+    """Train domain identification on the domains that DATA states (split train, fitted on val).
 
+    With --prompts and no DATA nothing is trained: a picture gets the label whose texts its
+    encoder finds nearest, and no picture is called unknown.
+    """
+    from mmedrag.train_domain import DomainTraining, train_domain, zero_shot_from
+    from mmedrag.types import DataFolder, UserError
+
+    if bool(data) == bool(prompts):
+        raise UserError("train domain: expected DATA folders, or --prompts without DATA")
+    if prompts:
+        call.finish({"out": out, **zero_shot_from(prompts, out, encoder, device)})
+        return
     settings = call.settings(DomainTraining, None, **call.seed_if_given())
     metrics = train_domain(
         [DataFolder(path) for path in data], out, None if encoder == "none" else encoder,
@@ -46,21 +60,27 @@ def domain(
 @click.option("--domain", help="Domain to train on; without it every row is used.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the retriever (an encoder).")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+@click.option(
+    "--tracker",
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Also write the curves there (TensorBoard: into OUT/logs).",
+)
 def retriever(
-    call: Call, data: tuple[Path, ...], domain: str | None, out: Path, device: str | None
-) -> None:
+    call: Call, data: tuple[Path, ...], domain: str | None, out: Path, device: str | None,
+    tracker: str | None,
+) -> None:  # fmt: skip
     """Train a domain's image-text encoder on the corpus rows that have an image and a text.
 
     Hyper-parameters are settings: --config paper, --set encoder=hf-hub:ORG/NAME --set lr=1e-4.
     """
     from mmedrag.retriever_settings import RetrieverTraining
-    from mmedrag.train_retriever import train_retriever
+    from mmedrag.train_retriever import open_tracker, train_retriever
     from mmedrag.types import DataFolder
 
     settings = call.settings(RetrieverTraining, None, **call.seed_if_given())
     result = train_retriever(
         [DataFolder(path) for path in data], out, domain, settings, device,
-        progress=call.progress("steps"),
+        open_tracker(tracker, out / "logs") if tracker else None, call.progress("steps"),
     )  # fmt: skip
     call.finish({"out": out, **result})
 
