@@ -27,6 +27,8 @@ from mmedrag.pipeline import Pipeline
 from mmedrag.protocols import Request
 from mmedrag.types import Domain, Example, Hit
 
+Expect = Callable[[str, str, dict[str, Any]], bool]
+
 # --- parts -------------------------------------------------------------------------------------
 
 
@@ -66,6 +68,67 @@ def echo(request: Request) -> str:
 def make_pipeline(script: Any = echo, **parts: Any) -> Pipeline:
     parts = {"domain": Router(), "retrievers": {"radiology": Shelf()}, **parts}
     return Pipeline(generator=ScriptedGenerator(script=script), **parts)
+
+
+def shipped_pipeline(folder: Path, studies: int = 16) -> tuple[Pipeline, str]:
+    """The embedded system over a small index of its own, and its model's name.
+
+    While no answering model is embedded, a random one of the same shape takes its place.
+    """
+    from mmedrag import embedded, system
+    from mmedrag.generators.random_model import random_llava
+    from mmedrag.index import build_index
+    from mmedrag.phantom.build import build
+    from mmedrag.types import DataFolder
+
+    data = folder / "data"
+    build(data, studies=studies, seed=77, workers=1)
+    for domain in embedded.DOMAINS:
+        build_index(
+            [DataFolder(data)], folder / f"index-{domain}", domain,
+            encoder=f"embedded:retriever-{domain}",
+        )  # fmt: skip
+    flags = system.Flags(index=[str(folder / f"index-{d}") for d in embedded.DOMAINS])
+    if "vlm" not in embedded.available():
+        texts = [row.text for row in DataFolder(data).corpus() if row.text]
+        flags.model = str(random_llava(folder / "random-model", "embedded", corpus=texts))
+    pipeline = system.build(system.resolve(flags))
+    assert pipeline.generator is not None
+    return pipeline, pipeline.generator.name
+
+
+def phantom_cases(data: Path, count: int) -> list[tuple[bytes, str, str]]:
+    """(file, sha256 of its pixels, closed question): every domain, no two alike."""
+    from mmedrag.types import DataFolder
+
+    rows = [e for e in DataFolder(data).examples() if e.answer_type == "closed" and e.question]
+    found = {}
+    for row in rows[:: max(1, len(rows) // (2 * count))]:
+        path = row.images[0]
+        sha = pixel_hash(load_image(path))
+        found[sha, row.question] = (path.read_bytes(), sha, row.question)
+    return list(found.values())[:count]
+
+
+def same_as_alone(
+    url: str, cases: list[tuple[bytes, str, str]]
+) -> tuple[Expect, dict[tuple[str, str], float]]:
+    """Ask each case alone; an expectation that a later answer has the same p(yes) and
+    references, and the p(yes) found."""
+    alone: dict[tuple[str, str], tuple[float, list[str]]] = {}
+    for data, sha, question in cases:
+        body = httpx.post(
+            url + "/v1/ask", files={"image": ("a.png", data)},
+            data={"question": question, "answer_type": "closed"}, timeout=120,
+        ).json()  # fmt: skip
+        alone[sha, question] = (body["answer"]["p_yes"], [r["id"] for r in body["references"]])
+
+    def expect(sha: str, question: str, body: dict[str, Any]) -> bool:
+        p_yes, ids = alone[sha, question]
+        near = abs(body["answer"]["p_yes"] - p_yes) < 1e-3  # batches differ in the last bits
+        return near and [r["id"] for r in body["references"]] == ids
+
+    return expect, {case: p for case, (p, _) in alone.items()}
 
 
 # --- pictures ----------------------------------------------------------------------------------
@@ -167,9 +230,6 @@ class Load:
 
     def quantile(self, q: float) -> float:
         return float(np.quantile(self.seconds, q)) if self.seconds else float("nan")
-
-
-Expect = Callable[[str, str, dict[str, Any]], bool]
 
 
 def echoed(sha256: str, question: str, body: dict[str, Any]) -> bool:

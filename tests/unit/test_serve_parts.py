@@ -230,6 +230,8 @@ def test_key_files_that_cannot_be_trusted_are_refused(tmp_path):
     path.chmod(0o644)
     with pytest.raises(UserError, match="others can read"):
         load_keys({"MMEDRAG_API_KEYS": str(path)})
+    path.chmod(0o640)  # as orchestrators mount secrets for an unprivileged user
+    assert load_keys({"MMEDRAG_API_KEYS": str(path)})
     path.chmod(0o600)
     for line in ("name:ask:salt", "two:root:00:" + "0" * 64, "two:ask::" + "0" * 64):
         path.write_text(line + "\n")

@@ -41,20 +41,26 @@ def start(
     needs("fastapi", "uvicorn", "python_multipart")
     from mmedrag import system
     from mmedrag.serve.app import create_app
+    from mmedrag.serve.audit import Audit
     from mmedrag.serve.security import load_keys, may_bind
-    from mmedrag.serve.server import serve
+    from mmedrag.serve.server import may_listen, serve
     from mmedrag.serve.settings import ServeSettings
+    from mmedrag.serve.versions import describe, weights
 
     settings = call.settings(
         ServeSettings, host=host, port=port, hosts=hosts or None, audit=audit
     )  # fmt: skip
     keys = load_keys()
     may_bind(settings.host, keys)  # before anything is loaded
+    may_listen(settings)
+    if settings.audit:
+        Audit(settings.audit).close()
     parts = call.system(flags)
     pipeline = system.build(parts, seed=call.seed)
+    versions = describe(pipeline, weights(parts))
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     click.echo(f"mmedrag serves on http://{shown}:{settings.port}", err=True)
-    serve(create_app(pipeline, settings, keys), settings, keys)
+    serve(create_app(pipeline, settings, keys, versions), settings, keys)
 
 
 @command("key", table="serve", group=noun)

@@ -33,6 +33,7 @@ from mmedrag.serve.decoder import Decoded, png
 from mmedrag.serve.errors import Refused
 from mmedrag.serve.queue import Batcher, Busy, Job, Stopped
 from mmedrag.serve.settings import ServeSettings
+from mmedrag.serve.versions import describe
 from mmedrag.types import Condition, Example, Prompt, Trace, UserError
 
 log = logging.getLogger(__name__)
@@ -329,28 +330,6 @@ def prepare(pipeline: Pipeline) -> Pipeline:
             retriever.cache = EmbeddingCache(None, retriever.encoder, "image")  # type: ignore[attr-defined]
         private[name] = retriever
     return replace(pipeline, retrievers=private)
-
-
-def describe(pipeline: Pipeline) -> dict[str, Any]:
-    """Versions of the parts: package, model, prompt set, encoder and content of each index."""
-    from mmedrag import __version__
-    from mmedrag.runs import sha256
-
-    indexes = {}
-    for name, retriever in sorted(pipeline.retrievers.items()):
-        index = getattr(retriever, "index", None)
-        if index is not None:
-            manifest = sha256(index.path / "manifest.json")[:16]
-            indexes[name] = {"index": manifest, "encoder": retriever.encoder.fingerprint[:16]}  # type: ignore[attr-defined]
-    generator = pipeline.generator
-    return {
-        "mmedrag": __version__,
-        "model": generator.name if generator else None,
-        "adapters": {name: g.name for name, g in sorted(pipeline.adapters.items())},
-        "prompts": Path(pipeline.templates.name).stem,
-        "rule": None if pipeline.rule is None else pipeline.rule.rule,
-        "indexes": indexes,
-    }
 
 
 def joined_hash(views: Sequence[Decoded]) -> str:

@@ -22,7 +22,7 @@ from mmedrag.serve.evidence import NOTICE
 from mmedrag.serve.security import Keys
 from mmedrag.serve.settings import ServeSettings
 
-FILES = {"page.css": "text/css", "page.js": "text/javascript"}
+FILES = {"page.css": "text/css", "page.js": "text/javascript", "batch.js": "text/javascript"}
 DOMAINS = ("radiology", "ophthalmology", "pathology")
 EACH, SEED = 2, 31  # example pictures of each domain; no training or index used this seed
 

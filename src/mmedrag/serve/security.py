@@ -109,15 +109,16 @@ def load_keys(environment: dict[str, str] | os._Environ[str] = os.environ) -> Ke
     """The keys of the file that ``MMEDRAG_API_KEYS`` names; none when it is not set.
 
     Raises:
-        UserError: the file cannot be read, is readable by others, or holds no sound key.
+        UserError: the file cannot be read, is open to others, or holds no sound key. Reading by
+            the group is allowed: that is how orchestrators hand secrets to an unprivileged user.
     """
     name = environment.get(KEYS)
     if not name:
         return Keys()
     path = Path(name)
     found = _read(path)
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserError(f"{path}: others can read the API keys, expected mode 600")
+    if stat.S_IMODE(path.stat().st_mode) & 0o037:
+        raise UserError(f"{path}: others can read or change the API keys, expected mode 600 or 640")
     if not found:
         raise UserError(f"{path}: holds no API key, make one with: mmedrag serve key NAME")
     return Keys(tuple(found))
