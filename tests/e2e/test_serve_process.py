@@ -31,8 +31,11 @@ from mmedrag.generators.scripted import ScriptedGenerator
 class Slow(ScriptedGenerator):
     def generate(self, requests):
         if any("slow" in r.prompt.text for r in requests):
-            time.sleep(1.5)
-        return super().generate(requests)
+            time.sleep(2)
+        found = super().generate(requests)
+        for request, answer in zip(requests, found):
+            answer.p_yes = 0.8 if "doubtful" in request.prompt.text else answer.p_yes
+        return found
 """
 
 
@@ -47,7 +50,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("system")
     (folder / "slow_model.py").write_text(SLOW)
     file = folder / "system.toml"
-    file.write_text('[domain]\nlabel = "radiology"\n[generator]\nkind = "slow_model:Slow"\n')
+    (folder / "model").mkdir()
+    (folder / "model" / "mmedrag.json").write_text('{"min_confidence": 0.9}')
+    generator = 'kind = "slow_model:Slow"\nmodel = "model"\n'
+    file.write_text(f'[domain]\nlabel = "radiology"\n[generator]\n{generator}')
     return file
 
 
@@ -82,6 +88,10 @@ def ask(url: str, question: str, key: str | None = None) -> httpx.Response:
     )
 
 
+def metrics(url: str, key: str) -> str:
+    return httpx.get(url + "/metrics", headers={"authorization": f"Bearer {key}"}).text
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_lets_what_runs_finish(system: Path, tmp_path: Path, number: int) -> None:
     keys, audit = tmp_path / "keys", tmp_path / "audit.jsonl"
@@ -94,20 +104,26 @@ def test_a_stop_signal_lets_what_runs_finish(system: Path, tmp_path: Path, numbe
     with serving(system, "--audit", audit, MMEDRAG_API_KEYS=str(keys)) as (process, url):
         assert ask(url, "Is it so?").status_code == 401
         assert ask(url, "Is it so?", key).json()["answer"]["text"] == "yes"
+        doubted = ask(url, "Is it doubtful?", key).json()  # the threshold lies beside the model
+        assert "0.80 is under the threshold 0.90" in doubted["abstain_reason"]
         found: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: found.append(ask(url, "Is it slow?", key)))
         asking.start()
-        time.sleep(0.7)
+        until = time.monotonic() + 30
+        while "mmedrag_queue_depth 1" not in metrics(url, key) and time.monotonic() < until:
+            time.sleep(0.02)
         process.send_signal(number)
         asking.join(30)
         out, err = process.communicate(timeout=30)
     assert [a.status_code for a in found] == [200] and process.returncode == 0, err
     assert out == "" and "Traceback" not in err and "interrupted" not in err
     rows = [json.loads(line) for line in audit.read_text().splitlines()]
-    assert [row["who"] for row in rows] == ["doctor", "doctor"]
-    assert rows[0]["templates"][0].startswith("default/") and "weights" in rows[0]["versions"]
+    assert [row["who"] for row in rows] == ["doctor"] * 3
+    assert (
+        rows[0]["templates"][0].startswith("default/") and rows[0]["versions"]["weights"]["model"]
+    )
     checked = subprocess.run([*RUN, "audit", str(audit), "--json"], capture_output=True, text=True)
-    assert json.loads(checked.stdout) == {"records": 2, "sound": True}
+    assert json.loads(checked.stdout) == {"records": 3, "sound": True}
 
 
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(system: Path, tmp_path: Path) -> None:

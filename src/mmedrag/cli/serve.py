@@ -39,7 +39,9 @@ def start(
     API keys: the file that MMEDRAG_API_KEYS names. Limits: --set serve.timeout=60, ...
     """
     needs("fastapi", "uvicorn", "python_multipart")
-    from mmedrag import system
+    from dataclasses import replace
+
+    from mmedrag import ask, system
     from mmedrag.serve.app import create_app
     from mmedrag.serve.audit import Audit
     from mmedrag.serve.security import load_keys, may_bind
@@ -57,6 +59,9 @@ def start(
         Audit(settings.audit).close()
     parts = call.system(flags)
     pipeline = system.build(parts, seed=call.seed)
+    if settings.min_confidence is None:
+        fitted = ask.min_confidence(system.located(str(parts.generator.get("model"))))
+        settings = replace(settings, min_confidence=fitted)
     versions = describe(pipeline, weights(parts))
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     click.echo(f"mmedrag serves on http://{shown}:{settings.port}", err=True)

@@ -69,7 +69,13 @@ class OpenAIGenerator:
             raise UserError("generator openai: an adapter is loaded by the server, not here")
         if urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).hostname:
             raise UserError(f"generator openai: base_url {base_url!r}, expected http(s)://host/...")
-        from openai import OpenAI
+        try:
+            from openai import OpenAI
+        except ModuleNotFoundError:
+            raise UserError(
+                "generator openai needs the package 'openai'; "
+                "install it with: pip install 'mmedrag[serve]'"
+            ) from None
 
         self.name, self.image_size, self.context = str(model), image_size, context
         self.max_side, self.max_images, self.image_tokens = max_side, max_images, image_tokens

@@ -241,7 +241,7 @@ class Engine:
                     for v in asked.views
                 ],
             },
-            **evidence.result(traces, self.notices, self.settings.min_confidence),
+            **evidence.result(traces, self.notices, self.settings.min_confidence or 0.0),
             "versions": self.versions,
         }
         if asked.preview:

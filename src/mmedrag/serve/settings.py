@@ -26,7 +26,8 @@ class ServeSettings:
             decode_timeout: for one image; grace: for what runs, when stopping.
         rate, burst: requests a minute and at once, per key (or address); 0: unlimited.
         decoders: processes that decode uploaded images; decoder_memory: address space of each.
-        min_confidence: under this max(p_yes, 1 - p_yes) a closed question is not answered.
+        min_confidence: under this max(p_yes, 1 - p_yes) a closed question is not answered;
+            None: the threshold fitted for the model, as `mmedrag ask` has it.
         audit: file of the audit log; None: none is kept.
     """
 
@@ -48,6 +49,6 @@ class ServeSettings:
     burst: int = 100
     decoders: int = 2
     decoder_memory: int = 4 * 2**30
-    min_confidence: float = 0.0
+    min_confidence: float | None = None
     audit: Path | None = None
     examples: bool = True
