@@ -17,7 +17,13 @@ def load_parts(target: str) -> tuple[Any, Any, Any]:
     """(model, transform, tokenizer) of ``ARCH``, ``ARCH@TAG_OR_FILE``, ``hf-hub:`` or
     ``local-dir:``; weights are read with ``weights_only``."""
     torchvision_shim.ready()
-    import open_clip
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"encoder {target}: needs the package {error.name!r}; "
+            "install it with: pip install 'mmedrag[clip]'"
+        ) from None
 
     name, _, pretrained = target.partition("@")
     try:
