@@ -26,7 +26,7 @@ class Bare(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
 """
 EXTRAS = {
-    "serve": "fastapi starlette uvicorn python_multipart openai gradio",
+    "serve": "fastapi starlette uvicorn python_multipart openai",
     "clip": "open_clip timm torchvision",
     "dicom": "pydicom dicomanonymizer pylibjpeg",
     "ocr": "rapidocr onnxruntime",

@@ -140,6 +140,49 @@ def test_ask_and_see_the_evidence(tab):
     tab.shot("answer")
 
 
+def test_files_are_dropped_and_nothing_else_happens_when_dropped_beside(tab):
+    import base64
+
+    script = """([target, name, data]) => {
+      const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+      const carried = new DataTransfer();
+      carried.items.add(new File([bytes], name));
+      const event = (kind) => new DragEvent(kind, {dataTransfer: carried, bubbles: true,
+        cancelable: true});
+      const place = document.querySelector(target);
+      place.dispatchEvent(event('dragover'));
+      const over = place.classList.contains('over');
+      return [over, place.dispatchEvent(event('drop'))];
+    }"""
+
+    def drop(target, name, data):
+        return tab.page.evaluate(script, [target, name, base64.b64encode(data).decode()])
+
+    # False: the browser's own action, leaving the page for the file, was prevented
+    assert drop("#drop", "first.png", encoded(picture(1, 64))) == [True, False]
+    assert tab.shown() == "first.png: PNG, 64 × 72 pixels"
+    assert drop("footer", "beside.png", encoded(picture(2))) == [False, False]
+    assert "first.png" in tab.shown()
+    pytest.importorskip("pydicom")
+    drop("#drop", "film.dcm", dicom_bytes(32))
+    tab.page.wait_for_selector('#shown-about:text-matches("^film.dcm: DICOM")')
+    tab.page.click("#tab-batch")
+    drop("#batch-drop", "one.png", encoded(picture(3)))
+    assert tab.page.evaluate("document.getElementById('files').files[0].name") == "one.png"
+
+
+def test_an_abstention_stands_where_the_answer_would(tab):
+    tab.choose(encoded(picture(1).point(lambda v: v // 100)), "dark.png")
+    tab.shown()
+    tab.page.fill("#question", "Is the heart enlarged?")
+    tab.page.click("#send")
+    text = tab.answer()
+    assert "No answer is given: the image's domain is unknown" in text
+    assert "The model said: Yes." in text and tab.page.locator(".said").count() == 0
+    assert "the answer rests on the image alone" in text
+    tab.shot("abstained")
+
+
 def test_compare_side_by_side_and_download(tab):
     tab.choose(encoded(picture(5, 128)))
     tab.shown()
@@ -149,6 +192,7 @@ def test_compare_side_by_side_and_download(tab):
     text = tab.answer()
     for name in ("clean, with references", "noise, without references"):
         assert name in text
+    assert tab.page.locator("[aria-label='Side by side'] meter").count() == 4
     assert tab.page.locator(".seen img").count() == 2
     with tab.page.expect_download() as waiting:
         tab.page.click("#save")
@@ -332,7 +376,7 @@ def test_two_tabs_do_not_meet(chromium, server):
     for text, seed, word in zip(texts, (1, 2), ("slow", "fast"), strict=True):
         assert f"Is it {word}?" in text
         own = pixel_hash(picture(seed))
-        assert text.count(own) >= 2  # what the model saw, and what was sent
+        assert text.count(own) >= 2  # what the model was given, and what was sent
     assert pixel_hash(picture(1)) not in texts[1] and pixel_hash(picture(2)) not in texts[0]
     first.close(), second.close()
 
@@ -373,9 +417,12 @@ def test_batch_can_be_stopped(tab):
     tab.page.fill("#batch-question", "Is it slow?")
     tab.page.click("#batch-send")
     tab.page.wait_for_selector("#batch-stop:not([hidden])")
+    tab.page.wait_for_selector('#batch-status:text-matches("^[1-9] of 12 done")')
+    assert 0 < tab.page.evaluate("document.getElementById('batch-progress').value") < 12
     tab.page.click("#batch-stop")
     tab.page.wait_for_selector("#batch-save:not([hidden])")
-    assert "stopped" in tab.page.text_content("#batch-table")
+    table = tab.page.text_content("#batch-table")
+    assert "stopped" in table and "Yes." in table  # what was done before stays
 
 
 def test_a_narrow_screen(chromium, server):

@@ -179,7 +179,7 @@ $("ask-form").addEventListener("submit", async (event) => {
   form.append("image", picture.blob, picture.name);
   if (task === "ask") form.append("question", question);
   form.append("compare", $("compare").checked);
-  form.append("preview", "true");
+  form.append("preview", $("compare").checked); // the noise image; the clean one is shown above
   running = new AbortController();
   const started = Date.now();
   const timer = setInterval(() => { $("seconds").textContent = `${Math.round((Date.now() - started) / 1000)} s`; }, 1000);
@@ -319,7 +319,7 @@ function show(body, right) {
       figure.append(make("img", null, { src: url, alt: `The ${name} image` }), make("figcaption", name));
       seen.append(figure);
     }
-    out.append(make("h3", "What the model saw"), seen);
+    out.append(make("h3", "The image, and with noise at the model's resolution"), seen);
   }
   out.append(make("h3", "References"));
   out.append(body.references.length ? referenceTable(body.references) : make("p", "None were retrieved: the answer rests on the image alone."));
