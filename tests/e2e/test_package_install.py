@@ -5,6 +5,7 @@ Packages come from pip's configured index. The steps are those of the Dockerfile
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -67,3 +68,4 @@ def test_a_clean_environment(wheel: Path, extra: str, tmp_path: Path) -> None:
         assert asked.returncode == 0, asked.stderr
     else:
         assert asked.returncode == 2 and "mmedrag[serve]" in asked.stderr
+    shutil.rmtree(environment)  # two gigabytes each

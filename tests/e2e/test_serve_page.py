@@ -440,6 +440,12 @@ def test_a_narrow_screen(chromium, server):
         .map(e => e.outerHTML.slice(0, 80))"""
     )
     assert wide == []  # nothing has to be scrolled sideways
+    left = tab.page.evaluate(
+        """() => [...document.querySelectorAll('.cards thead th')].filter(e => {
+        const box = e.closest('thead').getBoundingClientRect(); return box.width > 1; })
+        .map(e => e.textContent)"""
+    )
+    assert left == []  # the heads of the tables, now in each cell, leave no trace
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     small = tab.page.evaluate(
         """() => [...document.querySelectorAll('button')].filter(b => b.offsetParent &&
