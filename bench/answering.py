@@ -5,8 +5,11 @@ Steady state: loading and a warm-up are excluded, the rivals run in turn in one 
 a process each), medians over rounds. All decode the same tokens; texts are compared, so that a
 fast wrong answer does not count.
 
-    python bench/answering.py [--quick] [--shape embedded|7b | --model FOLDER] [--rounds N]
-                              [--out bench/results]
+    python bench/answering.py [--quick] [--shape embedded|7b | --model FOLDER] [--random]
+                              [--rounds N] [--out bench/results]
+
+Without ``--model`` the embedded model is measured, or with ``--random`` (and where it is absent)
+one of its shape with random weights, which says as many tokens as a real one would.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,8 +31,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
+from common import Claim, finish, machine, trained  # noqa: E402
 
-STUDIES = {("embedded", True): 24, ("embedded", False): 96, ("7b", True): 8, ("7b", False): 32}
+STUDIES = {("embedded", True): 24, ("embedded", False): 64, ("7b", True): 8, ("7b", False): 32}
 CHUNK = 128  # rows that a batch run answers in one call, as `mmedrag run`
 TOKENS = {"closed": 2, "report": 48}  # a random model never stops: as long as real answers are
 
@@ -47,10 +50,12 @@ def requests_of(data: Path, short: bool) -> dict[str, list[Any]]:
     folder, templates = DataFolder(data), TemplateSet()
     corpus = [row for row in folder.corpus() if row.text]
     found: dict[str, list[Any]] = {}
-    for n, example in enumerate(folder.examples()):
+    pictures: dict[str, int] = {}  # references are found by the picture: all its rows have the same
+    for example in folder.examples():
         closed = example.task == "vqa" and example.answer_type == "closed"
         if not closed and example.task != "report":
             continue
+        n = pictures.setdefault(str(example.image), len(pictures))
         trace = Trace.of(example)
         trace.domain = Domain(label=example.domain or "radiology")
         hits = [
@@ -274,7 +279,8 @@ def memory(model: Path, data: Path, options: argparse.Namespace) -> dict[str, An
         found[times] = json.loads(out.stdout.splitlines()[-1])
     grown = found[4]["peak_mib"] - found[1]["peak_mib"]
     rows = found[4]["rows"] - found[1]["rows"]
-    return {"runs": found, "kib_per_row": 1024 * grown / rows}
+    ratio = found[4]["peak_mib"] / found[1]["peak_mib"]
+    return {"runs": found, "ratio": ratio, "kib_per_row": 1024 * grown / rows}
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -311,21 +317,25 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
     return {"rows": done, "base_mib": base / 2**20, "peak_mib": peak / 2**20}
 
 
-def machine() -> dict[str, Any]:
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_at_start": os.getloadavg()[0],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def claims(found: dict[str, Any]) -> list[Claim]:
+    """The figures that the comparison is about, each beside its target and bound."""
+    speed, four = found["throughput"], found["four_conditions"]
+    rows = [
+        Claim("ours : bare generate, several questions a picture",
+              speed["as_they_come"]["ratio_to_bare"], ">=0.95"),
+        Claim("ours : bare generate, every picture once",
+              speed["every_picture_once"]["ratio_to_bare"], ">=0.95"),
+        Claim("ours : one by one as released", speed["one_by_one"]["ratio"], ">=5"),
+        Claim("four conditions together : four passes of bare generate",
+              four["ratio"]["bare_passes"], ">=1.6", four["bound"]["bare_passes"]),
+        Claim("four conditions together : four passes of ours",
+              four["ratio"]["passes"], None, four["bound"]["passes"]),
+    ]  # fmt: skip
+    if "memory" in found:
+        rows.append(
+            Claim("peak memory: four times the rows : the rows", found["memory"]["ratio"], "<=1.05")
+        )
+    return rows
 
 
 def main() -> None:
@@ -333,6 +343,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--shape", choices=["embedded", "7b"], default="embedded")
     parser.add_argument("--model", type=Path, help="a trained model's folder instead of a shape")
+    parser.add_argument("--random", action="store_true", help="random weights in any case")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
@@ -347,6 +358,8 @@ def main() -> None:
     from mmedrag.phantom.build import build
 
     facts = machine()
+    if options.model is None and not options.random:
+        options.model = trained(options.shape)
     options.short = options.model is None
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -360,17 +373,15 @@ def main() -> None:
         generator = load_generator("hf", model)
         found = {
             "machine": facts,
+            "weights": "random" if options.short else "trained",
             "model": generator.facts(),
             "throughput": throughput(generator, by_condition, options.rounds),
             "four_conditions": four_conditions(generator, by_condition, options.rounds),
         }
         if options.shape == "embedded":
             found["memory"] = memory(Path(model), data, options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = "trained" if options.model else options.shape
-    path = options.out / f"answering-{name}{'-quick' if options.quick else ''}.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    name = f"answering-{options.shape}{'-quick' if options.quick else ''}"
+    finish(options.out, name, found, claims(found))
 
 
 if __name__ == "__main__":
