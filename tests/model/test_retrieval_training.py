@@ -20,7 +20,7 @@ from mmedrag.contrastive import Pairs, Trainer, crop, fit, learning_rate, steps,
 from mmedrag.encoders import load_encoder, load_towers
 from mmedrag.losses_contrastive import MAX_LOG_SCALE, cached_backward, false_negatives, info_nce
 from mmedrag.retriever_settings import RetrieverTraining
-from mmedrag.train_retriever import pairs_of, train_retriever, usable
+from mmedrag.train_retriever import open_tracker, pairs_of, train_retriever, usable
 from mmedrag.types import UserError
 from retrieval_tools import make_data, tiny_clip, tiny_open_clip, tiny_siglip
 
@@ -292,6 +292,33 @@ def test_scale_stays_within_the_released_clamp(clip: Path) -> None:
 def test_settings_are_checked(change: dict) -> None:
     with pytest.raises(UserError, match=f"retriever: {next(iter(change))}: got"):
         replace(QUICK, **change)
+
+
+def test_curves_go_to_the_tracker(
+    clip: Path, data: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer with TensorBoard's interface gets every step and every validation."""
+    written: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            self.folder = folder
+
+        def add_scalar(self, key: str, value: float, step: int) -> None:
+            written.append((key, value, step))
+
+        def flush(self) -> None: ...
+
+    fake = type(sys)("torch.utils.tensorboard")
+    fake.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    tracker = open_tracker("tensorboard", tmp_path / "logs")
+    s = replace(QUICK, encoder=str(clip), epochs=1)
+    train_retriever(data, tmp_path / "r", None, s, "cpu", tracker)
+    assert [step for key, _, step in written if key == "loss"] == [1, 2, 3]
+    assert [step for key, _, step in written if key == "val/mrr"] == [3]
+    with pytest.raises(UserError, match="tracker: got 'excel'"):
+        open_tracker("excel", tmp_path)
 
 
 def test_no_pairs(clip: Path, data: list, tmp_path: Path) -> None:
