@@ -1,5 +1,6 @@
 """docs/evaluation.md and docs/from-the-paper.md say what the code does."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -58,6 +59,25 @@ def test_printed_controls_are_those_that_were_measured():
     prior = next(row for row in text.splitlines() if row.startswith("| question prior"))
     assert f"{known['question-prior-iu']:.1f}" in prior
     assert f"{known['question-prior-harvard']:.1f}" in prior
+
+
+def test_functions_of_the_method_page_exist():
+    """Every `module.function` (or `module.Class.method`) of docs/method.md is defined there."""
+    said = re.findall(r"`(\w+)\.(\w+)(?:\.(\w+))?`", (DOCS / "method.md").read_text())
+    said = [row for row in said if row[0] != "module"]
+    assert len(said) > 30
+    for module, name, method in said:
+        tree = ast.parse((DOCS.parent / f"src/mmedrag/{module}.py").read_text())
+        found = [node for node in tree.body if _called(node) == name]
+        assert found, f"{module}.{name}"
+        inside = [_called(node) for node in getattr(found[0], "body", [])]
+        assert not method or method in inside, f"{module}.{name}.{method}"
+
+
+def _called(node):
+    if isinstance(node, ast.AnnAssign):
+        return node.target.id
+    return getattr(node, "name", None)
 
 
 def test_signatures_name_their_libraries():
