@@ -10,7 +10,7 @@ ALL    := $(VENV)/.installed-dev-$(STATE)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench bench-full repro tiny clean
+.PHONY: help demo test check format docs bench bench-full repro meteor tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -42,6 +42,12 @@ bench-full: $(ALL) ## retrieval at the largest sizes
 
 repro: $(ALL) ## re-derive published and own numbers; writes docs/reproduce.md
 	$(BIN)/mmedrag repro
+
+WORDNET ?= /usr/share/wordnet
+meteor: $(CORE) ## lay out WordNet for METEOR, from Debian's wordnet-base (fetched if absent, no root)
+	@if [ -f $(WORDNET)/data.noun ]; then $(BIN)/python -m mmedrag.metrics_text $(WORDNET); else \
+	  dir=$$(mktemp -d) && (cd $$dir && apt-get download -q wordnet-base && dpkg -x *.deb .) && \
+	  $(BIN)/python -m mmedrag.metrics_text $$dir/usr/share/wordnet && rm -r $$dir; fi
 
 tiny: $(ALL) ## train the embedded models again from seed (about two hours on two cores)
 	$(BIN)/python -m mmedrag.tiny
