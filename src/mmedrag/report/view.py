@@ -71,9 +71,10 @@ def score_dots(result: Mapping[str, Any], task: str, names: Sequence[str]) -> li
 
 
 def calibration(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """Reliability diagram of the closed questions, one line an arm."""
+    """Reliability diagram of the closed questions: the first arm and the last ones."""
     series = []
-    for arm in arms[-MOST_LINES:]:
+    shown = arms if len(arms) <= MOST_LINES else [arms[0], *arms[1 - MOST_LINES :]]
+    for arm in shown:
         traces = arm.of_task("vqa_closed")
         p = [t.answer.p_yes if t.answer else None for t in traces]
         points = metrics.reliability(p, [truth(t) for t in traces])
