@@ -91,20 +91,27 @@ class RankStat:
     def point(self) -> float:
         return float(self.weighted(np.ones((1, len(self.scores))))[0])
 
-    def weighted(self, weights: np.ndarray) -> np.ndarray:
-        """AUROC under row weights [b, n], computed for all b at once."""
+    def weighted(self, weights: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """AUROC under weights [b, n], or under weights [b, clusters] of the rows' ``groups``,
+        computed for all b at once."""
         keep = np.flatnonzero(~np.isnan(self.scores))
         order = keep[np.argsort(self.scores[keep], kind="stable")]
         if not len(order):
             return np.full(len(weights), np.nan)
         sorted_scores, positive = self.scores[order], self.positive[order]
         starts = np.flatnonzero(np.r_[True, sorted_scores[1:] != sorted_scores[:-1]])
-        w = weights[:, order]
-        pos = np.add.reduceat(w * positive, starts, axis=1)
-        neg = np.add.reduceat(w * ~positive, starts, axis=1)
-        below = np.cumsum(neg, axis=1) - neg
-        wins = (pos * (below + 0.5 * neg)).sum(axis=1)
-        return ratio(wins, pos.sum(axis=1) * neg.sum(axis=1))
+        neg = weights[:, order if groups is None else groups[order]]
+        pos = neg * positive
+        neg -= pos
+        if len(starts) < len(order):  # ties stand together
+            pos = np.add.reduceat(pos, starts, axis=1)
+            neg = np.add.reduceat(neg, starts, axis=1)
+        below = np.cumsum(neg, axis=1)
+        ends = below[:, -1].copy()
+        neg *= 0.5
+        below -= neg
+        wins = np.einsum("bi,bi->b", pos, below)
+        return ratio(wins, pos.sum(axis=1) * ends)
 
 
 AnyStat = Stat | RankStat
@@ -184,7 +191,7 @@ def resample(
                     a, b = spans[id(stat.rows)]
                     out[i, here] = stat.finish(totals[:, a:b])
                 else:
-                    out[i, here] = stat.weighted(real[:, groups])
+                    out[i, here] = stat.weighted(real, groups)
     return out
 
 
