@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -491,12 +492,12 @@ def scaling(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         data = make_data(where / "data", base * times, base * times, base * times, 96)
         with Clock() as built:
             build_index([data], where / "index", "ophthalmology", HashEncoder(128))
-        # the same corpus for both, so that only the number of examples differs
-        fixed = work if work.exists() else where / "index"
+        # the first corpus for all, never searched before: only the number of examples differs
         if not work.exists():
-            work.symlink_to(fixed)
+            shutil.copytree(where / "index", work)
+        shutil.copytree(work, where / "first")
         with Clock() as retrieved:
-            ours(HashEncoder(128), fixed, data, where / "out.jsonl")
+            ours(HashEncoder(128), where / "first", data, where / "out.jsonl")
         found[str(times)] = {"rows": base * times, "build": built.as_dict(),
                              "retrieve": retrieved.as_dict()}  # fmt: skip
     return {
