@@ -221,15 +221,15 @@ def headline(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['examples']} examples; balanced accuracy of closed questions and finding F1 of "
         "reports, with 95 % intervals",
-        f"{'':<34} {'closed questions':<24} reports",
+        f"{'':<46} {'closed questions':<24} reports",
     ]
-    for name, arm in result["runs"].items():
+    for arm in result["runs"].values():
         if arm["condition"].startswith("clean"):
             cells = [
                 _cell(arm["tasks"].get(task, {}).get("overall"), metric)
                 for task, metric in (("vqa_closed", "balanced_accuracy"), ("report", "finding_f1"))
             ]
-            lines.append(f"{name:<34} {cells[0]:<24} {cells[1]}")
+            lines.append(f"{arm['title']:<46} {cells[0]:<24} {cells[1]}")
     lines.append("* not above its best control (see the report)")
     lines.append(f"report: {result['report']}")
     return "\n".join(lines)
