@@ -25,7 +25,7 @@ from mmedrag.tiny import preference
 from mmedrag.types import DataFolder, Trace, read_jsonl
 
 log = logging.getLogger(__name__)
-CHECK_SEED, STUDIES = 4000, 500  # per domain; a quarter of them are test studies
+CHECK_SEED, STUDIES = 4000, 1200  # per domain; a quarter of them are test studies
 NOISE = "gaussian_clip"
 PLANS = {
     "none": Plan("none"),
@@ -112,7 +112,7 @@ def check(work: Path, weights: Path, adapter: str | None = None) -> dict[str, An
 
 def _data(work: Path) -> Path:
     path = work / f"phantom-{CHECK_SEED}"
-    build(path, studies=STUDIES, seed=CHECK_SEED, twins="image")
+    build(path, studies=STUDIES, seed=CHECK_SEED, twins="image", similarity=preference.SIMILARITY)
     return path
 
 

@@ -26,10 +26,13 @@ from mmedrag.tiny.data import KNOBS, StudySet
 from mmedrag.types import Domain, Hit, Task, Trace
 
 Turn = tuple[str, str]  # user text, answer
+REPORTS = 0.2  # share of dialogues in which the report is asked for
 
 
 @dataclass
 class Dialogue:
+    """Questions about one picture, each asked as if it were the only one."""
+
     image: int  # row of the study set
     turns: list[Turn]
 
@@ -68,15 +71,29 @@ class Writer:
             KNOBS.hedging,
         )  # fmt: skip
 
-    def questions(
-        self, findings: Findings, dice: Dice, count: int, plain: float = 0.0
-    ) -> list[Question]:
-        """Questions of every form; with ``plain``, that share of them about presence alone."""
+    def questions(self, findings: Findings, dice: Dice, count: int) -> list[Question]:
+        """Questions of every form, yes and no equally likely; three of four about presence."""
         domain, asked = self.studies.domain, []
         for _ in range(count):
-            form = "presence" if dice.chance(plain) else ""
+            form = "presence" if dice.chance(0.75) else ""
             question = None if form or not dice.chance(0.15) else ask_open(domain, findings, dice)
             asked.append(question or ask_closed(domain, findings, dice, self.fair, form))
+        return asked
+
+    def simple(self, findings: Findings, dice: Dice, count: int) -> list[Question]:
+        """Presence questions about any cell, and more than their share about what is there.
+
+        Balanced questions are a poor teacher: yes is as likely for every picture and for every
+        question, only the two together tell, and there is no gradient to begin with. Here a
+        picture with many findings has more yes, and so has a common finding.
+        """
+        domain = self.studies.domain
+        every = cells(domain)
+        there = [c for c in every if has(domain, findings[c[0]], c[1])]
+        asked = []
+        for _ in range(count):
+            name, side = dice.choice(there if there and dice.chance(0.4) else every)
+            asked.append(ask_presence(domain, domain.by_name[name], side, findings, dice))
         return asked
 
     def mentioned(self, study: Study, text: str, dice: Dice, count: int) -> list[Question]:
@@ -92,42 +109,36 @@ class Writer:
             asked.append(ask_presence(domain, domain.by_name[name], side, study.findings, dice))
         return asked
 
-    def look(self, row: int, dice: Dice, count: int = 6) -> Dialogue:
+    def look(self, row: int, dice: Dice, count: int = 10, simple: bool = False) -> Dialogue:
+        """Questions about a picture (``simple`` ones or of every form); report if ``count`` 0."""
         study = self.studies.studies[row]
-        turns = [
-            (self.prompt("vqa", q.text, q.closed, []), q.answer)
-            for q in self.questions(study.findings, dice, count, plain=0.75)
-        ]
-        if dice.chance(0.15):
+        ask = self.simple if simple else self.questions
+        asked = ask(study.findings, dice, count)
+        turns = [(self.prompt("vqa", q.text, q.closed, []), q.answer) for q in asked]
+        if not count:
             turns.append((self.prompt("report", None, False, []), self.report(study, dice)))
-        return Dialogue(row, dice.shuffled(turns)[:count])
+        return Dialogue(row, turns)
 
-    def read(self, row: int, dice: Dice, practice: float = 0.5, count: int = 4) -> Dialogue:
-        """References that mostly agree with the study; with ``practice``, beside a stray image."""
+    def read(self, row: int, dice: Dice, count: int = 6, practice: float = 0.4) -> Dialogue:
+        """References that mostly agree with the study; with ``practice``, beside a stray image.
+        Questions about it, or its report (``count`` 0).
+
+        One to three references. The first is the study's own report or, as often, that of a
+        case with the same phenotype, as retrieval finds them: mostly right, sometimes wrong.
+        """
         study = self.studies.studies[row]
         mates = self.alike[self._phenotype(study)]
-        stray = dice.chance(practice)
-        own = self.report(study, dice)
-        references = [own]
-        for _ in range(dice.weighted((0, 1, 2), (0.5, 0.3, 0.2))):
-            mate = self.studies.studies[dice.choice(mates)]
-            references.append(self.report(mate, dice))
-        if not stray:
-            # As retrieval would have it: a similar case stands first about half of the time.
-            if dice.chance(0.5):
-                references = [
-                    self.report(self.studies.studies[dice.choice(mates)], dice),
-                    *references[1:],
-                ]
-            asked = self.questions(study.findings, dice, count)
-        else:
-            references, asked = references[:1], self.mentioned(study, own, dice, count)
+        mate = lambda: self.report(self.studies.studies[dice.choice(mates)], dice)  # noqa: E731
+        own, stray = self.report(study, dice), count > 0 and dice.chance(practice)
+        if stray:
+            references, asked = [own], self.mentioned(study, own, dice, count)
             row = dice.integer(0, len(self.studies.studies) - 1)
-        turns = [
-            (self.prompt("vqa", q.text, q.closed, references if i == 0 else []), q.answer)
-            for i, q in enumerate(asked)
-        ]
-        if not stray and dice.chance(0.2):
-            turns = turns[: count - 2]
-            turns.append((self.prompt("report", None, False, [] if turns else references), own))
+        else:
+            references = [own if dice.chance(0.5) else mate()]
+            asked = self.questions(study.findings, dice, count)
+        more = 0 if practice == 1 else dice.weighted((0, 1, 2), (0.5, 0.3, 0.2))
+        references += [mate() for _ in range(more)]
+        turns = [(self.prompt("vqa", q.text, q.closed, references), q.answer) for q in asked]
+        if not count:
+            turns.append((self.prompt("report", None, False, references), own))
         return Dialogue(row, turns)

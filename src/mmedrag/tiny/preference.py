@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from mmedrag import embedded
 from mmedrag.domain import open_domain
 from mmedrag.dpo_settings import DpoTraining
 from mmedrag.generators import load_generator
@@ -21,6 +22,7 @@ from mmedrag.types import DataFolder
 
 log = logging.getLogger(__name__)
 PAIR_SEED, PAIR_STUDIES = 3000, 1500  # of the benchmark that pairs come from
+SIMILARITY = embedded.CORPUS["similarity"]
 SETS = ("cross_modal", "copy", "resist")
 SETTINGS = DpoTraining()
 K = 4
@@ -29,7 +31,7 @@ K = 4
 def data_folder(work: Path) -> DataFolder:
     path = work / f"phantom-{PAIR_SEED}"
     if not (path / "examples.jsonl").exists():
-        build(path, studies=PAIR_STUDIES, seed=PAIR_SEED)
+        build(path, studies=PAIR_STUDIES, seed=PAIR_SEED, similarity=SIMILARITY)
     return DataFolder(path)
 
 

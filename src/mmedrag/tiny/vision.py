@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,13 @@ from mmedrag.tiny.data import SIZE, StudySet
 
 log = logging.getLogger(__name__)
 MEAN, STD = 0.5, 0.25  # of the image processor, all channels
-EARLY = 1000  # step whose tower the encoders start from: attributes are learned by then
+PATCH = 16  # pixels: 16 image tokens
 
 
 def config(width: int = 128, layers: int = 4, projection: int = 128) -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-        num_attention_heads=4, image_size=SIZE, patch_size=8, projection_dim=projection,
+        num_attention_heads=4, image_size=SIZE, patch_size=PATCH, projection_dim=projection,
         attention_dropout=0.0,
     )  # fmt: skip
 
@@ -56,23 +57,25 @@ class Heads(nn.Module):
 
 
 def train(
-    sets: Mapping[str, StudySet], steps: int, checks: Mapping[str, StudySet], out: Path,
-    batch: int = 64, rate: float = 1.2e-3, seed: int = 0, schedule_steps: int = 0,
+    sets: Mapping[str, Sequence[StudySet]], steps: int, checks: Mapping[str, StudySet], out: Path,
+    easy: Callable[[float], float] = lambda done: 0.0, batch: int = 64, rate: float = 1.2e-3,
+    seed: int = 0,
 ) -> CLIPVisionModel:  # fmt: skip
     """Train on all domains in turn; resumes from ``out/vision.pt`` when interrupted.
 
-    ``schedule_steps``: length of the learning rate's schedule, when training stops before its end.
+    Args:
+        sets: per domain the same studies at the benchmark's contrast and at a higher one.
+        easy: share of the latter, by the share of steps done.
     """
     torch.manual_seed(seed)
+    first = {name: found[0] for name, found in sets.items()}
     tower = CLIPVisionModel(config())
-    heads = Heads(tower.config.hidden_size, sets)
+    heads = Heads(tower.config.hidden_size, first)
     parameters = [*tower.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, (schedule_steps or steps) + 1, pct_start=0.1
-    )
-    names, labels = list(sets), {n: torch.from_numpy(s.cells()).float() for n, s in sets.items()}
-    kinds = {n: torch.from_numpy(s.attributes()) for n, s in sets.items()}
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps + 1, pct_start=0.1)
+    names, labels = list(sets), {n: torch.from_numpy(s.cells()).float() for n, s in first.items()}
+    kinds = {n: torch.from_numpy(s.attributes()) for n, s in first.items()}
     state, start = out / "vision.pt", 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -81,16 +84,19 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         start = saved["step"]
-    began, losses = time.time(), []
+    half, began, losses = fast_half(), time.time(), []
     for step in range(start, steps):
         rng = np.random.default_rng((seed, step))
         name = names[step % len(names)]
-        rows = rng.integers(len(sets[name].studies), size=batch)
-        pixels = to_pixels(sets[name].pixels[np.sort(rows)])
-        rows = np.sort(rows)
-        pooled = tower(pixel_values=pixels).last_hidden_state[:, 1:].mean(1)
+        plain = int(rng.random() < easy(step / steps))
+        rows = np.sort(rng.integers(len(labels[name]), size=batch))
+        pixels = to_pixels(sets[name][plain].pixels[rows])
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            tokens = tower(pixel_values=pixels).last_hidden_state[:, 1:]
+        pooled = tokens.float().mean(1)
         loss = F.binary_cross_entropy_with_logits(heads.cells[name](pooled), labels[name][rows])
-        for head, kind in zip(list(heads.attributes[name]), list(kinds[name][rows].T), strict=True):
+        attributes = heads.attributes[name].children()
+        for head, kind in zip(attributes, kinds[name][rows].T, strict=True):
             loss = loss + 0.05 * F.cross_entropy(head(pooled), kind)
         optimizer.zero_grad()
         loss.backward()
@@ -102,8 +108,6 @@ def train(
             log.info(
                 "vision %d loss %.4f %.0fs", step + 1, np.mean(losses[-100:]), time.time() - began
             )
-        if step + 1 == EARLY:
-            torch.save({"tower": tower.state_dict()}, out / "early.pt")
         if step % 500 == 499 or step == steps - 1:
             for check in checks:
                 log.info(
@@ -114,6 +118,20 @@ def train(
                  "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, state,
             )  # fmt: skip
     return tower.eval()
+
+
+@lru_cache(maxsize=1)
+def fast_half() -> bool:
+    """Is a bfloat16 matrix product faster than a float32 one here? On some CPUs it is emulated."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(1024, 512).to(dtype), torch.randn(512, 512).to(dtype)
+        a @ b
+        began = time.perf_counter()
+        for _ in range(5):
+            a @ b
+        seconds.append(time.perf_counter() - began)
+    return seconds[1] < seconds[0]
 
 
 @torch.no_grad()
