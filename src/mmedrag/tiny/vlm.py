@@ -64,7 +64,7 @@ def new_model(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             tie_word_embeddings=False, initializer_range=width**-0.5,
         ),
-        image_token_index=tokenizer.convert_tokens_to_ids(["<image>"])[0], vision_feature_layer=-1,
+        image_token_index=tokenizer.get_vocab()["<image>"], vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
