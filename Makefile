@@ -19,7 +19,7 @@ demo: $(CORE) ## install, then run the main job on the embedded models; ends in 
 	$(BIN)/mmedrag demo --out demo
 
 test: $(ALL) ## install with the test extras, then run the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(ALL) ## lint, format, types, generated docs current
 	$(BIN)/ruff check .
