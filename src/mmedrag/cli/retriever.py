@@ -39,7 +39,7 @@ def eval_(
     )  # fmt: skip
 
 
-@command("calibrate", table="retriever_calibrate", group=noun)
+@command("calibrate", table="retriever", group=noun)
 @click.argument("index", type=FOLDER)
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--precision", type=float, required=True, help="Share of kept ones that must agree.")
