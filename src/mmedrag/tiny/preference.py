@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from mmedrag import embedded
 from mmedrag.domain import open_domain
 from mmedrag.dpo_settings import DpoTraining
@@ -24,7 +26,8 @@ log = logging.getLogger(__name__)
 PAIR_SEED, PAIR_STUDIES = 3000, 1500  # of the benchmark that pairs come from
 SIMILARITY = embedded.CORPUS["similarity"]
 SETS = ("cross_modal", "copy", "resist")
-SETTINGS = DpoTraining()
+SETTINGS = DpoTraining(lora_r=8, lora_alpha=16, learning_rate=1e-3, beta=0.5)
+CROSS_MODAL = 120  # of these pairs; with more of them answers become unclear (docs/log.md)
 K = 4
 
 
@@ -66,6 +69,12 @@ def make(work: Path, weights: Path) -> Path:
 def tune(
     work: Path, weights: Path, name: str, kinds: tuple[str, ...], settings: DpoTraining = SETTINGS
 ) -> dict:
-    """Tune one adapter on the pairs of ``kinds`` into ``weights/name``."""
-    pairs = [pair for pair in read_pairs(make(work, weights)) if pair.kind in kinds]
-    return train_dpo(pairs, weights / "vlm", weights / name, settings, cache=work / "dpo")
+    """Tune one adapter on the closed questions' pairs of ``kinds`` into ``weights/name``."""
+    pairs = [p for p in read_pairs(make(work, weights)) if p.meta["task"] == "vqa"]
+    rng, chosen = np.random.default_rng(0), []
+    for kind in kinds:
+        own = [p for p in pairs if p.kind == kind]
+        if kind == "cross_modal":
+            own = [own[i] for i in sorted(rng.permutation(len(own))[:CROSS_MODAL])]
+        chosen += own
+    return train_dpo(chosen, weights / "vlm", weights / name, settings, cache=work / "dpo")
