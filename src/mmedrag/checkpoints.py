@@ -90,14 +90,13 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Spec], dict[str, int]]:
 
 
 def _torch_load(path: Path) -> dict[str, torch.Tensor]:
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         try:
-            loaded = torch.load(path, mmap=True, **options)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:  # files older than torch 1.6 cannot be mapped
             if "mmap" not in str(error):
                 raise
-            loaded = torch.load(path, **options)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # hostile bytes make the unpickler raise nearly anything
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: weights cannot be loaded (only tensors are): {reason}") from None

@@ -45,7 +45,8 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def killed_and_resumed(tmp_path: Path, rounds: int) -> None:
+def killed_and_resumed(tmp_path: Path, rounds: int) -> tuple[int, int]:
+    """(kills that landed, resumed imports whose bytes differ from an uninterrupted one)."""
     make(tmp_path / "src")
     begun = time.monotonic()
     assert start(tmp_path / "src", tmp_path / "whole").wait() == 1  # one row is refused
@@ -53,7 +54,7 @@ def killed_and_resumed(tmp_path: Path, rounds: int) -> None:
     expected = content(tmp_path / "whole")
     assert len(expected) == 60 + 4
     rng = np.random.default_rng(1)
-    kills = 0
+    kills = differ = 0
     for number in range(rounds):
         out = tmp_path / f"cut{number}"
         for _ in range(1 + number % 2):
@@ -64,14 +65,18 @@ def killed_and_resumed(tmp_path: Path, rounds: int) -> None:
                 kills += 1
             child.wait()
         assert start(tmp_path / "src", out).wait() == 1
-        assert content(out) == expected
-    assert kills >= rounds // 2, "the machine was too fast for the kills to land"
+        differ += content(out) != expected
+    return kills, differ
 
 
 def test_a_few_kills(tmp_path: Path) -> None:
-    killed_and_resumed(tmp_path, 3)
+    kills, differ = killed_and_resumed(tmp_path, 3)
+    assert kills >= 1, "the machine was too fast for the kills to land"
+    assert differ == 0
 
 
 @pytest.mark.slow
 def test_fifty_kills(tmp_path: Path) -> None:
-    killed_and_resumed(tmp_path, 25)
+    kills, differ = killed_and_resumed(tmp_path, 25)
+    assert kills >= 12, "the machine was too fast for the kills to land"
+    assert differ == 0

@@ -68,14 +68,14 @@ def under_load(seconds, clients=50):
         found = load(server.url, seconds, clients)
         assert httpx.get(server.url + "/readyz").status_code == 200
         assert not list(server.app.state.engine._folder.iterdir())
-    assert found.lost == [] and found.mixed == []
-    assert found.answered >= clients and max(found.batches) > 1
-    assert found.waited > 0  # fewer places than clients: some had to come back, and did
     return found
 
 
 def test_more_clients_than_places_each_get_their_own_answer():
-    under_load(2)
+    found = under_load(2)
+    assert found.lost == [] and found.mixed == []
+    assert found.answered >= 50 and max(found.batches) > 1
+    assert found.waited > 0  # fewer places than clients: some had to come back, and did
 
 
 def model_under_load(folder, seconds):
@@ -87,20 +87,23 @@ def model_under_load(folder, seconds):
         found = load(server.url, seconds, 50, expect, cases)
         assert httpx.get(server.url + "/readyz").status_code == 200
         assert not list(server.app.state.engine._folder.iterdir())
-    assert found.lost == [] and found.mixed == []
-    assert found.answered >= 50 and max(found.batches) > 1
+    return found
 
 
 @pytest.mark.model
 def test_fifty_clients_of_the_embedded_model_for_a_minute(tmp_path):
     """Every answer carries its own picture's hash, and is the one given when asked alone."""
-    model_under_load(tmp_path, float(os.environ.get("MMEDRAG_LOAD_SECONDS", "60")))
+    found = model_under_load(tmp_path, float(os.environ.get("MMEDRAG_LOAD_SECONDS", "60")))
+    assert found.lost == [] and found.mixed == []
+    assert found.answered >= 50 and max(found.batches) > 1
 
 
 @pytest.mark.slow
 @pytest.mark.model
 def test_fifty_clients_of_the_embedded_model_for_five_minutes(tmp_path):
-    model_under_load(tmp_path, 300)
+    found = model_under_load(tmp_path, 300)
+    assert found.lost == [] and found.mixed == []
+    assert found.answered >= 50 and max(found.batches) > 1
 
 
 # --- hostile uploads ---------------------------------------------------------------------------
@@ -111,19 +114,19 @@ def attacked(count, seed):
     with serving() as server:
         found = attack(server.url, count, seed)
         assert ask(server.url).status_code == 200  # still there, and still answering
-    assert found.broken == []
-    assert sum(found.refused.values()) + len(found.accepted) == count
-    assert sum(found.refused.values()) > 0.6 * count
-    return found
+    assert sum(found.refused.values()) + len(found.accepted) + len(found.broken) == count
+    return found.broken, sum(found.refused.values()) / count
 
 
 def test_mutated_uploads_are_refused_with_a_reason():
-    attacked(int(os.environ.get("MMEDRAG_UPLOADS", "500")), seed=0)
+    broken, refused = attacked(int(os.environ.get("MMEDRAG_UPLOADS", "500")), seed=0)
+    assert broken == [] and refused > 0.6
 
 
 @pytest.mark.slow
 def test_five_thousand_mutated_uploads():
-    attacked(5000, seed=1)
+    broken, refused = attacked(5000, seed=1)
+    assert broken == [] and refused > 0.6
 
 
 def raw(url: str, *parts: bytes, pause: float = 0.0) -> bytes:

@@ -21,10 +21,10 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*RUN, *map(str, args)], capture_output=True, text=True)
 
 
-def failed(done: subprocess.CompletedProcess[str], what: str, code: int = 2) -> None:
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1 and what in done.stderr, done.stderr
+def complaint(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """The one line that a failed command says."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done.stderr
+    return done.stderr
 
 
 def test_phantom_gives_one_json_result(tmp_path: Path) -> None:
@@ -39,14 +39,16 @@ def test_phantom_gives_one_json_result(tmp_path: Path) -> None:
 
 
 def test_bad_usage_is_one_line(tmp_path: Path) -> None:
-    failed(call("data", "phantom"), "Missing argument 'OUT'")
-    failed(call("data", "phantom", tmp_path, "--studies", "x"), "--studies")
-    failed(call("data", "phantom", tmp_path, "--set", "colour=red"), "unknown key 'colour'")
-    failed(call("data", "phantom", tmp_path, "--set", "colour"), "key=value")
-    failed(call("data", "phantom", tmp_path, "--config", "nope"), "default")
-    failed(call("data", "import", "nope", tmp_path, tmp_path / "o"), "nope")
-    failed(call("run", tmp_path / "none", "--out", tmp_path / "o"), "none")
-    failed(call("index", "info", tmp_path), "no index here")
+    assert "Missing argument 'OUT'" in complaint(call("data", "phantom"))
+    assert "--studies" in complaint(call("data", "phantom", tmp_path, "--studies", "x"))
+    assert "unknown key 'colour'" in complaint(
+        call("data", "phantom", tmp_path, "--set", "colour=red")
+    )
+    assert "key=value" in complaint(call("data", "phantom", tmp_path, "--set", "colour"))
+    assert "default" in complaint(call("data", "phantom", tmp_path, "--config", "nope"))
+    assert "nope" in complaint(call("data", "import", "nope", tmp_path, tmp_path / "o"))
+    assert "none" in complaint(call("run", tmp_path / "none", "--out", tmp_path / "o"))
+    assert "no index here" in complaint(call("index", "info", tmp_path))
 
 
 def test_recipe_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_recipe_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> None
     )
     assert json.loads(done.stdout)["truth"] == 1
     recipe.write_text("[index]\nspeed = 3\n")
-    failed(call("index", "info", tmp_path, "--config", recipe), "unknown key speed")
+    assert "unknown key speed" in complaint(call("index", "info", tmp_path, "--config", recipe))
 
 
 def test_broken_pipe_is_quiet(tmp_path: Path) -> None:
