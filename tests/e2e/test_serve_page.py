@@ -102,6 +102,13 @@ class Page:
         self.page.wait_for_selector("#shown:not([hidden])")
         return self.page.text_content("#shown-about")
 
+    def send_compared(self):
+        self.choose(encoded(picture(5, 128)))
+        self.shown()
+        self.page.fill("#question", "Is the heart enlarged?")
+        self.page.check("#compare")
+        self.page.click("#send")
+
     def answer(self):
         self.page.wait_for_selector("#result:not([hidden])")
         self.page.wait_for_selector("#send:not([disabled])")
@@ -184,11 +191,7 @@ def test_an_abstention_stands_where_the_answer_would(tab):
 
 
 def test_compare_side_by_side_and_download(tab):
-    tab.choose(encoded(picture(5, 128)))
-    tab.shown()
-    tab.page.fill("#question", "Is the heart enlarged?")
-    tab.page.check("#compare")
-    tab.page.click("#send")
+    tab.send_compared()
     text = tab.answer()
     for name in ("clean, with references", "noise, without references"):
         assert name in text
@@ -427,11 +430,7 @@ def test_batch_can_be_stopped(tab):
 
 def test_a_narrow_screen(chromium, server):
     tab = Page(chromium, server.url, NARROW)
-    tab.choose(encoded(picture(5, 128)))
-    tab.shown()
-    tab.page.fill("#question", "Is the heart enlarged?")
-    tab.page.check("#compare")
-    tab.page.click("#send")
+    tab.send_compared()
     tab.answer()
     tab.shot("narrow")
     wide = tab.page.evaluate(
@@ -478,11 +477,7 @@ def test_a_service_with_keys_asks_for_one(chromium, tmp_path):
 
 def test_names_roles_and_contrast(tab):
     """Every control has a name, every image a text, one h1, and text stands out (WCAG AA)."""
-    tab.choose(encoded(picture(5, 128)))
-    tab.shown()
-    tab.page.fill("#question", "Is the heart enlarged?")
-    tab.page.check("#compare")
-    tab.page.click("#send")
+    tab.send_compared()
     tab.answer()
     for scheme in ("light", "dark"):
         tab.page.emulate_media(color_scheme=scheme)

@@ -1,7 +1,7 @@
 """``python -m mmedrag.tiny [STAGE ...]``: build the embedded models from seed, on CPU.
 
-Stages in order: vision, look, read, encoders, domain, adapter. Each resumes where it was
-interrupted and is skipped when its result stands; work lies in ``build/tiny``.
+Stages in order: vision, look, mix, spell, read, encoders, domain, adapter, card. Each resumes
+where it was interrupted and is skipped when its result stands; work lies in ``build/tiny``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stages 2 and 3: a small LLaVA that first looks, then reads references."""
+"""The small LLaVA: first it looks (stages look, mix), then it reads (spell, read)."""
 
 from __future__ import annotations
 
