@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -395,7 +396,10 @@ def test_a_decoder_that_dies_or_hangs_is_replaced(decoders):
 def test_a_decoder_gets_no_secrets(decoders, monkeypatch):
     monkeypatch.setenv("MMEDRAG_API_KEYS", "/secret")
     child = decoders._start()
-    environment = open(f"/proc/{child.pid}/environ", "rb").read()
+    until = time.monotonic() + 10
+    environment = b""
+    while not environment and time.monotonic() < until:  # empty while the child is being started
+        environment = Path(f"/proc/{child.pid}/environ").read_bytes()
     child.kill()
     child.wait()
     assert b"secret" not in environment and b"PYTHONPATH" in environment
