@@ -258,7 +258,7 @@ def ours(encoder: Any, index: Path, data: Any, out: Path) -> list[list[str]]:
 
 def against_released(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     from mmedrag.encoders import load_encoder
-    from mmedrag.index import build_index
+    from mmedrag.index_write import build_index
 
     shrink = 10 if options.quick else 1
     data = make_data(work / "data", QUESTIONS // shrink, IMAGES // shrink, TEXTS // shrink, 160)
@@ -324,7 +324,8 @@ def against_faiss(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_size(work: Path, count: int, rounds: int) -> dict[str, Any]:
-    from mmedrag.index import Index, build_index
+    from mmedrag.index import Index
+    from mmedrag.index_write import build_index
 
     data = make_data(work / "data", 1, 1, count, 32, pictured=False)
     with Clock() as built:
@@ -483,7 +484,7 @@ def encoder_like_the_seed(work: Path) -> str:
 def scaling(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Building with ten times the corpus, and retrieving for ten times the examples (each with
     its own image), by an encoder that costs nothing."""
-    from mmedrag.index import build_index
+    from mmedrag.index_write import build_index
 
     base = 200 if options.quick else 1000
     found: dict[str, Any] = {}

@@ -77,7 +77,7 @@ def shipped_pipeline(folder: Path, studies: int = 16) -> tuple[Pipeline, str]:
     """
     from mmedrag import embedded, system
     from mmedrag.generators.random_model import random_llava
-    from mmedrag.index import build_index
+    from mmedrag.index_write import build_index
     from mmedrag.phantom.build import build
     from mmedrag.types import DataFolder
 

@@ -8,16 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedrag.index import (
-    Filter,
-    Index,
-    add_to_index,
-    build_index,
-    index_info,
-    remove_from_index,
-    update_index,
-    verify_index,
-)
+from mmedrag.index import Filter, Index, index_info, verify_index
+from mmedrag.index_write import add_to_index, build_index, remove_from_index, update_index
 from mmedrag.protocols import Searcher
 from mmedrag.retriever import Exclusion, Retriever, open_retriever, released_rows
 from mmedrag.select import RuleSpec
@@ -171,18 +163,18 @@ def test_another_encoder_is_refused(built: Path, data: DataFolder) -> None:
 
 
 def test_encoder_folder_moves_with_the_index(data: DataFolder, tmp_path: Path) -> None:
-    from mmedrag.index import _from_index, _to_index
+    from mmedrag.index import found_spec, stored_spec
 
     (tmp_path / "all" / "retriever").mkdir(parents=True)
     index = tmp_path / "all" / "index"
-    spec = _to_index(str(tmp_path / "all" / "retriever"), index)
+    spec = stored_spec(str(tmp_path / "all" / "retriever"), index)
     assert spec == "relative:../retriever"
     (tmp_path / "all").rename(tmp_path / "moved")
     moved = tmp_path / "moved"
-    assert _from_index(spec, moved / "index") == str(moved / "retriever")
+    assert found_spec(spec, moved / "index") == str(moved / "retriever")
     (moved / "retriever").rmdir()
     with pytest.raises(UserError, match="give --retriever"):
-        _from_index(spec, moved / "index")
+        found_spec(spec, moved / "index")
 
 
 # --- search -----------------------------------------------------------------------------------

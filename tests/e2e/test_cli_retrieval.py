@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mmedrag.cli.main import main
-from mmedrag.index import Filter, build_index
+from mmedrag.index import Filter
+from mmedrag.index_write import build_index
 from mmedrag.types import UserError
 from retrieval_tools import ColourEncoder, make_data
 

@@ -19,14 +19,8 @@ import numpy as np
 import pytest
 
 from mmedrag.embeddings import EmbeddingCache, embed_images, embed_texts, text_key
-from mmedrag.index import (
-    Index,
-    add_to_index,
-    build_index,
-    remove_from_index,
-    update_index,
-    verify_index,
-)
+from mmedrag.index import Index, verify_index
+from mmedrag.index_write import add_to_index, build_index, remove_from_index, update_index
 from mmedrag.retriever import open_retriever
 from mmedrag.stores import folder
 from mmedrag.types import DataFolder, UserError, write_jsonl

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmedrag.index import build_index
+from mmedrag.index_write import build_index
 from mmedrag.pipeline import Pipeline
 from mmedrag.retrieve import retrieve
 from mmedrag.retriever import open_retriever

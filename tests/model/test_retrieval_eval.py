@@ -12,7 +12,7 @@ from mmedrag import config
 from mmedrag.calibrate import calibrate, write_recipe
 from mmedrag.embeddings import EmbeddingCache
 from mmedrag.encoders import load_encoder
-from mmedrag.index import build_index
+from mmedrag.index_write import build_index
 from mmedrag.retrieval_eval import agreements, evaluate_retriever, labels_of, reinitialised
 from mmedrag.retriever import open_retriever
 from mmedrag.select import RuleSpec

@@ -23,9 +23,9 @@ LAYERS = {
         retriever_settings retrieval_metrics datasets phantom embedded""",
     "B": """encoders generators stores losses losses_contrastive embeddings domain domain_features
         domain_outliers checkpoints convert_source convert_tensors world""",
-    "C": """index retriever pipeline run retrieve evaluate pairs_run system train_dpo dpo_cache
-        dpo_card dpo_collator dpo_encode dpo_policy dpo_prepare dpo_trainer ablation tiny convert
-        train_domain domain_fit train_retriever contrastive domain_eval retrieval_eval
+    "C": """index index_write retriever pipeline run retrieve evaluate pairs_run system train_dpo
+        dpo_cache dpo_card dpo_collator dpo_encode dpo_policy dpo_prepare dpo_trainer ablation tiny
+        convert train_domain domain_fit train_retriever contrastive domain_eval retrieval_eval
         calibrate""",
     "D": "cli report serve repro demo ask",
 }

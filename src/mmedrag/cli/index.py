@@ -51,7 +51,7 @@ def build(
 
     Without --retriever the embedded encoder of that domain is used, where there is one.
     """
-    from mmedrag.index import build_index
+    from mmedrag.index_write import build_index
 
     _finish(
         call,
@@ -79,7 +79,7 @@ def add(
     call: Call, index: Path, data: tuple[Path, ...], split: str | None, retriever: str | None
 ) -> None:
     """Add references of DATA; only content that was never seen is encoded."""
-    from mmedrag.index import add_to_index
+    from mmedrag.index_write import add_to_index
 
     bar = call.progress("references")
     _finish(call, add_to_index(index, _folders(data), split, retriever, progress=bar))
@@ -94,7 +94,7 @@ def update(
     call: Call, index: Path, data: tuple[Path, ...], split: str | None, retriever: str | None
 ) -> None:
     """As add, and replace references whose content has changed."""
-    from mmedrag.index import update_index
+    from mmedrag.index_write import update_index
 
     bar = call.progress("references")
     found = update_index(index, _folders(data), split=split, encoder=retriever, progress=bar)
@@ -106,7 +106,7 @@ def update(
 @click.option("--id", "ids", multiple=True, required=True, help="Repeatable; @FILE: one a line.")
 def remove(call: Call, index: Path, ids: tuple[str, ...]) -> None:
     """Remove references by id."""
-    from mmedrag.index import remove_from_index
+    from mmedrag.index_write import remove_from_index
 
     _finish(call, remove_from_index(index, call.names(ids)))
 

@@ -76,7 +76,7 @@ def generic_index() -> Path:
 
 
 def _index(domain: str | None, name: str) -> Path:
-    from mmedrag.index import build_index
+    from mmedrag.index_write import build_index
     from mmedrag.types import DataFolder
 
     data, digest = data_folder(), _fingerprint(path(name))

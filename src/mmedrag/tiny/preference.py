@@ -11,7 +11,7 @@ from mmedrag import embedded
 from mmedrag.domain import open_domain
 from mmedrag.dpo_settings import DpoTraining
 from mmedrag.generators import load_generator
-from mmedrag.index import build_index
+from mmedrag.index_write import build_index
 from mmedrag.pairs_io import read_pairs
 from mmedrag.pairs_run import PairSettings, make_pairs
 from mmedrag.phantom.build import build
