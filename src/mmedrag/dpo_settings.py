@@ -20,6 +20,8 @@ class DpoTraining:
 
     Args:
         beta: strength of the pull to the reference policy (α in the paper).
+        sft_weight: of the chosen texts' negative log-likelihood beside the preference loss; 0, as
+            published: none (:func:`mmedrag.losses.chosen_nll`).
         learning_rate, projector_lr: of the adapter, and of the projector when it is trained
             (None: the same).
         epochs: passes over the pairs; ``max_steps`` > 0 stops earlier.
@@ -45,6 +47,7 @@ class DpoTraining:
     """
 
     beta: float = 0.1
+    sft_weight: float = 0.0
     learning_rate: float = 1e-4
     projector_lr: float | None = None
     epochs: float = 3
@@ -78,6 +81,8 @@ class DpoTraining:
         for name in ("beta", "learning_rate", "epochs", "batch_size", "accumulation", "lora_r"):
             if not getattr(self, name) > 0:
                 raise UserError(f"train dpo: {name} is {getattr(self, name)}, expected above 0")
+        if self.sft_weight < 0:
+            raise UserError(f"train dpo: sft_weight is {self.sft_weight}, expected 0 or more")
 
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> DpoTraining:

@@ -22,7 +22,7 @@ from mmedrag.dpo_encode import EncodedPair
 from mmedrag.dpo_policy import as_reference
 from mmedrag.dpo_settings import DpoTraining, Reference
 from mmedrag.encoders import torchvision_shim
-from mmedrag.losses import dpo_loss
+from mmedrag.losses import chosen_nll, dpo_loss
 
 torchvision_shim.ready()
 from transformers import (  # noqa: E402
@@ -134,6 +134,9 @@ class DpoTrainer(Trainer):
                 frozen = model(**inputs)
         (own, other), (own_ref, other_ref) = logps.chunk(2), frozen.float().chunk(2)
         losses, chosen, rejected = dpo_loss(own, other, own_ref, other_ref, self.settings.beta)
+        if self.settings.sft_weight:
+            tokens = inputs["side"].bincount(minlength=len(logps))[: len(own)]
+            losses = losses + self.settings.sft_weight * chosen_nll(own, tokens)
         self._record(kinds, chosen, rejected, logps)
         loss = losses.sum() / whole
         return (loss, logps) if return_outputs else loss

@@ -36,6 +36,18 @@ def dpo_loss(
     return -F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach()
 
 
+def chosen_nll(policy_chosen: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood per token of the chosen texts, float [pairs].
+
+    DPO only widens the gap between two texts, and both may lose probability; with this term the
+    preferred one cannot (Pang et al. 2024, "Iterative Reasoning Preference Optimization", eq. 1).
+
+    Args:
+        policy_chosen: float [pairs]. tokens: int64 [pairs], length of each chosen text.
+    """
+    return -policy_chosen / tokens
+
+
 def token_logps(hidden: Tensor, head: torch.nn.Module, targets: Tensor) -> Tensor:
     """log p(target) at each position, float32 [n], from final hidden states [n, width].
 

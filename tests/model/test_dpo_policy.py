@@ -17,7 +17,7 @@ from mmedrag.dpo_policy import as_reference, install, linear_targets, vision_fea
 from mmedrag.dpo_prepare import image_tokens, pixel_reader
 from mmedrag.generators.inputs import Inputs
 from mmedrag.generators.loading import load
-from mmedrag.losses import dpo_loss, token_logps
+from mmedrag.losses import chosen_nll, dpo_loss, token_logps
 from mmedrag.train_dpo import _policy
 from mmedrag.types import Noise, Prompt, Side, UserError
 
@@ -114,6 +114,11 @@ def test_dpo_loss_against_ten_lines() -> None:
         assert found[i].item() == pytest.approx(loss, abs=1e-9)
         assert own[i].item() == pytest.approx(0.3 * (a[i] - c[i]).item())
         assert other[i].item() == pytest.approx(0.3 * (b[i] - d[i]).item())
+
+
+def test_chosen_nll_is_the_mean_over_a_text_s_tokens() -> None:
+    found = chosen_nll(torch.tensor([-6.0, -2.0]), torch.tensor([3, 1]))
+    assert found.tolist() == [2.0, 2.0]
 
 
 def test_changing_one_side_moves_that_side_alone(setup: Setup) -> None:

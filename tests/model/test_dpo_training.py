@@ -49,6 +49,18 @@ def test_overfits_eight_pairs(home: Path) -> None:
         assert metrics[f"rewards/accuracies/{kind}"] == 1.0
 
 
+def test_sft_weight_adds_the_chosen_texts_likelihood(home: Path, first) -> None:
+    """The loss starts at ln 2 plus the mean NLL per chosen token, and the chosen text gains."""
+    pairs, *_ = first
+    train(home, "sft", pairs, settings=quick(batch_size=10, sft_weight=0.5, epochs=8))
+    lines = (home / "sft/training_log.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "loss" in row]
+    assert rows[0]["loss"] > math.log(2) + 0.1
+    assert rows[-1]["logps/chosen"] > rows[0]["logps/chosen"] + 0.1
+    with pytest.raises(UserError, match="sft_weight is -1, expected 0 or more"):
+        quick(sft_weight=-1)
+
+
 def test_first_loss_is_ln2_and_metrics_are_trl_s(first) -> None:
     _, result, folder = first
     assert losses(folder)[0] == pytest.approx(math.log(2), abs=1e-6)
