@@ -12,7 +12,14 @@ import pytest
 
 from mmedrag.phantom.build import build
 from mmedrag.phantom.canvas import Canvas, Dice, grain, turn
-from mmedrag.phantom.grammar import DOMAINS, has, label_report, load_domain, sentences
+from mmedrag.phantom.grammar import (
+    DOMAINS,
+    has,
+    label_report,
+    load_domain,
+    sentences,
+    structured_report,
+)
 from mmedrag.phantom.questions import ask_closed, balance
 from mmedrag.phantom.sample import Knobs, flip, picture, report, studies
 from mmedrag.types import DataFolder, UserError
@@ -35,6 +42,20 @@ def test_turn_matches_trigonometry():
 def test_grain_is_centred_and_has_its_stated_spread():
     noise = grain(256, 1, "seed")
     assert abs(noise.mean()) < 2 and noise.std() == pytest.approx(147.8, rel=0.02)
+
+
+def test_structured_report_reads_back_as_exactly_what_is_there(domain):
+    for study in studies(domain, 100, 7, KNOBS):
+        text = structured_report(domain, study.findings, study.attributes)
+        read = label_report(domain.name, text)
+        assert read["unreadable"] == []
+        said = {n: (f["side"], f["count"], f["severity"]) for n, f in read["findings"].items()}
+        there = {n: f for n, f in study.findings.items() if f.present}
+        assert said.keys() == there.keys()
+        for name, (side, count, severity) in said.items():
+            assert side in (None, there[name].side)
+            assert count in (None, there[name].count)
+            assert severity in (None, there[name].severity)
 
 
 def test_specification_is_rich_enough(domain):

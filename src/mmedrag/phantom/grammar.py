@@ -159,6 +159,18 @@ def write_report(
     return " ".join(opening + body) or dice.choice(domain.normal)
 
 
+def structured_report(domain: DomainSpec, findings: Findings, attributes: Mapping[str, str]) -> str:
+    """The same study in a fixed form: attributes, then what is there in the domain's order, each
+    in its first wording. Says no more and no less than the truth, and only in one way."""
+    body = [
+        fill(domain, spec, spec.positive[0], findings[spec.name])
+        for spec in domain.findings
+        if findings[spec.name].present
+    ]
+    opening = [spec.values[attributes[spec.name]][0] for spec in domain.attributes]
+    return " ".join(opening + (body or [domain.normal[0]]))
+
+
 def _key(sentence: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9' -]+", " ", sentence.lower()).split())
 

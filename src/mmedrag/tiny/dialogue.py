@@ -11,7 +11,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from mmedrag.phantom.canvas import Dice
-from mmedrag.phantom.grammar import Findings, has, label_report, write_report
+from mmedrag.phantom.grammar import (
+    Findings,
+    has,
+    label_report,
+    split_sentences,
+    structured_report,
+    write_report,
+)
 from mmedrag.phantom.questions import (
     Question,
     ask_closed,
@@ -26,7 +33,8 @@ from mmedrag.tiny.data import KNOBS, StudySet
 from mmedrag.types import Domain, Hit, Task, Trace
 
 Turn = tuple[str, str]  # user text, answer
-REPORTS = 0.2  # share of dialogues in which the report is asked for
+QUOTES = 3  # of the turns beside a stray image
+OWN = 0.7  # share of first references that are the study's own report
 
 
 @dataclass
@@ -109,6 +117,23 @@ class Writer:
             asked.append(ask_presence(domain, domain.by_name[name], side, study.findings, dice))
         return asked
 
+    def structured(self, study: Study) -> str:
+        return structured_report(self.studies.domain, study.findings, study.attributes)
+
+    def quoted(self, references: list[str], dice: Dice, count: int) -> list[Turn]:
+        """What the first report says of a finding, word for word; the bare name asks for it.
+
+        Finding the sentence is most of reading, and a sentence teaches more than a yes or no.
+        """
+        domain, said = self.studies.domain, dict[str, str]()
+        for sentence in split_sentences(references[0]):
+            said |= dict.fromkeys(label_report(domain.name, sentence)["findings"], sentence)
+        turns = []
+        for name in dice.shuffled(sorted(said))[:count]:
+            text = domain.by_name[name].noun.capitalize() + "?"
+            turns.append((self.prompt("vqa", text, False, references), said[name]))
+        return turns
+
     def look(self, row: int, dice: Dice, count: int = 10, simple: bool = False) -> Dialogue:
         """Questions about a picture (``simple`` ones or of every form); report if ``count`` 0."""
         study = self.studies.studies[row]
@@ -116,29 +141,31 @@ class Writer:
         asked = ask(study.findings, dice, count)
         turns = [(self.prompt("vqa", q.text, q.closed, []), q.answer) for q in asked]
         if not count:
-            turns.append((self.prompt("report", None, False, []), self.report(study, dice)))
+            turns.append((self.prompt("report", None, False, []), self.structured(study)))
         return Dialogue(row, turns)
 
     def read(self, row: int, dice: Dice, count: int = 6, practice: float = 0.4) -> Dialogue:
         """References that mostly agree with the study; with ``practice``, beside a stray image.
         Questions about it, or its report (``count`` 0).
 
-        One to three references. The first is the study's own report or, as often, that of a
-        case with the same phenotype, as retrieval finds them: mostly right, sometimes wrong.
+        One to three references. The first is the study's own report or that of a case with the
+        same phenotype, as retrieval finds them: mostly right, sometimes wrong.
         """
         study = self.studies.studies[row]
         mates = self.alike[self._phenotype(study)]
         mate = lambda: self.report(self.studies.studies[dice.choice(mates)], dice)  # noqa: E731
         own, stray = self.report(study, dice), count > 0 and dice.chance(practice)
         if stray:
-            references, asked = [own], self.mentioned(study, own, dice, count)
+            references, asked = [own], self.mentioned(study, own, dice, count - QUOTES)
             row = dice.integer(0, len(self.studies.studies) - 1)
         else:
-            references = [own if dice.chance(0.5) else mate()]
+            references = [own if dice.chance(OWN) else mate()]
             asked = self.questions(study.findings, dice, count)
         more = 0 if practice == 1 else dice.weighted((0, 1, 2), (0.5, 0.3, 0.2))
         references += [mate() for _ in range(more)]
         turns = [(self.prompt("vqa", q.text, q.closed, references), q.answer) for q in asked]
+        if stray:
+            turns += self.quoted(references, dice, QUOTES)
         if not count:
-            turns.append((self.prompt("report", None, False, references), own))
+            turns.append((self.prompt("report", None, False, references), self.structured(study)))
         return Dialogue(row, turns)

@@ -23,7 +23,7 @@ from mmedrag.types import DataFolder
 log = logging.getLogger(__name__)
 EACH = 600  # studies per seed and domain
 PLAIN = 1.1  # contrast of the pictures from which it is learned what to look for
-VISION_STEPS, LOOK_STEPS, MIX_STEPS, SPELL_STEPS, READ_STEPS = 3000, 800, 1000, 500, 600
+VISION_STEPS, LOOK_STEPS, MIX_STEPS, SPELL_STEPS, READ_STEPS = 3000, 800, 1000, 1500, 1800
 
 
 @lru_cache(maxsize=1)
@@ -119,8 +119,8 @@ def spell(work: Path, out: Path) -> None:
 
 def read(work: Path, out: Path) -> None:
     plan = vlm.Plan(
-        READ_STEPS, rate=1.2e-3, seed=2, reading=lambda done: 0.7,
-        practice=lambda done: 0.6 if done < 0.5 else 0.4,
+        READ_STEPS, rate=1.2e-3, seed=2, reports=lambda done: 0.25, reading=lambda done: 0.65,
+        practice=lambda done: 0.4,
     )  # fmt: skip
     trained = _dialogues(work, "read", plan, "spell.pt")
     shutil.copytree(trained, out / "vlm", dirs_exist_ok=True)
