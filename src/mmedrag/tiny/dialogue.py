@@ -33,7 +33,7 @@ from mmedrag.tiny.data import KNOBS, StudySet
 from mmedrag.types import Domain, Hit, Task, Trace
 
 Turn = tuple[str, str]  # user text, answer
-QUOTES = 3  # of the turns beside a stray image
+QUOTES = 2  # of the turns beside a stray image
 OWN = 0.7  # share of first references that are the study's own report
 
 
@@ -105,15 +105,18 @@ class Writer:
         return asked
 
     def mentioned(self, study: Study, text: str, dice: Dice, count: int) -> list[Question]:
-        """Presence questions about what a report states, yes and no equally likely."""
+        """Presence questions about what a report states, yes and no equally likely; half of the
+        no about findings that are there, but on another side."""
         domain = self.studies.domain
         stated = label_report(domain.name, text)["findings"]
         options = [c for c in cells(domain) if c[0] in stated]
         yes = [c for c in options if has(domain, study.findings[c[0]], c[1])]
         no = [c for c in options if not has(domain, study.findings[c[0]], c[1])]
+        aside = [c for c in no if study.findings[c[0]].present]
         asked = []
         for _ in range(count if options else 0):
-            name, side = dice.choice((yes if dice.chance(0.5) else no) or yes or no)
+            wrong = aside if aside and dice.chance(0.5) else no
+            name, side = dice.choice((yes if dice.chance(0.5) else wrong) or yes or no)
             asked.append(ask_presence(domain, domain.by_name[name], side, study.findings, dice))
         return asked
 

@@ -22,8 +22,9 @@ from mmedrag.types import DataFolder
 
 log = logging.getLogger(__name__)
 EACH = 600  # studies per seed and domain
+RETRIEVER_SEEDS, RETRIEVER_STUDIES = TRAIN_SEEDS[:8], 500  # studies per domain
 PLAIN = 1.1  # contrast of the pictures from which it is learned what to look for
-VISION_STEPS, LOOK_STEPS, MIX_STEPS, SPELL_STEPS, READ_STEPS = 3000, 800, 1000, 1500, 1800
+VISION_STEPS, LOOK_STEPS, MIX_STEPS, SPELL_STEPS, READ_STEPS = 3000, 800, 1000, 1000, 1500
 
 
 @lru_cache(maxsize=1)
@@ -128,10 +129,10 @@ def read(work: Path, out: Path) -> None:
 
 def retriever_data(work: Path) -> list[DataFolder]:
     """Benchmarks of several seeds on disk, as any user's data would be."""
-    folders = [work / f"phantom-{seed}" for seed in TRAIN_SEEDS[:8]]
-    for seed, folder in zip(TRAIN_SEEDS, folders, strict=False):
+    folders = [work / f"phantom-{seed}" for seed in RETRIEVER_SEEDS]
+    for seed, folder in zip(RETRIEVER_SEEDS, folders, strict=True):
         if not (folder / "examples.jsonl").exists():
-            build(folder, studies=500, seed=seed)
+            build(folder, studies=RETRIEVER_STUDIES, seed=seed)
     return [DataFolder(folder) for folder in folders]
 
 
@@ -144,6 +145,8 @@ def encoders(work: Path, out: Path) -> None:
     data, start = retriever_data(work), work / "encoder-start"
     if not (start / "config.json").exists():
         clip.new_encoder(tower(work), tokenizer(work), start)
+    rows = f"benchmark seeds {RETRIEVER_SEEDS[0]} to {RETRIEVER_SEEDS[-1]}"
+    rows += f", {RETRIEVER_STUDIES} studies a domain each"
     plan: list[tuple[str, str | None, Path, int]] = [("encoder", None, start, 8)]
     plan += [(f"retriever-{name}", name, work / "encoder", 8) for name in DOMAINS]
     for name, label, source, epochs in plan:
@@ -152,7 +155,7 @@ def encoders(work: Path, out: Path) -> None:
                 encoder=str(source), epochs=epochs, batch_size=192, chunk=192, lr=8e-4, dtype="auto"
             )
             log.info("%s: %s", name, train_retriever(data, work / name, label, settings))
-        clip.ship(work / name, out / name)
+        clip.ship(work / name, out / name, rows)
 
 
 def domain(work: Path, out: Path) -> None:

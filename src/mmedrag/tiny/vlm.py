@@ -36,7 +36,8 @@ from transformers import (  # noqa: E402
 
 log = logging.getLogger(__name__)
 TOKENS = (SIZE // vision.PATCH) ** 2  # image tokens
-LOOK, READ = 10, 8  # questions in a dialogue
+LOOK, READ = 10, 10  # questions in a dialogue
+DECIDES = 4.0  # weight of a yes or no in the loss: one token among the many of a report
 
 
 def image_processor() -> CLIPImageProcessorPil:
@@ -282,6 +283,8 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, plan.rate, plan.steps + 1, pct_start=0.1
     )
+    weight = torch.ones(model.config.get_text_config().vocab_size)
+    weight[[batches.encode.piece(word)[0] for word in ("yes", "no")]] = DECIDES
     start = 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -301,7 +304,7 @@ def train(
         images = torch.stack([feats[name][plain][image] for name, image, _ in batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             logits, said = answer_logits(model, images, [row for *_, row in batch])
-        loss = F.cross_entropy(logits, said)
+        loss = F.cross_entropy(logits, said, weight)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
