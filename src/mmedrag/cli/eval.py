@@ -37,11 +37,16 @@ def noun(
 
 
 def headline(result: dict, out: Path) -> str:
-    """The main numbers with intervals and the best control, a line each."""
-    lines = []
+    """The main numbers with intervals and the best control, a line each; then what was asked
+    for and could not be computed."""
+    from mmedrag.metrics_clinical import NAMES
+
+    lines, lacking = [], set()
     for name, arm in result["runs"].items():
         for task, groups in arm["tasks"].items():
             for group, found in groups.items():
+                why = found.get("not_computed", {})
+                lacking |= {f"not computed: {why[key]}" for key in NAMES if key in why}
                 for metric in ("balanced_accuracy", "token_f1", "finding_f1", "rouge_l"):
                     value = found["metrics"].get(metric)
                     if not value or value["value"] is None:
@@ -53,4 +58,4 @@ def headline(result: dict, out: Path) -> str:
                         f"[{low:.3f}, {high:.3f}] n={value['n']}"
                         + (f"  not above control {mark}" if mark else "")
                     )
-    return "\n".join([*lines, f"written to {out}"])
+    return "\n".join([*lines, *sorted(lacking), f"written to {out}"])
