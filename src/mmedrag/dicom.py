@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ def read(data: bytes, name: str = "DICOM") -> Any:
         )  # fmt: skip
     except ModuleNotFoundError:
         raise UserError(f"{name}: DICOM needs the extra: pip install 'mmedrag[dicom]'") from None
-    logging.getLogger("pydicom").setLevel(logging.ERROR)  # its remarks on odd but usable values
+    # its remarks on odd values and its traceback per failed decoder: the error says which failed
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -69,7 +71,10 @@ def read(data: bytes, name: str = "DICOM") -> Any:
 
 
 def short(error: BaseException) -> str:
-    return f"{' '.join(str(error).split()) or 'unknown reason'} ({type(error).__name__})"[:200]
+    """One line of at most 200 characters, the same in every process (no addresses in it)."""
+    words = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "data", " ".join(str(error).split()))
+    kind = f" ({type(error).__name__})"
+    return f"{words[: 200 - len(kind)] or 'unknown reason'}{kind}"
 
 
 def frames(data: bytes, name: str = "DICOM", limit: int | None = 1) -> list[Image.Image]:
@@ -79,17 +84,23 @@ def frames(data: bytes, name: str = "DICOM", limit: int | None = 1) -> list[Imag
     return pictures(dataset, name, range(count if limit is None else min(count, limit)))
 
 
-def pictures(dataset: Any, name: str, indices: Iterable[int]) -> list[Image.Image]:
+def pictures(
+    dataset: Any, name: str, indices: Iterable[int],
+    clean: Callable[[Image.Image], Image.Image] | None = None,
+) -> list[Image.Image]:  # fmt: skip
     """Frames of a data set: modality LUT, VOI LUT or window, inversion, orientation applied.
 
+    ``clean`` is given each frame before it is turned upright: text burned into a mirrored frame
+    can be read only there.
+
     Raises:
-        UserError: pixels that cannot be decoded.
+        UserError: pixels that cannot be decoded; whatever ``clean`` refuses.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return [_picture(dataset, index) for index in indices]
-    except (KeyboardInterrupt, SystemExit):
+            return [_picture(dataset, index, clean) for index in indices]
+    except (KeyboardInterrupt, SystemExit, UserError):
         raise
     except BaseException as error:  # a panic of the RLE decoder (Rust) is no Exception
         raise UserError(f"{name}: DICOM pixels cannot be decoded: {short(error)}") from None
@@ -132,7 +143,9 @@ def _checked(dataset: Any, name: str) -> int:
     return count
 
 
-def _picture(dataset: Any, index: int) -> Image.Image:
+def _picture(
+    dataset: Any, index: int, clean: Callable[[Image.Image], Image.Image] | None
+) -> Image.Image:
     from pydicom.pixels import apply_color_lut, pixel_array
 
     raw = pixel_array(dataset, index=index)
@@ -145,8 +158,10 @@ def _picture(dataset: Any, index: int) -> Image.Image:
         pixels = (raw >> spare if raw.dtype != np.uint8 else raw).astype(np.uint8)
     else:
         pixels = _grey(raw, dataset, index, photometric == "MONOCHROME1")
-    pixels = _upright(pixels, _directions(dataset, index))
-    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    found = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    found = clean(found) if clean else found
+    turned = _upright(np.asarray(found), _directions(dataset, index))
+    return Image.fromarray(np.ascontiguousarray(turned))
 
 
 def _of_frame(dataset: Any, index: int, sequence: str, key: str) -> Any:

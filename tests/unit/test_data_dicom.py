@@ -301,6 +301,53 @@ def test_burned_in_text_is_masked_or_refused(tmp_path: Path) -> None:
     assert refused.corpus == 0 and "burned-in text" in refused.refusals[0]
 
 
+@pytest.mark.skipif(not ocr.available(), reason="needs the extra 'ocr'")
+def test_text_is_found_before_a_picture_is_turned(tmp_path: Path) -> None:
+    """A film stored with its rows running to the right is mirrored: so would be its text."""
+    written = make(burned_in("ROE, JILL 03.02.1961"), PatientOrientation=["R", "F"])
+    save(written, tmp_path / "a.dcm")
+    import_data("dicom", tmp_path / "a.dcm", tmp_path / "out")
+    row = DataFolder(tmp_path / "out").corpus()[0]
+    mirrored = np.asarray(load_image(row.images[0]))[:, ::-1]
+    assert row.meta["masked_text"] >= 1
+    assert mirrored[15:50, 15:200].max() < 100  # the name, where it stood
+    assert mirrored[350:385, 355:385].max() > 200  # the side marker
+
+
+@pytest.mark.skipif(not ocr.available(), reason="needs the extra 'ocr'")
+def test_anatomy_that_resembles_a_sign_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reading:
+        boxes = [[[5, 0], [60, 0], [60, 64], [5, 64]], [[2, 2], [9, 2], [9, 12], [2, 12]]]
+        txts, scores = ["9", "7"], [0.9, 0.9]
+
+    monkeypatch.setattr(ocr, "_engine", lambda: lambda pixels: Reading)
+    found = ocr.find_text(Image.new("RGB", (800, 64)))
+    assert [(line.text, line.tells) for line in found] == [("7", True)]
+    assert ocr.find_text(Image.new("RGB", (10, 10))) == []  # no room for text
+
+
+def test_the_same_instance_again_is_refused_by_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    save(make(), tmp_path / "src" / "a.dcm")
+    save(make(), tmp_path / "src" / "b.dcm", preamble=b"again".ljust(128, b"\0"))
+    result = import_data("dicom", tmp_path / "src", tmp_path / "out", ocr="off")
+    assert (result.corpus, result.rejected) == (1, 1)
+    assert result.refusals[0].endswith("b.dcm: SOPInstanceUID is that of a file before it: "
+                                       "the same image again")  # fmt: skip
+
+
+def test_failed_decoders_are_named_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = make()
+    broken.PixelData = pydicom.encaps.encapsulate([b"no JPEG 2000"])
+    broken.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+    save(broken, tmp_path / "a.dcm")
+    with pytest.raises(UserError, match="cannot be decoded.*JPEG 2000.*image file data") as refused:
+        load_image(tmp_path / "a.dcm")
+    assert "\n" not in str(refused.value) and not caplog.records
+
+
 def test_declared_burned_in_text_is_not_trusted_without_ocr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

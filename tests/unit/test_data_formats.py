@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from mmedrag.cli.data import noun
 from mmedrag.datasets import import_data
 from mmedrag.images import load_image, pixel_hash, png_bytes
 from mmedrag.types import BadRow, DataFolder, Example, UserError, read_jsonl
@@ -230,10 +232,61 @@ def test_csv_with_common_and_with_mapped_columns(tmp_path: Path) -> None:
     for bad, words in (
         ({"text": "nope"}, "no column 'nope' for text, it has uid, Path"),
         ({"colour": "x"}, "'colour' is not known"),
-        ({"text": "", "image": "", "question": ""}, "name one with columns"),
+        ({"text": "", "image": "", "question": ""}, "name one: --column text=COLUMN"),
     ):
         with pytest.raises(UserError, match=words):
             import_data("table", src, tmp_path / f"bad{len(bad)}{words[:3]}", columns=bad)
+
+
+def test_several_columns_are_views_or_paragraphs(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(ord(name[0])).save(tmp_path / name)
+    rows = [
+        {"exam": 1, "front": "a.png", "side": "b.png", "seen": "Clear.", "so": "Normal."},
+        {"exam": 2, "front": "a.png", "side": "", "seen": "Opacity.", "so": ""},
+    ]
+    src = table(tmp_path / "t.csv", rows)
+    columns = {"id": "exam", "image": ["front", "side"], "text": ["seen", "so"]}
+    _, examples, corpus = run("table", src, tmp_path / "out", columns=columns)
+    assert [row.image for row in corpus] == [["images/a.png", "images/b.png"], "images/a.png"]
+    assert [e.answer for e in examples] == ["Clear.\nNormal.", "Opacity."]
+    with pytest.raises(UserError, match="id takes one column, got exam, so"):
+        import_data("table", src, tmp_path / "o2", columns={"id": ["exam", "so"]})
+
+
+def test_a_column_map_on_the_command_line(tmp_path: Path) -> None:
+    rows = [{"a+b": "One.", "who": "p1", "text": "x"}, {"a+b": "Two.", "who": "p2", "text": "y"}]
+    src, out = table(tmp_path / "t.csv", rows), tmp_path / "out"
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[import]\ndomain = "radiology"\n[import.columns]\npatient = "who"\n')
+    mapped = ("--config", str(recipe), "--column", "text=a+b", "--column", "id=")
+    calls: dict[tuple[str, ...], tuple[int, str]] = {
+        ("--column", "words=text"): (2, "columns: 'words' is not known, expected id, image, text"),
+        ("--column", "text=words"): (2, "t.csv: no column 'words' for text, it has a+b, who, text"),
+        ("--column", "text"): (2, "--column: got 'text', expected NAME=SOURCE"),
+        mapped: (0, ""),  # after the failures: OUT was left free
+    }
+    for words, (code, said) in calls.items():
+        done = CliRunner().invoke(noun, ["import", "table", str(src), str(out), *words])
+        shown = str(done.exception) if isinstance(done.exception, UserError) else done.output
+        assert (done.exit_code == 0) == (code == 0) and said in shown, shown
+        assert out.exists() == (code == 0)
+    rows_ = DataFolder(out).corpus()
+    assert [(r.text, r.patient, r.domain) for r in rows_] == [
+        ("One.", "p1", "radiology"), ("Two.", "p2", "radiology"),
+    ]  # fmt: skip
+
+
+def test_refused_rows_are_printed_each_on_its_line(tmp_path: Path) -> None:
+    src = tmp_path / "t.csv"
+    src.write_text("id,text\n" + "".join(f"{n},good,bad\n" for n in range(30)) + "x,fine\n")
+    done = CliRunner().invoke(noun, ["import", "table", str(src), str(tmp_path / "out")])
+    lines = [line for line in done.output.splitlines() if line.startswith("refused: ")]
+    assert done.exit_code == 1 and len(lines) == 20
+    assert lines[0] == "refused: t.csv:2: 3 fields, expected 2"
+    assert f"10 more are in {tmp_path / 'out' / 'rejected.jsonl'}" in done.output
+    again = ["import", "table", str(src), str(tmp_path / "o2"), "--json"]
+    assert len(json.loads(CliRunner().invoke(noun, again).stdout)["refusals"]) == 30
 
 
 def test_questions_about_one_picture_share_a_corpus_row(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from mmedrag.cli.common import ANY, FILE, FOLDER, Call, command
+from mmedrag.cli.common import ANY, FILE, FOLDER, Call, command, lines
+
+REFUSALS = 20  # refused rows that are printed; the file and --json have all
 
 
 @click.group("data")
@@ -52,7 +54,12 @@ def phantom(
 @click.argument("src", type=ANY)
 @click.argument("out", type=FOLDER)
 @click.option("--image-root", type=FOLDER, help="Folder that image paths start from.")
-def import_(call: Call, format: str, src: Path, out: Path, image_root: Path | None) -> None:
+@click.option("--column", "column", metavar="NAME=SOURCE", multiple=True,
+              help="table: which column is id, image, text, question, answer, ... "
+              "Repeatable; NAME= for none.")  # fmt: skip
+def import_(
+    call: Call, format: str, src: Path, out: Path, image_root: Path | None, column: tuple[str, ...]
+) -> None:
     """Import SRC, in FORMAT, into the data folder OUT.
 
     FORMAT is manifest, released, llava, vqa, table, dicom, or package.module:function. A bad
@@ -62,12 +69,30 @@ def import_(call: Call, format: str, src: Path, out: Path, image_root: Path | No
     from mmedrag.datasets import import_data
 
     options: dict[str, Any] = call.rest()
+    if column:
+        options["columns"] = {**(options.get("columns") or {}), **_columns(column)}
     shares = options.pop("shares", None)
     result = import_data(
         format, src, out, seed=call.seed, shares=shares, image_root=image_root,
         progress=call.progress("rows"), **options,
     )  # fmt: skip
-    call.finish(result.to_dict(), ok=not result.rejected)
+    found = result.to_dict()
+    shown = [f"refused: {reason}" for reason in found.pop("refusals")]
+    if len(shown) > REFUSALS:
+        more = f"{len(shown) - REFUSALS} more are in {out / 'rejected.jsonl'}"
+        shown = [*shown[:REFUSALS], more]
+    call.finish(result.to_dict(), "\n".join([*shown, lines(found)]), ok=not result.rejected)
+
+
+def _columns(given: tuple[str, ...]) -> dict[str, list[str]]:
+    """``NAME=SOURCE`` → {name: sources}; a name given again takes one more column."""
+    found: dict[str, list[str]] = {}
+    for one in given:
+        name, sign, source = one.partition("=")
+        if not sign or not name:
+            raise click.UsageError(f"--column: got {one!r}, expected NAME=SOURCE")
+        found.setdefault(name, []).append(source)
+    return found
 
 
 @command("check", table="data", group=noun)

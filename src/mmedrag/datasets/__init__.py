@@ -86,7 +86,11 @@ def import_data(
         "options": {key: _plain(value) for key, value in sorted(given.items())},
     }  # fmt: skip
     writer = Writer(Path(out), settings, seed, dict(shares) if shares else None, progress)
-    load(source, writer, **given)
+    try:
+        load(source, writer, **given)
+    except UserError:
+        writer.abandon()
+        raise
     return writer.finish()
 
 

@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from mmedrag.datasets import ocr as burned
 from mmedrag.datasets.deidentify import Pseudonyms, deidentify, patient_of, read_key
 from mmedrag.datasets.rows import Row
@@ -80,7 +82,8 @@ def load(
                 warnings.simplefilter("ignore")  # pydicom's remarks on odd but usable values
                 _file(path, row, writer, names, fixed, look, max_frames)
         except UserError as error:
-            writer.reject(row, str(error), shown=str(path))
+            reason = str(error).removeprefix(f"{row.file}: ")
+            writer.reject(row, reason, shown=str(path))
         writer.tick(number + 1, len(files))
 
 
@@ -129,6 +132,9 @@ def _content(
     count = count_frames(dataset, label)
     patient, own = patient_of(dataset), str(dataset.get("SOPInstanceUID") or "") or content
     study = str(dataset.get("StudyInstanceUID") or "") or own
+    identity = names.name("instance", own)
+    if writer.has("corpus", f"dicom/{identity}"):
+        raise UserError("SOPInstanceUID is that of a file before it: the same image again")
     declared = str(dataset.get("BurnedInAnnotation") or "").upper() == "YES"
     if declared and look == "trust":
         raise UserError("BurnedInAnnotation is YES and the extra 'ocr' is not installed")
@@ -142,16 +148,10 @@ def _content(
     wanted = list(range(count)) if count <= max_frames else [
         round(i * (count - 1) / max(1, max_frames - 1)) for i in range(max_frames)
     ]  # fmt: skip
-    identity = names.name("instance", own)
-    stored, masked = [], 0
+    stored, eraser = [], _Eraser(refuse=look == "refuse")
+    clean = eraser if look in ("mask", "refuse") else None
     for number in wanted:
-        picture = pictures(dataset, label, [number])[0]
-        if look in ("mask", "refuse"):
-            lines = [line for line in burned.find_text(picture) if line.tells]
-            if lines and look == "refuse":
-                raise UserError(f"burned-in text in {len(lines)} places of frame {number}")
-            masked += len(lines)
-            picture = burned.mask(picture, lines) if lines else picture
+        picture = pictures(dataset, label, [number], clean)[0]
         name = f"dicom/{identity}" + (f"-{number}" if len(wanted) > 1 else "")
         stored.append(writer.picture(f"{label}#{number}", png_bytes(picture), name))
     meta: dict[str, Any] = {"study": f"dicom/{names.name('study', study)}"}
@@ -164,9 +164,23 @@ def _content(
         meta["date"] = f"{day[:4]}-{day[4:6]}-{day[6:]}"
     if count > 1:
         meta["frames"] = count
-    if masked:
-        meta["masked_text"] = masked
+    if eraser.lines:
+        meta["masked_text"] = eraser.lines
     return {
         "id": f"dicom/{identity}", "image": stored[0] if len(stored) == 1 else stored,
         "patient": f"dicom-{names.name('patient', patient)}" if patient else None, "meta": meta,
     }  # fmt: skip
+
+
+class _Eraser:
+    """Blacks out text in pictures and counts its lines, or refuses a picture that has any."""
+
+    def __init__(self, refuse: bool) -> None:
+        self.refuse, self.lines = refuse, 0
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        lines = [line for line in burned.find_text(picture) if line.tells]
+        if lines and self.refuse:
+            raise UserError(f"burned-in text in {len(lines)} places")
+        self.lines += len(lines)
+        return burned.mask(picture, lines) if lines else picture

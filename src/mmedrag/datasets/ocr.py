@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 from mmedrag.types import UserError
 
 MIN_SCORE = 0.5
+MIN_SIDES = (16, 6)  # pixels: three letters cannot be read in less
+MAX_SIGN = 0.25  # of the picture's height: a taller single sign is anatomy, not an overlay
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def _engine() -> Any:
 
 def find_text(picture: Image.Image) -> list[Burned]:
     """Lines of text that can be read in a picture, from top to bottom."""
+    if picture.width < MIN_SIDES[0] or picture.height < MIN_SIDES[1]:
+        return []
     scale = max(1, round(800 / max(picture.size)))  # small letters need some pixels
     big = picture.convert("RGB").resize((picture.width * scale, picture.height * scale))
     result = _engine()(np.asarray(big))
@@ -60,7 +64,8 @@ def find_text(picture: Image.Image) -> list[Burned]:
             continue
         xs, ys = np.asarray(corners, dtype=float).T / scale
         box = (int(xs.min()), int(ys.min()), int(np.ceil(xs.max())), int(np.ceil(ys.max())))
-        found.append(Burned(box, text.strip()))
+        if len(text.strip()) > 1 or box[3] - box[1] <= MAX_SIGN * picture.height:
+            found.append(Burned(box, text.strip()))
     return sorted(found, key=lambda line: (line.box[1], line.box[0]))
 
 

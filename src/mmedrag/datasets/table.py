@@ -39,11 +39,12 @@ NAMES: dict[str, tuple[str, ...]] = {
     "patient": ("patient", "patient_id", "subject_id", "patientid"),
     "source": ("source",), "licence": ("licence", "license"), "attribution": ("attribution",),
 }  # fmt: skip
+SEVERAL = ("image", "text")  # may come from more than one column
 _ENDS = (".csv", ".tsv", ".parquet", ".arrow")
 
 
 def load(
-    src: Path, writer: Writer, *, columns: Mapping[str, str] | None = None,
+    src: Path, writer: Writer, *, columns: Mapping[str, str | Sequence[str]] | None = None,
     image_root: Path | None = None, domain: str | None = None, source: str | None = None,
     licence: str | None = None, attribution: str | None = None,
 ) -> None:  # fmt: skip
@@ -51,12 +52,10 @@ def load(
 
     ``columns`` maps our names (``id, image, text, question, answer, answer_type, domain,
     split, patient, source, licence, attribution``) to the table's; an empty value switches one
-    off. Images are paths, or ``{bytes, path}`` as Hugging Face datasets store them. Several
-    image columns are given as ``image=front+side``.
+    off. Several ``image`` columns are views, several ``text`` columns one text, a paragraph
+    each. Images are paths, or ``{bytes, path}`` as Hugging Face datasets store them.
     """
-    for key in columns or {}:
-        if key not in NAMES:
-            raise UserError(f"columns: {key!r} is not known, expected {', '.join(NAMES)}")
+    mapped = _map(columns or {})
     roots = [image_root] if image_root else [src if src.is_dir() else src.parent]
     defaults = Defaults(domain, source, licence, attribution)
     done = 0
@@ -68,7 +67,7 @@ def load(
             try:
                 if row.error:
                     raise UserError(row.error)
-                chosen = chosen or _choose(row.value, columns or {}, name)
+                chosen = chosen or _choose(row.value, mapped, name)
                 _row(row, chosen, writer, roots, defaults)
             except _BadTable as error:
                 if src.is_file():
@@ -77,6 +76,18 @@ def load(
                 break
             except UserError as error:
                 writer.reject(row, str(error))
+
+
+def _map(columns: Mapping[str, str | Sequence[str]]) -> dict[str, list[str]]:
+    """A column map with lists of columns, or UserError for a name that is not ours."""
+    mapped = {}
+    for key, value in columns.items():
+        if key not in NAMES:
+            raise UserError(f"columns: {key!r} is not known, expected {', '.join(NAMES)}")
+        mapped[key] = [c for c in ([value] if isinstance(value, str) else value) if c]
+        if len(mapped[key]) > 1 and key not in SEVERAL:
+            raise UserError(f"columns: {key} takes one column, got {', '.join(mapped[key])}")
+    return mapped
 
 
 class _BadTable(Exception):
@@ -177,18 +188,19 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
             number += 1
 
 
-def _choose(row: Mapping[str, Any], given: Mapping[str, str], table: str) -> dict[str, list[str]]:
+def _choose(
+    row: Mapping[str, Any], given: Mapping[str, list[str]], table: str
+) -> dict[str, list[str]]:
     """Our names → the table's columns."""
     lower = {str(column).lower(): str(column) for column in reversed(list(row))}
     chosen: dict[str, list[str]] = {}
     for key, names in NAMES.items():
         if key in given:
-            wanted = [c for c in given[key].split("+") if c]
-            for column in wanted:
+            for column in given[key]:
                 if column not in row:
                     have = ", ".join(map(str, row))
                     raise _BadTable(f"{table}: no column {column!r} for {key}, it has {have:.300}")
-            chosen[key] = wanted
+            chosen[key] = given[key]
         else:
             chosen[key] = [lower[n] for n in names if n in lower][:1]
     if chosen["text"] and chosen["text"] == chosen["question"]:
@@ -196,7 +208,7 @@ def _choose(row: Mapping[str, Any], given: Mapping[str, str], table: str) -> dic
     if not (chosen["text"] or chosen["question"] or chosen["image"]):
         have = ", ".join(map(str, row))
         raise _BadTable(f"{table}: no column for text, question or image among {have:.300}; name "
-                        "one with columns")  # fmt: skip
+                        "one: --column text=COLUMN")  # fmt: skip
     return chosen
 
 
@@ -209,6 +221,9 @@ def _row(
         key: plain(value.get(columns[0])) for key, columns in chosen.items()
         if columns and key != "image"
     }  # fmt: skip
+    parts = [plain(value.get(column)) for column in chosen["text"]]
+    if len(parts) > 1:
+        ours["text"] = "\n".join(str(part) for part in parts if part not in (None, ""))
     ours = {key: v for key, v in ours.items() if v not in (None, "")}
     used = {column for columns in chosen.values() for column in columns}
     meta = {

@@ -246,6 +246,15 @@ class Writer:
 
     # --- end
 
+    def abandon(self) -> None:
+        """The import cannot go on: an OUT in which nothing is stored yet is free again."""
+        self._cache.close()
+        own = {self.out / SETTINGS, self.out / CACHE}
+        if set(self.out.iterdir()) == own and not (self.out / CACHE).stat().st_size:
+            for path in own:
+                path.unlink()
+            self.out.rmdir()
+
     def finish(self) -> ImportResult:
         """Draw missing splits, write the files, and say what was done."""
         self._draw_splits()
