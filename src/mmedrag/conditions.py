@@ -10,7 +10,9 @@ Place in the picture: between retrieve and select. ``references`` is one of
 - ``contradicting``: a report that states the opposite of the truth about the asked finding
   (benchmark only: ``truth.jsonl`` and ``meta.finding``).
 
-Every draw is a pure function of (seed, example id): it depends neither on batch nor on shard.
+Every draw is a pure function of (seed, example id), that of noise of (seed, picture): the
+questions of a picture see the same noise, which is then drawn, encoded and read once. No draw
+depends on batch or shard.
 """
 
 from __future__ import annotations
@@ -59,6 +61,12 @@ def is_own(example: Example, other: Example | Reference) -> bool:
     )
 
 
+def picture_of(example: Example) -> str:
+    """Names the picture of an example, wherever its data folder lies; without one, the example."""
+    names = [example.image] if isinstance(example.image, str) else example.image or []
+    return "\0".join(names) or example.id
+
+
 @dataclass
 class Pool:
     """What substitutes are drawn from: the examples and the corpus of a data folder.
@@ -89,8 +97,10 @@ class Pool:
         self._stated: dict[tuple[str, str, str | None, bool], list[Reference]] = {}
 
     def partner(self, example: Example, purpose: str) -> Example | None:
-        """Another example of the same domain and split: another patient, another image."""
-        return self._pick(example, self._peers[example.domain, example.split], purpose)
+        """Another example of the same domain and split: another patient, another image. It is
+        the same for all questions of a picture, as what is retrieved is."""
+        peers = self._peers[example.domain, example.split]
+        return self._pick(example, peers, purpose, picture_of(example))
 
     def random(self, trace: Trace) -> list[Hit]:
         """As many random rows of the domain as there were hits, with the hits' scores."""
@@ -153,11 +163,14 @@ class Pool:
             self._stated[key] = found
         return self._stated[key]
 
-    def _pick(self, example: Example, rows: Sequence[Any], purpose: str) -> Any:
-        """A seeded row that is not the example's own; None when there is none."""
+    def _pick(
+        self, example: Example, rows: Sequence[Any], purpose: str, key: str | None = None
+    ) -> Any:
+        """A seeded row that is not the example's own; None when there is none. Examples of one
+        ``key`` (None: the example's id) draw alike."""
         if not rows:
             return None
-        start = draw(self.seed, example.id, purpose)
+        start = draw(self.seed, key or example.id, purpose)
         for step in range(TRIES):
             row = rows[draw(start, str(step)) % len(rows)]
             if not is_own(example, row):
@@ -191,7 +204,7 @@ class Plan:
             raise UserError(f"noise: got {self.noise!r}, expected one of {', '.join(NOISES)}")
 
     def condition(self, example: Example, pool: Pool) -> Condition:
-        """The condition of one example; its noise seed comes from (seed, example id)."""
+        """The condition of one example; its noise seed comes from (seed, picture)."""
         if self.noise is None:
             return Condition(image="clean", noise=None, references=self.references)
         params = dict(self.params)
@@ -200,5 +213,5 @@ class Plan:
             if other is None:
                 raise UserError(f"{example.id}: no other patient's image in its domain")
             params["path"] = str(other.images[0])
-        noise = Noise(kind=self.noise, seed=draw(pool.seed, example.id), params=params)  # type: ignore[arg-type]
+        noise = Noise(kind=self.noise, seed=draw(pool.seed, picture_of(example)), params=params)  # type: ignore[arg-type]
         return Condition(image="noise", noise=noise, references=self.references)

@@ -382,6 +382,7 @@ def _claim_all(
     system: Mapping[str, Any] | None, inputs: dict[str, Any], pipeline: Pipeline,
 ) -> None:  # fmt: skip
     facts: dict[str, Any] = getattr(pipeline.generator, "facts", dict)()
+    environment = runs.environment()
     for name, plan in plans.items():
         mine = replace(
             settings, references=plan.references, noise=plan.noise, noise_params=dict(plan.params)
@@ -393,7 +394,7 @@ def _claim_all(
             "seeds": {"run": seed},
             **inputs,
             **{key: facts.get(key) for key in ("model", "device", "dtype", "batch_size")},
-            "environment": runs.environment(),
+            "environment": environment,
         }
         runs.claim(out / name, config)
 

@@ -1,4 +1,4 @@
-"""Plans and substituted references are pure functions of (seed, example id)."""
+"""Plans and substituted references are pure functions of (seed, example id or picture)."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def test_partner_is_another_patient_of_the_domain(pool: Pool) -> None:
         assert partner is not None
         assert partner.domain == example.domain
         assert partner.patient != example.patient
+
+
+def test_partner_is_the_same_for_all_questions_of_a_picture(pool: Pool) -> None:
+    first = pool.examples[0]
+    again = first.model_copy(update={"id": "another question"})
+    partners = [pool.partner(e, "shuffle") for e in (first, again)]
+    assert partners[0] == partners[1]
 
 
 def test_partner_does_not_depend_on_the_shard(small_data: Path, pool: Pool) -> None:
@@ -97,11 +104,25 @@ def test_contradicting_needs_a_question_that_one_finding_decides(pool: Pool) -> 
     assert pool.contradicting(live(both)) == []
 
 
-def test_plan_draws_noise_per_example(pool: Pool) -> None:
+def test_plan_draws_noise_per_picture(pool: Pool) -> None:
     plan = Plan(noise="gaussian_clip")
-    first, second = (plan.condition(e, pool).noise for e in pool.examples[:2])
+    seeds: dict[str, set[int]] = {}
+    for example in pool.examples:
+        noise = plan.condition(example, pool).noise
+        assert noise is not None
+        seeds.setdefault(str(example.image), set()).add(noise.seed)
+    assert len(seeds) > 1
+    assert all(len(found) == 1 for found in seeds.values())  # the questions of a picture share it
+    assert len(set.union(*seeds.values())) == len(seeds)
+
+
+def test_noise_does_not_depend_on_where_the_data_lies(pool: Pool) -> None:
+    plan, example = Plan(noise="gaussian_clip"), pool.examples[0]
+    moved = example.model_copy(update={"root": Path("elsewhere")})
+    assert plan.condition(moved, pool).noise == plan.condition(example, pool).noise
+    no_picture = [example.model_copy(update={"image": None, "id": name}) for name in "ab"]
+    first, second = (plan.condition(e, pool).noise for e in no_picture)
     assert first and second and first.seed != second.seed
-    assert plan.condition(pool.examples[0], pool).noise == first
 
 
 def test_plan_other_patient_names_a_file(pool: Pool) -> None:
