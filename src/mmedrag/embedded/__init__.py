@@ -16,6 +16,7 @@ from mmedrag.types import UserError
 NAMES = (
     "domain", "encoder", "retriever-radiology", "retriever-ophthalmology", "retriever-pathology",
     "vlm", "adapter", "adapter-cross_modal", "adapter-copy", "adapter-resist",
+    "adapter-cross_modal+copy", "adapter-cross_modal+resist", "adapter-copy+resist",
 )  # fmt: skip
 DOMAINS = ("radiology", "ophthalmology", "pathology")
 # The benchmark behind the embedded index: its patients are alike enough that a similar case's

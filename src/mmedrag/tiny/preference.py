@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +22,19 @@ from mmedrag.pipeline import Pipeline
 from mmedrag.retriever import open_retriever
 from mmedrag.select import RuleSpec
 from mmedrag.train_dpo import train_dpo
-from mmedrag.types import DataFolder
+from mmedrag.types import DataFolder, Pair
 
 log = logging.getLogger(__name__)
-PAIR_SEED, PAIR_STUDIES = 3000, 1500  # of the benchmark that pairs come from
+PAIR_SEEDS, PAIR_STUDIES = (3000, 3001), 1500  # of the benchmarks that pairs come from
 SIMILARITY = embedded.CORPUS["similarity"]
-SETS = ("cross_modal", "copy", "resist")
 SETTINGS = DpoTraining(lora_r=8, lora_alpha=16, learning_rate=1e-3, beta=0.5)
 CROSS_MODAL = 120  # of these pairs; with more of them answers become unclear (docs/log.md)
 K = 4
 
 
-def data_folder(work: Path) -> DataFolder:
-    path = work / f"phantom-{PAIR_SEED}"
-    if not (path / "examples.jsonl").exists():
-        build(path, studies=PAIR_STUDIES, seed=PAIR_SEED, similarity=SIMILARITY)
+def data_folder(work: Path, seed: int) -> DataFolder:
+    path = work / f"phantom-{seed}"
+    build(path, studies=PAIR_STUDIES, seed=seed, similarity=SIMILARITY)
     return DataFolder(path)
 
 
@@ -53,24 +53,23 @@ def pipeline(work: Path, weights: Path, data: DataFolder) -> Pipeline:
     )  # fmt: skip
 
 
-def make(work: Path, weights: Path) -> Path:
+def make(work: Path, weights: Path) -> list[Pair]:
     """Preference pairs of all kinds; the four conditions' traces stay beside them."""
-    data, out = data_folder(work), work / "pairs"
-    if not (out / "pairs.jsonl").exists():
-        held_out = [weights / f"retriever-{name}" for name in DOMAINS]
-        found = make_pairs(
-            lambda: pipeline(work, weights, data), data, out, PairSettings(chunk=512),
-            held_out=[folder for folder in held_out if (folder / "train_ids.jsonl").exists()],
-        )  # fmt: skip
-        log.info("pairs %s", found)
-    return out
+    pairs = []
+    for seed in PAIR_SEEDS:
+        data, out = data_folder(work, seed), work / f"pairs-{seed}"
+        if not (out / "pairs.jsonl").exists():
+            assemble = partial(pipeline, work, weights, data)
+            log.info("pairs %s", make_pairs(assemble, data, out, PairSettings(chunk=512)))
+        pairs += read_pairs(out)
+    return pairs
 
 
 def tune(
-    work: Path, weights: Path, name: str, kinds: tuple[str, ...], settings: DpoTraining = SETTINGS
+    work: Path, weights: Path, name: str, kinds: Sequence[str], settings: DpoTraining = SETTINGS
 ) -> dict:
     """Tune one adapter on the closed questions' pairs of ``kinds`` into ``weights/name``."""
-    pairs = [p for p in read_pairs(make(work, weights)) if p.meta["task"] == "vqa"]
+    pairs = [p for p in make(work, weights) if p.meta["task"] == "vqa"]
     rng, chosen = np.random.default_rng(0), []
     for kind in kinds:
         own = [p for p in pairs if p.kind == kind]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from mmedrag.ablation import PAIRWISE, SETS
 from mmedrag.phantom.build import build
 from mmedrag.phantom.grammar import DOMAINS
 from mmedrag.phantom.sample import Knobs
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 EACH = 600  # studies per seed and domain
 RETRIEVER_SEEDS, RETRIEVER_STUDIES = TRAIN_SEEDS[:8], 500  # studies per domain
 PLAIN = 1.1  # contrast of the pictures from which it is learned what to look for
-VISION_STEPS, LOOK_STEPS, MIX_STEPS, SPELL_STEPS, READ_STEPS = 3000, 800, 1000, 1000, 1500
+VISION_STEPS, LOOK_STEPS, MIX_STEPS, SPELL_STEPS, READ_STEPS = 3000, 800, 1000, 1000, 1300
 
 
 @lru_cache(maxsize=1)
@@ -171,12 +172,12 @@ def domain(work: Path, out: Path) -> None:
 
 
 def adapter(work: Path, out: Path) -> None:
-    """RAG-PT on all pairs, and on each set alone."""
+    """RAG-PT on all pairs, and for the ablation on each set alone and on two at a time."""
     from mmedrag.tiny import preference
 
-    preference.tune(work, out, "adapter", preference.SETS)
-    for kind in preference.SETS:
-        preference.tune(work, out, f"adapter-{kind}", (kind,))
+    preference.tune(work, out, "adapter", SETS)
+    for name in (*SETS, *PAIRWISE):
+        preference.tune(work, out, f"adapter-{name}", name.split("+"))
 
 
 def card(work: Path, out: Path) -> None:
