@@ -35,10 +35,10 @@ import httpx  # noqa: E402
 
 from mmedrag.serve.app import create_app  # noqa: E402
 from mmedrag.serve.settings import ServeSettings  # noqa: E402
+from serve_hostile import attack  # noqa: E402
 from serve_tools import (  # noqa: E402
     Live,
     Load,
-    attack,
     echo,
     encoded,
     live,
@@ -124,7 +124,9 @@ def uploads(count: int) -> dict[str, Any]:
     return {
         "sent": count,
         "refused": {str(status): n for status, n in sorted(found.refused.items())},
-        "still_readable": len(found.accepted),
+        "still_readable": len(found.answered),
+        "answered_though_unreadable": len(found.swallowed),
+        "refused_though_readable": len(found.strict),
         "server_errors_or_hangs": len(found.broken),
         "slowest_seconds": round(found.slowest, 2),
         "decoders_replaced": replaced,
@@ -200,7 +202,9 @@ def page(found: dict[str, Any]) -> str:
         (f"{over['clients']} clients, 8 places, {over['seconds']:g} s",
          f"{counts(over)}; {over['told_to_wait']:,} times 429, all of them came back"),
         (f"{upload['sent']:,} mutated uploads",
-         f"{refused}; {upload['still_readable']} still readable; "
+         f"{refused}; {upload['still_readable']} × 200 that Pillow or pydicom reads whole too; "
+         f"{upload['answered_though_unreadable']} answered though not readable, "
+         f"{upload['refused_though_readable']} refused though readable; "
          f"{upload['server_errors_or_hangs']} server errors or hangs; slowest "
          f"{upload['slowest_seconds']} s; {upload['decoders_replaced']} decoders replaced"),
         (f"stop with {stopped['running']} requests inside",

@@ -1,13 +1,12 @@
-"""For the service's tests and its bench: a live server, pictures, many clients, hostile bytes.
+"""For the service's tests and its bench: a live server, pictures, many clients.
 
-Not a test itself. ``load`` and ``mutants`` are also what ``bench/reliability.py`` measures with.
+Not a test itself. ``load`` is also what ``bench/reliability.py`` measures with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-import json
 import threading
 import time
 from collections import Counter
@@ -295,146 +294,6 @@ def load(
             await asyncio.gather(*(one(number, http) for number in range(clients)))
 
     asyncio.run(everyone())
-    return found
-
-
-# --- hostile bytes -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Hostile:
-    """One request that is (most likely) broken."""
-
-    name: str
-    path: str
-    content: bytes
-    headers: dict[str, str]
-
-
-def damage(data: bytes, rng: np.random.Generator) -> bytes:
-    """One to three random injuries: flips, cuts, insertions, repeats, extreme numbers."""
-    out = bytearray(data)
-    for _ in range(int(rng.integers(1, 4))):
-        at, kind = int(rng.integers(0, max(1, len(out)))), int(rng.integers(0, 7))
-        length = int(rng.integers(1, 64))
-        if kind == 0:
-            for i in rng.integers(0, max(1, len(out)), 8):
-                if len(out):
-                    out[int(i)] ^= int(rng.integers(1, 256))
-        elif kind == 1:
-            del out[at:]
-        elif kind == 2:
-            out[at:at] = rng.bytes(length)
-        elif kind == 3:
-            del out[at : at + length]
-        elif kind == 4:
-            out[at : at + length] = out[at // 2 : at // 2 + length] * 2
-        elif kind == 5:  # sizes and lengths live in the header
-            head = int(rng.integers(0, min(64, max(1, len(out)))))
-            out[head : head + 4] = b"\xff\xff\xff\x7f"
-        else:
-            out[at : at + length] = bytes(length)
-    return bytes(out)
-
-
-def mutants(count: int, seed: int = 0) -> Iterator[Hostile]:
-    """Broken images (every format), DICOM files, JSON, multipart and chat bodies."""
-    image = picture(1, 64)
-    npz = io.BytesIO()
-    np.savez(npz, slo_fundus=np.asarray(image))
-    sources = {kind.lower(): encoded(image, kind) for kind in ("PNG", "JPEG", "TIFF", "BMP")}
-    sources |= {"webp": encoded(image, "WEBP"), "npz": npz.getvalue(), "dicom": dicom_bytes(48)}
-    import base64
-
-    url = "data:image/png;base64," + base64.b64encode(sources["png"]).decode()
-    ask = json.dumps({"image": url, "question": "Is it so?", "compare": False}).encode()
-    content = [
-        {"type": "text", "text": "Is it so?"}, {"type": "image_url", "image_url": {"url": url}},
-    ]  # fmt: skip
-    chat = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
-    form, form_type = _form(sources["png"], "a.png")
-    names = [*sources, "json", "chat", "multipart", "fields"]
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        name = names[number % len(names)]
-        label = f"{name}-{number}"
-        if name in sources:
-            broken, kind = _form(
-                damage(sources[name], rng), f"a.{'dcm' if name == 'dicom' else 'x'}"
-            )
-            yield Hostile(label, "/v1/preview", broken, {"content-type": kind})
-        elif name == "json":
-            yield Hostile(label, "/v1/ask", damage(ask, rng), {"content-type": "application/json"})
-        elif name == "chat":
-            body = damage(chat, rng)
-            path = "/v1/chat/completions"
-            yield Hostile(label, path, body, {"content-type": "application/json"})
-        elif name == "multipart":
-            yield Hostile(label, "/v1/preview", damage(form, rng), {"content-type": form_type})
-        else:
-            yield Hostile(label, "/v1/ask", *_odd_fields(url, rng))
-
-
-def _form(data: bytes, filename: str) -> tuple[bytes, str]:
-    made = httpx.Request("POST", "http://x/", files={"image": (filename, data)})
-    return made.read(), made.headers["content-type"]
-
-
-ODD: tuple[Any, ...] = (
-    None, [], {}, 0, -1, 1e400, "\ud800", "x" * 5000, "\0", True, [["a"]], {"a": {"b": 1}},
-    "file:///etc/passwd", "http://127.0.0.1:1/x.png", "../../etc/passwd", "data:image/png;base64,",
-    "data:text/html;base64,PGI+", "data:image/png;base64,####",
-)  # fmt: skip
-
-
-def _odd_fields(url: str, rng: np.random.Generator) -> tuple[bytes, dict[str, str]]:
-    """Well-formed JSON with a value that has no business there."""
-    body: dict[str, Any] = {"image": url, "question": "Is it so?"}
-    names = (
-        "image",
-        "question",
-        "answer_type",
-        "references",
-        "noise",
-        "compare",
-        "patient",
-        "path",
-    )
-    name = names[int(rng.integers(len(names)))]
-    body[name] = ODD[int(rng.integers(len(ODD)))]
-    return json.dumps(body).encode(), {"content-type": "application/json"}
-
-
-@dataclass
-class Attack:
-    """What became of hostile requests. ``broken`` (5xx, no reason, hangs) should be empty."""
-
-    refused: Counter[int] = field(default_factory=Counter)
-    accepted: list[str] = field(default_factory=list)  # the damage did not matter
-    broken: list[str] = field(default_factory=list)
-    slowest: float = 0.0
-
-
-def attack(url: str, count: int, seed: int = 0, timeout: float = 30.0) -> Attack:
-    found = Attack()
-    with httpx.Client(timeout=timeout) as http:
-        for hostile in mutants(count, seed):
-            start = time.monotonic()
-            try:
-                answer = http.post(
-                    url + hostile.path, content=hostile.content, headers=hostile.headers
-                )
-            except httpx.HTTPError as error:
-                found.broken.append(f"{hostile.name}: {type(error).__name__}")
-                continue
-            found.slowest = max(found.slowest, time.monotonic() - start)
-            if answer.status_code == 200:
-                found.accepted.append(hostile.name)
-                continue
-            found.refused[answer.status_code] += 1
-            reason = answer.json().get("error", {}).get("message") if answer.content else None
-            if not 400 <= answer.status_code < 500 or not reason:
-                found.broken.append(f"{hostile.name}: {answer.status_code} {answer.text[:200]}")
     return found
 
 

@@ -160,6 +160,10 @@ def test_every_response_carries_security_headers(http):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["cache-control"] == "no-store" and "server" not in answer.headers
+    for path in ("/", "/healthz", "/page/page.js"):  # as probes and proxies ask
+        head = http.head(path)
+        assert head.status_code == 200 and head.content == b""
+        assert head.headers["content-length"] == http.get(path).headers["content-length"]
     foreign = http.get("/healthz", headers={"host": "evil.example"})
     assert foreign.status_code == 403 and "x-frame-options" in foreign.headers
     page = ask(http, question=QUESTION)
@@ -225,6 +229,7 @@ def messages(data=PNG, question=QUESTION):
 
 def test_the_official_client_gets_an_answer_and_its_evidence(client):
     name = client.models.list().data[0].id
+    assert client.models.retrieve(name).id == client.models.retrieve("mmedrag").id == name
     made = client.chat.completions.create(model=name, messages=messages(), temperature=0)
     assert made.choices[0].message.content.startswith("Yes, " + pixel_hash(IMAGE))
     assert made.choices[0].finish_reason == "stop" and made.model == name
@@ -263,6 +268,8 @@ def test_the_official_client_sees_refusals_as_its_own_errors(client):
         )
     with pytest.raises(openai.NotFoundError, match="answers with"):
         client.chat.completions.create(model="gpt-4o", messages=messages())
+    with pytest.raises(openai.NotFoundError, match="answers with"):
+        client.models.retrieve("gpt-4o")
     with pytest.raises(openai.UnprocessableEntityError, match="known format"):
         client.chat.completions.create(model="mmedrag", messages=messages(b"no picture"))
     remote = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}]
@@ -330,6 +337,7 @@ def test_a_model_answers_many_at_once_as_it_answers_one(tmp_path):
     from mmedrag.generators import load_generator
     from mmedrag.generators.random_model import random_llava
     from mmedrag.pipeline import Pipeline
+    from mmedrag.prompts import neutralise
 
     generator = load_generator("hf", random_llava(tmp_path / "model"))
     pipeline = Pipeline(domain="radiology", generator=generator)
@@ -348,6 +356,10 @@ def test_a_model_answers_many_at_once_as_it_answers_one(tmp_path):
                 for n in range(6)
             ]
             [t.start() for t in threads], [t.join(60) for t in threads]
+            sent = {"messages": messages(pictures[0])}
+            chat = http.post("/v1/chat/completions", json=sent).json()
+    said = neutralise(chat["mmedrag"]["answer"]["text"])
+    assert chat["usage"]["completion_tokens"] == len(generator.inputs.tokenizer.tokenize(said)) > 0
     assert max(body["batch"]["size"] for body in together) > 1
     for one, many in zip(alone, together, strict=True):
         assert one["image"] == many["image"] and one["answer"]["text"] == many["answer"]["text"]

@@ -252,6 +252,12 @@ def test_examples_of_three_domains_bring_their_question(tab):
     tab.page.locator("#example-list button").nth(2).click()
     assert "128 × 128" in tab.shown()
     assert tab.page.input_value("#question") in labels[2]
+    tab.page.click("#send")
+    assert "Benchmark's truth" in tab.answer()
+    tab.page.check("input[name=task][value=report]")
+    tab.page.click("#send")
+    tab.page.wait_for_selector(".said.report")
+    assert "Benchmark's truth" not in tab.answer()  # it is the truth of the question
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ class Service:
         post("/v1/preview", self.preview, ())
         post("/v1/chat/completions", self.chat, ("messages", "model", "mmedrag"), files=False)
         app.get("/v1/models")(self.models)
+        app.get("/v1/models/{name:path}")(self.model_by_name)
         app.get("/healthz")(self.healthz)
         app.get("/readyz")(self.readyz)
         app.get("/metrics", response_class=PlainTextResponse)(self.prometheus)
@@ -191,6 +192,12 @@ class Service:
         """The one model behind this service."""
         self._admit(request, "read")
         return JSONResponse(openai.models(self.model))
+
+    async def model_by_name(self, request: Request, name: str) -> Response:
+        """That model, if it is the one behind this service."""
+        self._admit(request, "read")
+        openai.check_model(name, self.model)
+        return JSONResponse(openai.models(self.model)["data"][0])
 
     async def healthz(self) -> Response:
         """Whether the process works at all."""

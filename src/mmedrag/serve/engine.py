@@ -26,6 +26,7 @@ from typing import Any, Literal
 from mmedrag import conditions
 from mmedrag.embeddings import EmbeddingCache
 from mmedrag.pipeline import Pipeline
+from mmedrag.prompts import neutralise
 from mmedrag.run import Worker
 from mmedrag.serve import evidence
 from mmedrag.serve.audit import Audit
@@ -266,8 +267,12 @@ class Engine:
         generator = self.pipeline.generator
         assert generator is not None and trace.prompt is not None and trace.answer is not None
         asked = generator.count_tokens(trace.prompt, views)
-        empty, said = Prompt(template="", text=""), Prompt(template="", text=trace.answer.text)
-        answer = max(0, generator.count_tokens(said, 0) - generator.count_tokens(empty, 0))
+        # raw: without the chat template, which would hide what a short answer adds to it
+        empty, said = (
+            generator.count_tokens(Prompt(template="", text=text, style="raw"), 0)
+            for text in ("", neutralise(trace.answer.text))
+        )
+        answer = max(0, said - empty)
         return {
             "prompt_tokens": asked, "completion_tokens": answer, "total_tokens": asked + answer,
         }  # fmt: skip

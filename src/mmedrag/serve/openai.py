@@ -40,8 +40,7 @@ def read(body: Mapping[str, Any], model: str) -> Chat:
     Raises:
         Refused: 400 with the field at fault; 404 another model than ``model``.
     """
-    if body.get("model") not in (None, "", model, "mmedrag"):
-        raise Refused(404, "model_not_found", f"model: this service answers with {model!r}")
+    check_model(body.get("model"), model)
     if body.get("n") not in (None, 1):
         raise bad("n: one answer is given, expected 1")
     for name in ("tools", "functions"):
@@ -146,6 +145,12 @@ def said(body: Mapping[str, Any]) -> str:
 
 def evidence(body: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
     return {**{k: v for k, v in body.items() if k != "usage"}, "ignored": list(chat.ignored)}
+
+
+def check_model(asked: Any, model: str) -> None:
+    """Refuse (404) another model than ``model``, which also answers to the name mmedrag."""
+    if asked not in (None, "", model, "mmedrag"):
+        raise Refused(404, "model_not_found", f"model: this service answers with {model!r}")
 
 
 def models(model: str) -> dict[str, Any]:

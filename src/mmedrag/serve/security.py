@@ -203,7 +203,7 @@ def _name(host: str) -> str:
 
 
 class SecurityHeaders:
-    """ASGI middleware: the same headers on every response, errors included."""
+    """ASGI middleware: the same headers on every response, errors included; HEAD wherever GET."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -212,6 +212,8 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server knows and sends no body
 
         async def secured(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -190,7 +190,7 @@ $("ask-form").addEventListener("submit", async (event) => {
   $("cancel").hidden = false;
   try {
     const body = await call("/v1/" + task, form, running.signal, (wait) => say(`Many requests are waiting; trying again in ${wait} s…`));
-    show(body, truth && truth.question === question ? truth.answer : null);
+    show(body, task === "ask" && truth?.question === question ? truth.answer : null);
     $("status").textContent = `Answered after ${((Date.now() - started) / 1000).toFixed(1)} s.`;
   } catch (error) {
     $("status").textContent = "";
@@ -272,7 +272,7 @@ function comparison(conditions, task) {
   const table = make("table", null, { class: "cards" });
   const head = make("tr");
   for (const name of ["Condition", "Answer", "p(yes)", "References"]) head.append(make("th", name, { scope: "col" }));
-  table.append(make("caption", "The same question under four conditions"), make("thead"));
+  table.append(make("caption", `The same ${task === "report" ? "image" : "question"} under four conditions`), make("thead"));
   table.tHead.append(head);
   const body = make("tbody");
   for (const [name, part] of Object.entries(conditions)) {
