@@ -17,6 +17,7 @@ import numpy as np
 
 from mmedrag.conditions import Plan
 from mmedrag.evaluate import evaluate
+from mmedrag.generators import load_generator
 from mmedrag.phantom.build import build
 from mmedrag.phantom.grammar import DOMAINS, label_report
 from mmedrag.reliance import label, right, truth
@@ -36,6 +37,8 @@ PLANS = {
     "noise-own": Plan("own", NOISE),
     "contradicting": Plan("contradicting"),
 }
+FULL = tuple(PLANS)
+BRIEF = ("none", "noise", "references", "noise-references", "contradicting")  # what sets are told by
 
 
 def balanced(traces: Sequence[Trace]) -> float | None:
@@ -75,7 +78,7 @@ def flips(traces: Sequence[Trace]) -> dict[str, float]:
     return {kind: round(float(np.mean(v)), 4) for kind, v in found.items() if v}
 
 
-def measure(runs: Path, folders: dict[str, Path]) -> dict[str, Any]:
+def measure(folders: dict[str, Path]) -> dict[str, Any]:
     """The targets' figures per domain, from the traces of every condition."""
     traces = {name: list(read_jsonl(f / "traces.jsonl", Trace)) for name, f in folders.items()}
     out: dict[str, Any] = {}
@@ -84,36 +87,46 @@ def measure(runs: Path, folders: dict[str, Path]) -> dict[str, Any]:
         out[domain] = {
             "questions": len(closed(own["none"])),
             **{f"balanced_accuracy/{n}": balanced(closed(rows)) for n, rows in own.items()},
-            "balanced_accuracy/noise-own, mentioned": balanced(mentioned(own["noise-own"])),
             "flips": flips(own["none"]),
         }
+        if "noise-own" in own:
+            told = balanced(mentioned(own["noise-own"]))
+            out[domain]["balanced_accuracy/noise-own, mentioned"] = told
     return out
 
 
-def check(work: Path, weights: Path, adapter: str | None = None) -> dict[str, Any]:
-    """Run every condition on unseen test patients; returns figures and the full evaluation."""
+def report_scores(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Finding F1 of the reports per condition and domain, beside the best constant report's."""
+    out: dict[str, Any] = {}
+    for name, run in evaluation["runs"].items():
+        for domain, found in run["tasks"].get("report", {}).items():
+            own = found["metrics"].get("finding_f1")
+            if own:
+                constant = found["controls"].get("constant_findings", {}).get("finding_f1")
+                out.setdefault(domain, {})[name] = {"model": own, "constant": constant}
+    return out
+
+
+def check(
+    work: Path, weights: Path, adapter: str | None = None, plans: Sequence[str] = FULL
+) -> dict[str, Any]:
+    """Answer unseen test patients under every condition; figures and the full evaluation."""
     data = DataFolder(_data(work))
     system = preference.pipeline(work, weights, data)
     if adapter:
-        from mmedrag.generators import load_generator
-
         system.generator = load_generator("hf", weights / "vlm", weights / adapter, batch_size=64)
     name = adapter or "untuned"
     out = work / "check" / name
     settings = RunSettings(split="test", chunk=512)
     described = {"row": name, "generator": {"model": "vlm", "adapter": adapter}}
-    run_plans(system, data, PLANS, out, settings, 0, described)
-    folders = {plan: out / plan for plan in PLANS}
+    run_plans(system, data, {n: PLANS[n] for n in plans}, out, settings, 0, described)
+    folders = {plan: out / plan for plan in plans}
+    evaluation = evaluate(list(folders.values()), data, resamples=2000)
     return {
-        "figures": measure(out, folders),
-        "evaluation": evaluate(list(folders.values()), data, resamples=2000),
+        "figures": measure(folders),
+        "reports": report_scores(evaluation),
+        "reliance": evaluation["reliance"],
     }
-
-
-def _data(work: Path) -> Path:
-    path = work / f"phantom-{CHECK_SEED}"
-    build(path, studies=STUDIES, seed=CHECK_SEED, twins="image", similarity=preference.SIMILARITY)
-    return path
 
 
 def write_card(work: Path, weights: Path, found: dict[str, Any]) -> None:
@@ -125,10 +138,9 @@ def write_card(work: Path, weights: Path, found: dict[str, Any]) -> None:
         if folder.is_dir() and not folder.name.startswith("__")
     }
     scores = {
-        "benchmark": {"seed": CHECK_SEED, "studies_per_domain": STUDIES, "split": "test"},
-        "seconds": times, "bytes": sizes, "machine": platform.machine(),
-        "figures": {name: result["figures"] for name, result in found.items()},
-        "reliance": {name: result["evaluation"]["reliance"] for name, result in found.items()},
+        "benchmark": {"seed": CHECK_SEED, "studies_per_domain": STUDIES, "split": "test",
+                      "similarity": preference.SIMILARITY},
+        "seconds": times, "bytes": sizes, "machine": platform.machine(), "models": found,
     }  # fmt: skip
     (weights / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")
     lines = [
@@ -137,20 +149,62 @@ def write_card(work: Path, weights: Path, found: dict[str, Any]) -> None:
         "on the drawn benchmark alone (`python -m mmedrag.tiny`, docs/benchmark.md) and know",
         "nothing of real images. Not a medical device. Apache-2.0.", "",
         f"Measured on unseen patients: benchmark seed {CHECK_SEED}, {STUDIES} studies a domain, "
-        "test split; closed questions, balanced accuracy, strict parser.", "",
+        f"similarity {preference.SIMILARITY}, test split; closed questions, balanced accuracy, "
+        "strict parser; reports, finding F1.", "",
     ]  # fmt: skip
     for name, result in found.items():
-        head = ["domain", "n", *PLANS, "noise-own, mentioned", "flips asked / other"]
-        lines += [f"## {name}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        for domain, f in result["figures"].items():
-            cells = [f"{f[f'balanced_accuracy/{p}'] or 0:.3f}" for p in PLANS]
-            flip = f["flips"]
-            lines.append(
-                f"| {domain} | {f['questions']} | " + " | ".join(cells)
-                + f" | {f['balanced_accuracy/noise-own, mentioned'] or 0:.3f}"
-                + f" | {flip.get('asked', 0):.3f} / {flip.get('other', 0):.3f} |"
-            )  # fmt: skip
-        lines.append("")
+        lines += [f"## {name}", "", *_accuracy_table(result["figures"]), ""]
+        if result["reports"]:
+            lines += [*_report_table(result["reports"]), ""]
+        lines += [*_reliance_table(result["reliance"]), ""]
     lines += ["Seconds of training by stage (one thread of a shared machine): "
               + ", ".join(f"{k} {v}" for k, v in times.items()) + ".", ""]  # fmt: skip
     (weights / "README.md").write_text("\n".join(lines))
+
+
+def _accuracy_table(figures: dict[str, Any]) -> list[str]:
+    told = "balanced_accuracy/"
+    plans = [k.removeprefix(told) for k in next(iter(figures.values())) if k.startswith(told)]
+    rows = [["domain", "n", *plans, "flips asked / other"]]
+    for domain, f in figures.items():
+        flip = [f"{f['flips'].get(kind, 0):.3f}" for kind in ("asked", "other")]
+        rows.append([domain, str(f["questions"]), *(_cell(f[told + p]) for p in plans),
+                     " / ".join(flip)])  # fmt: skip
+    return _markdown(rows)
+
+
+def _report_table(reports: dict[str, Any]) -> list[str]:
+    plans = list(next(iter(reports.values())))
+    rows = [["reports: finding F1", *plans, "best constant report", "above it (none)"]]
+    for domain, own in reports.items():
+        constant = own["none"]["constant"]
+        gap = constant["difference"]
+        rows.append([
+            domain, *(_cell(own[p]["model"]["value"]) for p in plans), _cell(constant["value"]),
+            f"{_cell(gap['value'])} [{_cell(gap['low'])}, {_cell(gap['high'])}]",
+        ])  # fmt: skip
+    return _markdown(rows)
+
+
+def _reliance_table(reliance: dict[str, Any]) -> list[str]:
+    rows = [["reliance", "value", "95 % interval", "n"]]
+    for system in reliance.values():
+        for name, f in system["metrics"].items():
+            low_high = f"[{_cell(f['low'])}, {_cell(f['high'])}]"
+            rows.append([name, _cell(f["value"]), low_high, str(f["n"])])
+    return _markdown(rows)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return [head, "|---" * len(rows[0]) + "|", *body]
+
+
+def _data(work: Path) -> Path:
+    path = work / f"phantom-{CHECK_SEED}"
+    build(path, studies=STUDIES, seed=CHECK_SEED, twins="image", similarity=preference.SIMILARITY)
+    return path

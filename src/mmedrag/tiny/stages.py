@@ -184,8 +184,11 @@ def card(work: Path, out: Path) -> None:
     """Measure everything on unseen patients and write the model card."""
     from mmedrag.tiny import check
 
-    names = [None, *sorted(f.name for f in out.glob("adapter*"))]
-    check.write_card(work, out, {n or "untuned": check.check(work, out, n) for n in names})
+    found = {"untuned": check.check(work, out)}
+    for name in ("adapter", *(f"adapter-{kinds}" for kinds in (*SETS, *PAIRWISE))):
+        plans = check.FULL if name == "adapter" else check.BRIEF
+        found[name] = check.check(work, out, name, plans)
+    check.write_card(work, out, found)
 
 
 STAGES: dict[str, Callable[[Path, Path], None]] = {
