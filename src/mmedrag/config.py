@@ -23,8 +23,8 @@ Recipe = dict[str, dict[str, Any]]
 # Table names a recipe may hold: the trainings and stages, then the commands' own options.
 TABLES = (
     "retriever", "domain", "selection", "dpo", "run", "generator", "prompts", "pairs",
-    "phantom", "eval", "report", "demo", "serve", "ask", "retrieve", "index", "import",
-    "repro", "model", "data",
+    "phantom", "eval", "report", "demo", "ablation", "serve", "ask", "retrieve", "index",
+    "import", "repro", "model", "data",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ rows, so that the same metrics and the same resamples apply and differences are 
 | constant | the best single answer or report, chosen on train (by ROUGE-L) | --data |
 | constant_findings | the train report with the best finding F1 on train | --data, benchmark |
 | constant_retrieved | the reference that was most often retrieved first | hits |
-| copied_reference | the top-1 reference (closed: what it says of the asked finding) | hits |
+| copied_reference | the top-1 reference (questions: what it says of the finding) | hits |
 | shuffled_references | the top-1 reference of another patient's row, same domain | hits |
 | random_reference | any train reference of the domain | --data |
 | question_prior | the train majority answer to the same question text | --data |
@@ -34,7 +34,7 @@ from mmedrag.types import DataFolder, Example, Reference, Trace, Truth
 
 NEEDS_DATA = "needs training data: give --data"
 NEEDS_HITS = "no references were retrieved in this run"
-NOT_READABLE = "reading a reference for a closed question needs the benchmark (meta.finding)"
+NOT_READABLE = "reading a reference for a question needs the benchmark (meta.finding)"
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,30 @@ def closed_controls(traces: Sequence[Trace], train: TrainingData | None, seed: i
     else:
         why = NEEDS_DATA if train is None else "the data has no closed train questions"
         missing |= {"constant": why, "question_prior": why}
-    readable = all(t.meta.get("finding") and t.meta.get("form") for t in traces)
-    return _with_references(out, missing, traces, train, seed, readable, read_reference)
+    return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
+
+
+def _readable(traces: Sequence[Trace]) -> bool:
+    """Do the questions say which finding they ask about?"""
+    return all(t.meta.get("finding") and t.meta.get("form") for t in traces)
 
 
 def open_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
-    """Controls of open questions: most common train answer, question prior."""
+    """Controls of open questions: most common train answer, question prior, references."""
     rows = [e for e in train.examples if e.task == "vqa" and e.answer_type == "open"
             and e.answer] if train else []  # fmt: skip
-    if not rows:
+    out: dict[str, Prediction] = {}
+    missing: dict[str, str] = {}
+    if rows:
+        out = _open_priors(rows, traces)
+    else:
         why = NEEDS_DATA if train is None else "the data has no open train questions"
-        return {}, {"constant": why, "question_prior": why}
+        missing = {"constant": why, "question_prior": why}
+    return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
+
+
+def _open_priors(rows: Sequence[Example], traces: Sequence[Trace]) -> dict[str, Prediction]:
+    """The commonest train answer of the domain, and to the same question text."""
     best = {g: Counter(rows[i].answer or "" for i in ids).most_common(1)[0][0]
             for g, ids in _by(rows, lambda e: e.domain or "unspecified").items()}  # fmt: skip
     overall = Counter(e.answer or "" for e in rows).most_common(1)[0][0]
@@ -118,7 +131,7 @@ def open_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int
         seen[key].most_common(1)[0][0] if (key := normalise(t.question or "")) in seen else other
         for t, other in zip(traces, constant, strict=True)
     ]
-    return {"constant": Prediction(constant), "question_prior": Prediction(prior)}, {}
+    return {"constant": Prediction(constant), "question_prior": Prediction(prior)}
 
 
 def report_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
@@ -235,17 +248,23 @@ def question_prior(
 
 
 def read_reference(trace: Trace, text: str) -> str:
-    """What a benchmark report says about a closed question; "" where it cannot be told.
+    """What a benchmark report says about a question; "" where it cannot be told.
 
-    A finding that the report leaves out counts as absent, as a reader would take it.
+    To a closed question, a finding that the report leaves out counts as absent, as a reader
+    would take it.
     """
-    from mmedrag.phantom.grammar import DOMAINS
+    from mmedrag.phantom.grammar import DOMAINS, NUMBERS, load_domain
 
     domain = group_of(trace)
     if domain not in DOMAINS or not text:
         return ""
     said = stated(domain, text)
     meta, form = trace.meta, trace.meta.get("form", "presence")
+    if form in ("where", "count", "severity"):
+        state = said.get(meta["finding"]) or {}
+        if form == "where":
+            return load_domain(domain).sides[state["side"]][1] if state.get("side") else ""
+        return NUMBERS[state.get("count") or 0] if form == "count" else state.get("severity") or ""
     first = _has(domain, said, meta["finding"], meta.get("side"))
     if form == "presence":
         return "yes" if first else "no"

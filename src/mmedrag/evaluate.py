@@ -14,7 +14,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,87 +21,17 @@ import numpy as np
 
 from mmedrag import controls as ctrl
 from mmedrag import metrics, metrics_text
-from mmedrag.arms import OVERALL, TASKS, Arm, load_arms, system_groups
-from mmedrag.compare import compare_arms, marked, subgroup_tables
-from mmedrag.controls import Prediction, TrainingData, group_of
-from mmedrag.metrics_clinical import clinical as clinical_metrics
-from mmedrag.metrics_stats import (
-    RESAMPLES,
-    AnyStat,
-    clean,
-    clusters,
-    difference,
-    interval,
-    resample,
-)
+from mmedrag.arms import TASKS, Arm, load_arms, system_groups
+from mmedrag.compare import compare_arms
+from mmedrag.controls import TrainingData
+from mmedrag.metrics_stats import RESAMPLES, AnyStat, clean
 from mmedrag.reliance import missing, reliance
 from mmedrag.runs import environment
-from mmedrag.types import DataFolder, Score, Trace, Truth, UserError, write_jsonl
+from mmedrag.scoring import Common, Facts, Scored, Scorer, said_by, score_all, tables
+from mmedrag.subgroups import subgroup_tables
+from mmedrag.types import DataFolder, Score, Trace, UserError, write_jsonl
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Facts:
-    """What a DATA folder says about test rows: findings of each study, study of each reference."""
-
-    truth: Mapping[str, Truth] = field(default_factory=dict)
-    study: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, data: DataFolder | None) -> Facts:
-        if data is None:
-            return cls()
-        return cls(data.truth(), {r.id: r.meta.get("study") for r in data.corpus()})
-
-
-class Scorer:
-    """Turns predictions for one list of traces into metrics, for the model and every control."""
-
-    def __init__(
-        self, task: str, traces: Sequence[Trace], facts: Facts, clinical: bool = False
-    ) -> None:
-        self.clinical, self.missing = clinical and task == "report", dict[str, str]()
-        self.task, self.traces = task, traces
-        self.targets = [t.target for t in traces]
-        self.meteor = task == "report" and metrics_text.meteor_ready()
-        self.truth = [facts.truth.get(str(t.meta.get("study"))) for t in traces]
-
-    def __call__(self, said: Prediction) -> dict[str, AnyStat]:
-        if self.task == "vqa_closed":
-            asked = [t.question for t in self.traces]
-            return metrics.closed(said.texts, self.targets, said.p_yes, asked)
-        if self.task == "vqa_open":
-            return metrics.open_answers(said.texts, self.targets)
-        out = metrics_text.reports(said.texts, self.targets, self.meteor)
-        if self.traces and all(self.truth):
-            out |= self.finding_level(said.texts)
-        if self.clinical:
-            found, self.missing = clinical_metrics(said.texts, [t or "" for t in self.targets])
-            out |= found
-        return out
-
-    def finding_level(self, texts: Sequence[str]) -> dict[str, AnyStat]:
-        """Exact finding-level scores on the benchmark."""
-        from mmedrag.phantom.grammar import label_report
-
-        wanted, said, unreadable = [], [], []
-        for truth, text in zip(self.truth, texts, strict=True):
-            assert truth is not None
-            wanted.append({n for n, state in truth.findings.items() if state.present})
-            said.append(ctrl.present_in(truth.domain, text))
-            read = label_report(truth.domain, text)
-            unreadable.append(len(read["unreadable"]) / max(read["sentences"], 1))
-        found = metrics.findings(said, wanted)
-        return found | {"unreadable_rate": metrics.average(unreadable)}
-
-
-def said_by(traces: Sequence[Trace]) -> Prediction:
-    """The model's own answers; a failed row says nothing."""
-    return Prediction(
-        [t.answer.text if t.answer and not t.error else "" for t in traces],
-        [t.answer.p_yes if t.answer and not t.error else None for t in traces],
-    )
 
 
 def control_predictions(
@@ -113,15 +42,16 @@ def control_predictions(
     make = {"vqa_closed": ctrl.closed_controls, "vqa_open": ctrl.open_controls,
             "report": ctrl.report_controls}[task]  # fmt: skip
     found, missing_ = make(traces, train, seed)
+    if not arm.plain:  # itself a control, or a probe, of the plain arms
+        return found, missing_
     references = arm.references
-    if arm.image == "clean":
-        missing_ |= {"noise_image": "needs a run of this system with --noise",
-                     "blank_image": "needs a run of this system with --noise blank"}  # fmt: skip
-        if references in ("selected", "all"):
-            missing_["run_shuffled"] = "needs a run of this system with --references shuffled"
-            missing_["run_random"] = "needs a run of this system with --references random"
+    missing_ |= {"noise_image": "needs a run of this system with --noise",
+                 "blank_image": "needs a run of this system with --noise blank"}  # fmt: skip
+    if references in ("selected", "all"):
+        missing_["run_shuffled"] = "needs a run of this system with --references shuffled"
+        missing_["run_random"] = "needs a run of this system with --references random"
     for other in arms:
-        if other is arm or not arm.belongs(other) or arm.image != "clean":
+        if other is arm or not arm.belongs(other):
             continue
         noise, theirs, name = other.image, other.references, None
         if noise != "clean" and theirs == references:
@@ -149,6 +79,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     subgroups: Sequence[str] = (),
     clinical: bool = False,
+    not_run: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Score run folders: the content of ``metrics.json``.
 
@@ -160,13 +91,14 @@ def evaluate(
         seed, resamples: of the bootstrap and of the seeded controls.
         subgroups: trace fields to break scores down by (``source``, ``meta.sex``, ...).
         clinical: also compute RadEval's clinical metrics (needs the extra and its weights).
+        not_run: what should have been run and could not -> why; listed as not computed.
 
     Returns:
-        ``runs`` {arm: {title, condition, n, tasks {task: {overall|domain: {n, patients,
+        ``runs`` {arm: {title, condition, plain, n, tasks {task: {overall|domain: {n, patients,
         failed, metrics {name: {value, low, high, n}}, controls {name: {metric: {...,
         difference}}}, not_computed {control: why}, marked {metric: control}}}},
         retrieval {overall|domain: the same}}},
-        ``reliance`` {system: {title, metrics {name: {value, low, high, n, denominator}},
+        ``reliance`` {system: {title, model, metrics {name: {value, low, high, n, denominator}},
         not_computed}}, ``comparisons``,
         ``subgroups``, ``signatures``, ``environment``. Equal inputs and seed, equal bytes.
 
@@ -174,23 +106,30 @@ def evaluate(
         UserError: an unreadable run folder, or nothing in it to score.
     """
     arms = load_arms(runs)
-    train, facts = TrainingData.of(data), Facts.of(data)
+    train, facts, common = TrainingData.of(data), Facts.of(data), Common()
     scores: list[Score] = []
     kept: dict[str, dict[str, Scored]] = {}
     result: dict[str, Any] = {"schema": 1, "seed": seed, "resamples": resamples, "runs": {}}
+    log.info("scoring %d runs", len(arms))
     for arm in arms:
         tasks = [task for task in TASKS if arm.of_task(task)]
         kept[arm.name] = {}
         result["runs"][arm.name] = {
-            "title": arm.title, "condition": arm.condition, "n": len(arm.traces),
+            "title": arm.title, "condition": arm.condition, "plain": arm.plain,
+            "n": len(arm.traces),
             "failed": sum(t.error is not None for t in arm.traces), "tasks": {},
             "retrieval": retrieval(arm, facts, resamples, seed) if arm.plain else {},
         }  # fmt: skip
         for task in tasks:
-            log.info("scoring %s: %s", arm.name, task)
-            scored = score(arm, task, arms, train, facts, seed, clinical)
+            log.debug("scoring %s: %s", arm.name, task)
+            traces = arm.of_task(task)
+            said, why = control_predictions(arm, task, arms, train, seed)
+            scored = score_all(task, traces, Scorer(task, traces, facts, clinical), said, why,
+                               common)  # fmt: skip
+            if task == "report" and "finding_f1" not in scored.stats["model"]:
+                why["finding_f1"] = "needs the benchmark's truth: give --data"
             kept[arm.name][task] = scored
-            result["runs"][arm.name]["tasks"][task] = tables(scored, resamples, seed)
+            result["runs"][arm.name]["tasks"][task] = tables(scored, resamples, seed, common)
             scores += example_scores(arm.name, scored)
     if not any(kept.values()):
         raise UserError(f"{', '.join(map(str, runs))}: no trace has a target, nothing to score")
@@ -201,7 +140,8 @@ def evaluate(
         system = own[0].config.get("system")
         title = system.get("title") if isinstance(system, dict) else None
         result["reliance"][name] = {
-            "title": str(title or name), "metrics": found, "not_computed": missing(found)
+            "title": str(title or name), "model": own[0].model, "metrics": found,
+            "not_computed": missing(found),
         }  # fmt: skip
     plain = {a.name for a in arms if a.plain}
     result["comparisons"] = compare_arms(
@@ -213,50 +153,17 @@ def evaluate(
         for name, tasks in kept.items() if subgroups and name in plain
     }  # fmt: skip
     result["signatures"] = metrics_text.signatures()
+    lacking = dict(not_run or {})
     if not metrics_text.meteor_ready():
-        result["not_computed"] = {"meteor": metrics_text.METEOR_HELP}
+        lacking["meteor"] = metrics_text.METEOR_HELP
+    if lacking:
+        result["not_computed"] = lacking
     result["environment"] = environment() | {
         "runs": {a.name: a.config.get("environment", {}).get("commit") for a in arms}
     }
     if out is not None:
         write_metrics(result, scores, Path(out))
     return result
-
-
-@dataclass
-class Scored:
-    """Metrics of one arm and task, for the model ("model") and each control, over its rows."""
-
-    task: str
-    traces: list[Trace]
-    stats: dict[str, dict[str, AnyStat]]
-    not_computed: dict[str, str]
-
-    @property
-    def domains(self) -> list[str]:
-        return sorted({group_of(t) for t in self.traces})
-
-    def rows(self, domain: str) -> np.ndarray:
-        keep = [domain in (OVERALL, group_of(t)) for t in self.traces]
-        return np.flatnonzero(keep)
-
-
-def score(
-    arm: Arm, task: str, arms: Sequence[Arm], train: TrainingData | None,
-    facts: Facts, seed: int, clinical: bool = False,
-) -> Scored:  # fmt: skip
-    """All metrics of one arm and task, and of its controls, before any resampling."""
-    traces = arm.of_task(task)
-    scorer = Scorer(task, traces, facts, clinical)
-    if arm.plain or not any(a.plain for a in arms):
-        found, why = control_predictions(arm, task, arms, train, seed)
-    else:
-        found, why = {}, {}  # a degraded condition is itself a control of the plain ones
-    stats = {"model": scorer(said_by(traces))}
-    stats |= {name: scorer(said) for name, said in found.items()}
-    if task == "report" and "finding_f1" not in stats["model"]:
-        why["finding_f1"] = "needs the benchmark's truth: give --data"
-    return Scored(task, traces, stats, why | scorer.missing)
 
 
 def retrieval(arm: Arm, facts: Facts, resamples: int, seed: int) -> dict[str, Any]:
@@ -308,48 +215,6 @@ def _agreement(trace: Trace, reference: str, facts: Facts) -> float:
         return float("nan")
     same = [f.present == theirs.findings[n].present for n, f in mine.findings.items()]
     return sum(same) / len(same)
-
-
-def tables(scored: Scored, resamples: int, seed: int) -> dict[str, Any]:
-    """Overall and per domain: metrics, controls, paired differences and marks."""
-    domains = scored.domains
-    return {
-        domain: table(scored, scored.rows(domain), resamples, seed)
-        for domain in (OVERALL, *domains)
-    }
-
-
-def table(scored: Scored, rows: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
-    """One group of rows: every metric with interval, each control with its difference."""
-    shared: dict[int, np.ndarray] = {}
-    groups = clusters([scored.traces[i].patient for i in rows])
-    names = [(who, name) for who, own in scored.stats.items() for name in own]
-    stats = [scored.stats[who][name].take(rows, shared) for who, name in names]
-    draws = dict(zip(names, resample(stats, groups, resamples, seed), strict=True))
-    by_name = dict(zip(names, stats, strict=True))
-    values = {key: interval(by_name[key], draws[key], groups) for key in names}
-    controls: dict[str, dict[str, Any]] = {}
-    for who, name in names:
-        if who == "model" or ("model", name) not in values:
-            continue
-        sign = -1 if name in metrics.LOWER_IS_BETTER else 1
-        own, theirs = ("model", name), (who, name)
-        gap = difference(
-            sign * (values[own].value - values[theirs].value),
-            sign * draws[own], sign * draws[theirs], len(rows), int(groups.max()) + 1,
-        )  # fmt: skip
-        controls.setdefault(who, {})[name] = {
-            **values[theirs].as_dict(), "difference": gap.as_dict(),
-        }  # fmt: skip
-    failed = sum(scored.traces[i].error is not None or scored.traces[i].answer is None
-                 for i in rows)  # fmt: skip
-    return {
-        "n": len(rows), "patients": int(groups.max()) + 1, "failed": failed,
-        "metrics": {name: values["model", name].as_dict() for name in scored.stats["model"]},
-        "controls": controls,
-        "not_computed": scored.not_computed,
-        "marked": marked({n: values["model", n].low for n in scored.stats["model"]}, controls),
-    }  # fmt: skip
 
 
 def example_scores(arm: str, scored: Scored) -> list[Score]:

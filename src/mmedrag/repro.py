@@ -26,14 +26,14 @@ import os
 import subprocess
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mmedrag import repro_checks
-from mmedrag.repro_checks import Rows
+from mmedrag.repro_checks import NoData, Rows
 from mmedrag.types import UserError
 
 OK, NEAR, FAIL, NO_DATA = "OK", "near", "FAIL", "no data"
@@ -41,7 +41,7 @@ HEAD = "45ceed3"
 ENVIRONMENT = {"released": "MMEDRAG_RELEASED", "demo": "MMEDRAG_DEMO"}
 SOURCES = {
     "released": "a clone (with history) of github.com/richard-peng-xia/MMed-RAG",
-    "demo": "the output folder of `mmedrag demo --full`",
+    "demo": "the output folder of `mmedrag demo`",
     "own": "nothing: the benchmark is computed",
 }
 # files behind Git LFS pointers in the source's own history cannot be read from a clone without
@@ -84,10 +84,6 @@ class Result:
     status: str
     measured: float | None = None
     why: str = ""
-
-
-class NoData(Exception):
-    """The data of a row is not here; the message says what and how to name it."""
 
 
 _KEYS = {"id", "about", "check", "expected", "tolerance", "near", "data", "args", "from"}
@@ -158,6 +154,22 @@ def read_file(folder: Path, path: str, commit: str) -> str:
     return text
 
 
+def read_plain(folder: Path, path: str) -> str:
+    """A file of a folder.
+
+    Raises:
+        NoData: it is not there.
+    """
+    if not (folder / path).is_file():
+        raise NoData(f"{path} is not in {folder}")
+    return (folder / path).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=4)
+def _plain_rows(folder: Path, path: str, text: str) -> Rows:
+    return repro_checks.parse_rows(text, path)
+
+
 @lru_cache(maxsize=8)
 def _rows_of(folder: Path, path: str, commit: str) -> Rows:
     return repro_checks.parse_rows(read_file(folder, path, commit), path)
@@ -172,9 +184,7 @@ def run_row(row: Row, folders: Mapping[str, str | Path] | None = None) -> Result
             raise NoData(f"set {ENVIRONMENT[row.source]} to {SOURCES[row.source]}")
         if row.source == "released":
             return _rows_of(folder, path, commit)
-        if not (folder / path).is_file():
-            raise NoData(f"{path} is not in {folder}")
-        return repro_checks.parse_rows((folder / path).read_text(encoding="utf-8"), path)
+        return _plain_rows(folder, path, read_plain(folder, path))
 
     file = {"file": row.path} if row.path else {}
     try:
@@ -329,45 +339,59 @@ def page(rows: Sequence[Row], recorded: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(out)
 
 
-def adopt(metrics: str | Path, out: str | Path, tolerance: float = 0.02) -> int:
-    """Write our own ablation as matrix rows from the ``metrics.json`` of a full demo run.
+def adopt(demo: str | Path, out: str | Path, tolerance: float = 0.02) -> int:
+    """Write our own ablation as matrix rows: what a demo's folder says becomes expected.
 
-    Every plain row's leading metrics, overall and per domain, and the reliance of every system
-    become expected values. Returns how many.
+    Of every plain row the leading metrics overall and by domain, and the reliance of every
+    system. The rows are for that very sample; a demo on another one is no data for them.
+
+    Returns:
+        How many rows.
+
+    Raises:
+        UserError: ``demo`` is no finished demo.
     """
     from mmedrag.report import read_metrics
-    from mmedrag.report.tables import LEADING, SECOND
 
-    result = read_metrics(Path(metrics))
-    made: list[tuple[str, str, list[str], float]] = []
-    for name, arm in result["runs"].items():
-        if not arm["condition"].startswith("clean/") or arm["condition"][6:] not in (
-            "none", "selected", "all",
-        ):  # fmt: skip
-            continue
-        for task, groups in arm["tasks"].items():
-            for metric in (LEADING[task], SECOND[task]):
-                for domain, group in groups.items():
-                    value = group["metrics"].get(metric, {}).get("value")
-                    if value is not None:
-                        path = ["runs", name, "tasks", task, domain, "metrics", metric]
-                        about = f"{arm['title']}: {metric}, {task}, {domain}"
-                        made.append((f"{name} {task} {domain} {metric}", about, path, value))
-    for name, system in result["reliance"].items():
-        for metric, cell in system["metrics"].items():
-            if cell["value"] is not None:
-                path = ["reliance", name, "metrics", metric]
-                about = f"{system['title']}: {metric}"
-                made.append((f"{name} {metric}", about, path, cell["value"]))
-    out_lines = ["# Our own ablation, written by mmedrag.repro.adopt from a full demo run.", ""]
+    result = read_metrics(Path(demo) / "metrics.json")
+    try:
+        few = json.loads(read_plain(Path(demo), "sample.json"))["studies_per_domain"]
+    except NoData as error:
+        raise UserError(f"--adopt: {error}, expected the output of `mmedrag demo`") from None
+    commit = result.get("environment", {}).get("commit") or "unknown commit"
+    origin = f"our own demo, {few or 'all'} studies per domain, {commit[:12]}"
+    lines = ["# Our own ablation; written by `mmedrag repro --demo DEMO --adopt`.", ""]
+    made = list(_own_numbers(result))
     for name, about, path, value in made:
         identity = "own-" + "-".join(name.replace("/", " ").replace("_", " ").split())
-        out_lines += [
+        lines += [
             "[[row]]", f"id = {json.dumps(identity)}",
             f"about = {json.dumps(about, ensure_ascii=False)}", 'check = "of_evaluation"',
             'data = { source = "demo", path = "metrics.json" }',
-            f"args = {{ path = {json.dumps(path)} }}", f"expected = {round(value, 4)}",
-            f"tolerance = {tolerance}", 'from = "our own full demo run"', "",
+            f"args = {{ path = {json.dumps(path)}, studies = {few} }}",
+            f"expected = {round(value, 4)}", f"tolerance = {tolerance}",
+            f"from = {json.dumps(origin)}", "",
         ]  # fmt: skip
-    _write(Path(out), "\n".join(out_lines))
+    _write(Path(out), "\n".join(lines))
     return len(made)
+
+
+def _own_numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str], float]]:
+    """(name, about, path in metrics.json, value) of the numbers that stand for our ablation."""
+    from mmedrag.metrics import CONTRACT_NAMES
+    from mmedrag.report.tables import LEADING, SECOND
+
+    for name, arm in result["runs"].items():
+        for task, groups in arm["tasks"].items() if arm["plain"] else ():
+            wanted = [(LEADING[task], domain) for domain in groups] + [(SECOND[task], "overall")]
+            for metric, domain in wanted:
+                value = groups[domain]["metrics"].get(metric, {}).get("value")
+                if value is not None:
+                    path = ["runs", name, "tasks", task, domain, "metrics", metric]
+                    about = f"{arm['title']}: {metric}, {task}, {domain}"
+                    yield f"{name} {task} {domain} {metric}", about, path, value
+    for name, system in result["reliance"].items():
+        for metric, cell in system["metrics"].items():
+            if metric in CONTRACT_NAMES and cell["value"] is not None:
+                path = ["reliance", name, "metrics", metric]
+                yield f"{name} {metric}", f"{system['title']}: {metric}", path, cell["value"]

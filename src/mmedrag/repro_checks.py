@@ -24,6 +24,10 @@ Rows = list[dict[str, Any]]
 Read = Callable[..., Rows]  # Read(path, commit of the row) -> rows
 
 
+class NoData(Exception):
+    """The data of a row is not here; the message says what and how to name it."""
+
+
 def rows(read: Read, file: str) -> float:
     """How many rows a file has."""
     return len(read(file))
@@ -190,8 +194,16 @@ def from_pool(read: Read, file: str, pool: str, other: str) -> float:
     return sum(t in inside and t not in outside for t in first)
 
 
-def of_evaluation(read: Read, file: str, path: Sequence[str]) -> float:
-    """A value of a metrics.json: keys from the top, such as runs, base/none, tasks, ..."""
+def of_evaluation(read: Read, file: str, path: Sequence[str], studies: int | None = None) -> float:
+    """A value of a metrics.json: keys from the top, such as runs, base/none, tasks, ...
+
+    ``studies``: only of a demo on so many studies per domain (0: all); another is no data.
+    """
+    if studies is not None:
+        sample: Any = read("sample.json")
+        if sample["studies_per_domain"] != studies:
+            raise NoData(f"that demo has {sample['studies_per_domain'] or 'all'} studies per "
+                         f"domain, expected {studies or 'all'}")  # fmt: skip
     value: Any = read(file)
     for key in path:
         if not isinstance(value, Mapping) or key not in value:

@@ -162,9 +162,9 @@ def test_our_own_ablation_becomes_rows_that_hold_on_the_run_they_came_from(tmp_p
     groups = {"overall": {"metrics": {"accuracy": cell, "balanced_accuracy": cell}}}
     result = {
         "runs": {
-            "base/none": {"title": "base", "condition": "clean/none",
+            "base/none": {"title": "base", "condition": "clean/none", "plain": True,
                           "tasks": {"vqa_closed": groups}},
-            "base/noise": {"title": "base", "condition": "noise:blank/none",
+            "base/noise": {"title": "base", "condition": "noise:blank/none", "plain": False,
                            "tasks": {"vqa_closed": groups}},
         },
         "reliance": {"base": {"title": "base", "metrics": {"excess_copying": cell}}},
@@ -173,9 +173,16 @@ def test_our_own_ablation_becomes_rows_that_hold_on_the_run_they_came_from(tmp_p
     demo.mkdir()
     (demo / "metrics.json").write_text(json.dumps(result))
     root = checkout(tmp_path, "")
-    assert repro.adopt(demo / "metrics.json", root / "repro/ablation.toml") == 3
+    with pytest.raises(UserError, match=r"sample.json is not in .*expected the output of"):
+        repro.adopt(demo, root / "repro/ablation.toml")
+    (demo / "sample.json").write_text(json.dumps({"studies_per_domain": 12}))
+    assert repro.adopt(demo, root / "repro/ablation.toml") == 3
     report = repro.repro(root, folders={"demo": demo})
     assert [r.status for r in report.results] == ["OK"] * 3
     result["reliance"]["base"]["metrics"]["excess_copying"] = {**cell, "value": 0.2}
     (demo / "metrics.json").write_text(json.dumps(result))
     assert repro.repro(root, folders={"demo": demo}).counts["FAIL"] == 1
+    (demo / "sample.json").write_text(json.dumps({"studies_per_domain": 0}))
+    other = repro.repro(root, folders={"demo": demo})
+    assert other.counts["no data"] == 3 and other.failed
+    assert "all studies per domain, expected 12" in other.results[0].why

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mmedrag import config
+from mmedrag.ablation import AblationSettings
 from mmedrag.dpo_settings import DpoTraining
 from mmedrag.pairs_run import PairSettings
 from mmedrag.prompts import TemplateSet
@@ -17,6 +18,7 @@ from mmedrag.select import RuleSpec
 
 CLASSES: dict[str, Any] = {
     "retriever": RetrieverTraining, "dpo": DpoTraining, "run": RunSettings, "pairs": PairSettings,
+    "ablation": AblationSettings,
 }  # fmt: skip
 NAMES = ("default", "paper", "released")
 

@@ -69,7 +69,22 @@ def test_copied_reference_is_read_for_the_asked_finding():
     assert says(text, form="presence", side=other) == "no"
     assert says(text, form="negated", side=None) == "no"
     assert says(domain.normal[0], form="presence", side=None) == "no"
-    assert says("", form="presence") == "" and says(text, form="count") == ""
+    assert says("", form="presence") == "" and says(text, form="why") == ""
+    # open questions: the place, number or grade that it states of the asked finding
+    assert says(text, form="where") == domain.sides[side][1]
+    assert says(text, form="severity") == (spec.grades[0] if spec.grades else "")
+    assert says(domain.normal[0], form="where") == ""
+
+
+def test_open_questions_have_the_controls_of_references_too():
+    pytest.importorskip("mmedrag.phantom.chest")
+    asked = {"finding": "nodule", "form": "count"}
+    traces = [row(i, patient=f"p{i}", target="two", hit="No nodules.", **asked) for i in range(3)]
+    found, missing = controls.open_controls(traces, None)
+    assert {"copied_reference", "shuffled_references", "constant_retrieved"} <= set(found)
+    assert set(missing) == {"constant", "question_prior", "random_reference"}
+    found, missing = controls.open_controls([row(0, hit="The lungs are clear.")], None)
+    assert missing["copied_reference"] == controls.NOT_READABLE
 
 
 def test_without_benchmark_questions_references_cannot_be_read():

@@ -196,6 +196,33 @@ def test_subgroups_show_the_gap(tmp_path):
     cell = found["meta.sex"]["accuracy"]
     assert cell["values"]["m"]["value"] == 1.0 and cell["values"]["f"]["value"] == 0.5
     assert cell["gap"]["value"] == 0.5 and cell["gap"]["p"] < 0.01
+    # the score of a group is held against its controls as in every other table
+    assert cell["values"]["m"]["control"] == {"name": "always_yes", "value": 1.0}
+    assert cell["values"]["m"]["marked"] and cell["values"]["f"]["marked"]
+
+
+def test_a_degraded_run_has_controls_and_marks_as_well(tmp_path, skilled):
+    noise = Noise(kind="blank", seed=0)
+    rows = [closed_trace(i, "no", "yes" if (i // 5) % 2 else "no",
+                         "radiology" if i < 40 else "pathology", noise=noise)
+            for i in range(80)]  # fmt: skip
+    result = evaluate([skilled, write_run(tmp_path / "blank", rows)], resamples=50)
+    arm = result["runs"]["blank"]
+    overall = arm["tasks"]["vqa_closed"]["overall"]
+    assert not arm["plain"] and result["runs"]["skilled"]["plain"]
+    assert overall["controls"]["always_no"]["accuracy"]["difference"]["value"] == 0.0
+    assert overall["marked"]["accuracy"] in ("always_no", "always_yes")
+    assert not {"noise_image", "run_shuffled"} & set(overall["not_computed"])  # it is one itself
+
+
+def test_controls_that_arms_have_in_common_are_what_they_are_alone(tmp_path, skilled):
+    """Scored and resampled once for all arms, with the same result as for one."""
+    rows = [t for t in read_jsonl(skilled / "traces.jsonl", Trace) if t.task == "vqa"]
+    for t in rows[::2]:
+        t.answer.text = "unsure"
+    worse = write_run(tmp_path / "worse", rows)
+    alone, both = (evaluate(runs, resamples=200) for runs in ([worse], [skilled, worse]))
+    assert both["runs"]["worse"] == alone["runs"]["worse"]
 
 
 def test_a_gap_of_chance_has_a_large_p(tmp_path):

@@ -18,9 +18,9 @@ import mmedrag
 
 LAYERS = {
     "A": """types protocols answers prompts select config runs conditions images dicom controls
-        metrics metrics_stats metrics_text reliance arms compare pairs pairs_export pairs_heldout
-        pairs_import pairs_io pairs_judge metrics_clinical repro_checks dpo_settings
-        retriever_settings retrieval_metrics datasets phantom embedded""",
+        metrics metrics_stats metrics_text reliance arms compare scoring subgroups pairs
+        pairs_export pairs_heldout pairs_import pairs_io pairs_judge metrics_clinical repro_checks
+        dpo_settings retriever_settings retrieval_metrics datasets phantom embedded""",
     "B": """encoders generators stores losses losses_contrastive embeddings domain domain_features
         domain_outliers checkpoints convert_source convert_tensors world""",
     "C": """index index_write retriever pipeline run retrieve evaluate pairs_run system train_dpo

@@ -82,6 +82,15 @@ class Call:
         """A callback ``(done, total)`` that draws a bar on a terminal, else logs now and then."""
         return Progress(what)
 
+    def progresses(self) -> Callable[[str, int, int], None]:
+        """A callback ``(what, done, total)`` with a bar for each ``what``."""
+        bars: dict[str, Progress] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            bars.setdefault(what, Progress(what))(done, total)
+
+        return progress
+
 
 class Command(click.Command):
     """A command with the common options; its recipe table gives defaults to its own options.

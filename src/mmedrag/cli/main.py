@@ -16,6 +16,7 @@ import click
 # noun (a file of this folder) → its line in `mmedrag --help`
 NOUNS = {
     "demo": "the main job on the embedded system, with an HTML report",
+    "ablation": "the same on your own system and data",
     "data": "make, import, check and count data folders",
     "train": "domain model, retriever, adapter (RAG-PT)",
     "domain": "identify domains",

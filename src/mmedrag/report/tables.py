@@ -272,7 +272,7 @@ def subgroups(result: Mapping[str, Any]) -> Table:
                 start = [Cell(result["runs"][arm]["title"]), Cell(TASK_NAMES[task]), Cell(path)]
                 for metric, cell in metrics.items():
                     for name, value in cell["values"].items():
-                        table.rows.append([*start, Cell(name), Cell(metric), number(value),
+                        table.rows.append([*start, Cell(name), Cell(metric), _held(value),
                                            count(value["n"])])  # fmt: skip
                     if cell["gap"]:
                         gap = f"gap (p = {cell['gap']['p']:.3f})"
@@ -281,15 +281,37 @@ def subgroups(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def _held(value: Mapping[str, Any]) -> Cell:
+    """A subgroup's value beside its control."""
+    best = value["control"]
+    note = f"{best['name'].replace('_', ' ')} {best['value']:.3f}" if best else ""
+    return number(value, value["marked"], note)
+
+
 def not_computed(result: Mapping[str, Any]) -> Table:
-    table = Table("not-computed", "What was not computed, and what it needs", ["what", "needs"])
-    seen: dict[str, str] = dict(result.get("not_computed", {}))
-    for arm in result["runs"].values():
+    """What is missing, why, and in which of the plain rows."""
+    table = Table(
+        "not-computed", "What was not computed, and what it needs", ["what", "needs", "in rows"]
+    )
+    plain = {name: arm for name, arm in result["runs"].items() if arm["plain"]}
+    titles = [arm["title"] for arm in plain.values()]
+    seen: dict[tuple[str, str], dict[str, None]] = {
+        item: {} for item in result.get("not_computed", {}).items()
+    }
+
+    def note(title: str, missing: Mapping[str, str]) -> None:
+        for item in missing.items():
+            seen.setdefault(item, {})[title] = None
+
+    for name, arm in plain.items():
         for groups in arm["tasks"].values():
-            seen |= groups["overall"]["not_computed"]
+            note(arm["title"], groups["overall"]["not_computed"])
+        for fields in result["subgroups"].get(name, {}).values():
+            lacking = {p: m["not_computed"] for p, m in fields.items() if "not_computed" in m}
+            note(arm["title"], lacking)
     for found in result["reliance"].values():
-        seen |= found["not_computed"] if found["metrics"] else {}
-    for fields in (f for tasks in result["subgroups"].values() for f in tasks.values()):
-        seen |= {p: m["not_computed"] for p, m in fields.items() if "not_computed" in m}
-    table.rows = [[Cell(what.replace("_", " ")), Cell(why)] for what, why in sorted(seen.items())]
+        note(found["title"], found["not_computed"] if found["metrics"] else {})
+    for (what, why), where in sorted(seen.items()):
+        said = "all" if set(titles) <= set(where) else "; ".join(where)
+        table.rows.append([Cell(what.replace("_", " ")), Cell(why), Cell(said)])
     return table

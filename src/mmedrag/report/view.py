@@ -170,7 +170,7 @@ def reliance_bars(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = {r["title"]: r["metrics"] for r in result["reliance"].values()
              if set(r["metrics"]) & set(RELIANCE_BARS[:-1])}  # fmt: skip
     found = found or {r["title"]: r["metrics"] for r in result["reliance"].values()}
-    systems = list(found)[-MOST_LINES:]
+    systems = _before_and_after(result, list(found))
     shown = [m for m in RELIANCE_BARS if any(m in found[s] for s in systems)]
     if not shown:
         return []
@@ -184,6 +184,16 @@ def reliance_bars(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("Reliance of each system with 95 % intervals. Lower is better for excess copying, "
              "over-reliance, follow rate and reference harm; higher for reference gain and image "
              "sensitivity.", drawn)]  # fmt: skip
+
+
+def _before_and_after(result: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
+    """As many systems as a chart can hold apart: of more, the last one of the first model
+    (everything but the tuning) and the last ones."""
+    if len(titles) <= MOST_LINES:
+        return list(titles)
+    model = {r["title"]: r["model"] for r in result["reliance"].values()}
+    before = [t for t in titles[: 1 - MOST_LINES] if model[t] == model[titles[0]]][-1]
+    return [before, *titles[1 - MOST_LINES :]]
 
 
 def hubness(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], Table]:
