@@ -237,6 +237,22 @@ def test_a_raising_model_fails_its_request_alone():
         assert "mmedrag_failures_total 1" in httpx.get(server.url + "/metrics").text
 
 
+@pytest.mark.parametrize("fault", [SystemExit(3), MemoryError(), KeyboardInterrupt()])
+def test_no_fault_of_a_model_ends_the_service(fault):
+    """SystemExit and the panics of libraries in Rust are no ``Exception``."""
+
+    def touchy(request):
+        if "burst" in request.prompt.text:
+            raise fault
+        return echo(request)
+
+    with serving(make_pipeline(touchy), timeout=5) as server:
+        failed = ask(server.url, "Does it burst?")
+        assert failed.status_code == 500 and failed.json()["error"]["code"] == "model_failed"
+        assert ask(server.url).status_code == 200
+        assert httpx.get(server.url + "/healthz").status_code == 200
+
+
 def test_a_prompt_that_cannot_fit_is_the_callers_fault():
     from mmedrag.types import UserError
 

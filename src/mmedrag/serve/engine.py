@@ -32,7 +32,7 @@ from mmedrag.serve import evidence
 from mmedrag.serve.audit import Audit
 from mmedrag.serve.decoder import Decoded, png
 from mmedrag.serve.errors import Refused
-from mmedrag.serve.queue import Batcher, Busy, Job, Stopped
+from mmedrag.serve.queue import Batcher, Busy, Job, Stopped, contained
 from mmedrag.serve.settings import ServeSettings
 from mmedrag.serve.versions import describe
 from mmedrag.types import Condition, Example, Prompt, Trace, UserError
@@ -93,10 +93,11 @@ class Stages(Worker):
         def watched(part: list[Trace]) -> None:
             try:
                 step(part)
-            except Exception as error:
+            except BaseException as error:
+                fault = contained(error)
                 if len(part) == 1:
-                    self.faults[id(part[0])] = error
-                raise
+                    self.faults[id(part[0])] = fault
+                raise fault from None
 
         super()._careful(watched, traces)
 

@@ -32,6 +32,14 @@ class Stopped(Exception):
     """The service is stopping and takes no more work."""
 
 
+def contained(error: BaseException) -> Exception:
+    """What ends a request and not the service: SystemExit and the panics of libraries in Rust
+    are no ``Exception``."""
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+
+
 @dataclass
 class Job(Generic[T]):
     """One request. ``work`` settles ``future``; what it leaves unsettled is failed for it."""
@@ -151,10 +159,10 @@ class Batcher(Generic[T]):
             start = time.monotonic()
             try:
                 self.work(jobs)
-            except Exception as error:
+            except BaseException as error:
                 log.exception("a batch failed")
                 for job in jobs:
-                    job.fail(error)
+                    job.fail(contained(error))
             for job in jobs:
                 job.fail(RuntimeError("the batch ended without an answer to this request"))
             spent = (time.monotonic() - start) / len(jobs)
