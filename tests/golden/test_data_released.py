@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmedrag.datasets import check, export_released, import_data
-from mmedrag.datasets.checks import CheckReport
+from mmedrag.datasets.check_report import CheckReport
 from mmedrag.types import DataFolder, Pair, read_jsonl
 
 RELEASED = os.environ.get("MMEDRAG_RELEASED")
@@ -86,8 +86,21 @@ def test_the_check_reports_the_known_faults(report: CheckReport) -> None:
     assert len(leaks) == 492 and all(f.message.startswith("quilt/") for f in leaks)
     assert report.totals["identical_texts"] == 589
     assert "leak_patient" not in report.totals and "bad_row" not in report.totals
+    # questions of the IU test file that were cut apart badly, or answered with nothing
+    iu = {code: [f for f in report.findings if f.code == code]
+          for code in ("answer_in_question", "question_in_answer", "empty_text")}  # fmt: skip
+    assert {code: len(found) for code, found in iu.items()} == {
+        "answer_in_question": 20, "question_in_answer": 22, "empty_text": 3,
+    }  # fmt: skip
+    assert all(f.file.endswith("iuxray_test.jsonl") for found in iu.values() for f in found)
     cut = [f for f in report.findings if f.code == "cut_text"]
     assert len(cut) >= 150 and sum("pathology" in f.file for f in cut) >= len(cut) - 2
+
+
+def test_an_import_keeps_the_known_faults(imported: Path, report: CheckReport) -> None:
+    after = check([imported], images=False)
+    for code in ("wrong_image", "leak_image", "repeated_image", "identical_texts", "cut_text"):
+        assert after.totals[code] == report.totals[code], code
 
 
 def test_baselines_equal_the_known_ones(report: CheckReport) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from mmedrag.datasets import check, import_data, stats
 from mmedrag.datasets import check_text as rules
-from mmedrag.datasets.checks import FINDINGS
+from mmedrag.datasets.check_report import FINDINGS
 from mmedrag.types import UserError
 
 
@@ -243,6 +244,86 @@ def test_released_rows_are_checked_as_they_stand(tmp_path: Path) -> None:
     assert len(by["identical_texts"]) == 2 and len(by["no_signal"]) == 1
 
 
+def test_questions_and_answers_that_hold_each_other(tmp_path: Path) -> None:
+    """Generated questions that were cut apart badly, as in the released test questions."""
+    ask = {"image": "slo_fundus_08003.jpg", "report": "R."}
+    said = [
+        ("Is the disc pale? - Yes", "2. Is the cup large? - No"),
+        ("Is it large (above 0.6)? No", "No."),
+        ("", "Yes."),
+        ("Is it small?", ""),
+        ("Is it round? Please choose from the following two options: [yes, no]", "No."),
+        ("Is it grey (yes or no)?", "Yes, it is."),
+    ]
+    write(
+        tmp_path / "test/vqa/harvard_test.jsonl",
+        [
+            ask | {"question_id": n, "question": f"{q}\n<image>", "answer": a}
+            for n, (q, a) in enumerate(said)
+        ]
+        + [ask | {"question_id": 9, "question": "Is it?", "answer": 3}],
+    )
+    by = found(tmp_path)
+    assert [f.line for f in by["answer_in_question"]] == [1, 2]
+    assert [f.line for f in by["question_in_answer"]] == [1]
+    assert [f.line for f in by["closed_answer"]] == [1]
+    assert [(f.line, f.message) for f in by["empty_text"]] == [(3, "question"), (4, "answer")]
+    assert [(f.line, f.message) for f in by["bad_row"]] == [(7, "answer: got 3, expected text")]
+
+
+def test_an_import_keeps_the_faults_of_released_rows(tmp_path: Path) -> None:
+    """Their images are not part of that data: rows without one are still about it."""
+    hexes = ["0a1b2c3d-00000001", "0a1b2c3d-00000002"]
+    turns = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "By Dr. Miller."}]
+    pairs = [
+        {"id": own, "image": f"p10/p10000001/s5/{hexes[0]}.jpg", "conversations": turns,
+         "rejected_conversations": turns, "rejected_noised": 1}
+        for own in hexes
+    ]  # fmt: skip
+    for name, rows in (
+        ("alignment/radiology_report", pairs),
+        (
+            "retriever/pathology_train",
+            [{"id": 1, "image_path": "q.jpg", "caption": "A gland is seen in"}],
+        ),
+        ("retriever/pathology_val", [{"id": 1, "image_path": "q.jpg", "caption": "Another one."}]),
+    ):
+        path = tmp_path / "src" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows))
+    import_data("released", tmp_path / "src", tmp_path / "out")
+    for folder in (tmp_path / "src", tmp_path / "out"):
+        by = found(folder)
+        assert [len(by[code]) for code in ("wrong_image", "leak_image", "repeated_image")] == [
+            1, 1, 1,
+        ]  # fmt: skip
+        assert "q.jpg is in train and val" in by["leak_image"][0].message
+        # a text is judged once, in however many rows it stands
+        assert [(f.message, f.count) for f in by["identity"]] == [("name-like: 'Dr. Miller'", 2)]
+        assert len(by["cut_text"]) == 1
+    assert by["cut_text"][0].count == 2  # the corpus row and the report to write
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    def rows(name: str, count: int) -> Path:
+        write(
+            tmp_path / name / "corpus.jsonl",
+            [{"id": f"{n}", "text": f"Report {n % 50} is here.", "patient": f"{n}",
+              "split": "train", "image": f"{n}.png"} for n in range(count)],
+        )  # fmt: skip
+        return tmp_path / name
+
+    small, large = rows("small", 500), rows("large", 6000)
+    check([small], images=False)  # what is imported and cached once
+    peaks = []
+    for folder in (small, large):
+        tracemalloc.start()
+        check([folder], images=False)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2**17, peaks  # 22 bytes a row
+
+
 def test_images_of_released_rows_are_looked_for_under_a_root(tmp_path: Path) -> None:
     write(
         tmp_path / "test/report/harvard_test.jsonl",
@@ -378,6 +459,8 @@ def test_identity_is_seen(text: str) -> None:
         "10-12-14 mm",
         "p53 and CD20 2019",
         "Type 1234 stain",
+        "Dr. Identified agrees with Dr. Person and Dr. [redacted].",
+        "Mitofusin (accession no. O43399)",  # of a protein
     ],
 )
 def test_what_is_no_identity_stays_unseen(text: str) -> None:
@@ -413,6 +496,9 @@ def test_half_words_need_the_whole_one_elsewhere() -> None:
     assert words.half("fluorescenc") == "fluorescence"
     assert words.half("crypt") is None  # crypts is its plural
     assert words.half("unheard") is None
+    words.add("immune fluorescenc")  # the same text in another row
+    assert words.half("fluorescenc") is None
+    assert words.half("fluorescenc", here=2) == "fluorescence"
 
 
 def test_an_import_and_its_check_agree(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mmedrag.protocols import resolve
 from mmedrag.types import Split, UserError
 
 if TYPE_CHECKING:
-    from mmedrag.datasets.checks import CheckReport
+    from mmedrag.datasets.check_report import CheckReport
 
 __all__ = ["FORMATS", "ImportResult", "check", "export_released", "import_data", "stats"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment
 from PIL import Image
 
-from mmedrag.datasets.checks import FINDINGS, CheckReport, Finding
+from mmedrag.datasets.check_report import FINDINGS, CheckReport, Finding
 from mmedrag.datasets.writer import write_atomic
 from mmedrag.images import load_image
 from mmedrag.types import UserError

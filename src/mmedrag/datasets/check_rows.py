@@ -39,7 +39,7 @@ class Item:
     made_open: bool = False  # an import found its answer to be neither yes nor no
     text: str | None = None  # report, caption or corpus text
     images: list[str] = field(default_factory=list)
-    paths: list[Path] = field(default_factory=list)  # where they lie, as far as that is known
+    paths: list[str] = field(default_factory=list)  # where they lie, as far as that is known
     missing: list[str] = field(default_factory=list)  # an import said: not there
     patient: str | None = None
     split: str | None = None
@@ -49,7 +49,21 @@ class Item:
     sides: tuple[Any, Any] | None = None  # a pair's two sides, comparable
     texts: tuple[str, str] | None = None
     noised: bool = False
+    own_id: str = ""  # what its source calls it
     error: str | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """The pictures that the row is about, whether they are there or not."""
+        return [*self.images, *(f"{self.source}/{name}" for name in self.missing)]
+
+    @property
+    def told(self) -> list[str]:
+        """Every text that a person would read, each once."""
+        said = [self.text, self.question, self.answer]
+        for side in self.sides or ():
+            said += [side[0], side[3]]
+        return list(dict.fromkeys(text for text in said if text))
 
 
 def read(path: Path, image_root: Path | Mapping[str, Path] | None = None) -> Iterator[Item]:
@@ -99,9 +113,8 @@ def _native(path: Path, root: Path) -> Iterator[Item]:
             yield item
             continue
         item.source, item.split = value.source or root.name, value.split
-        item.images = [value.image] if isinstance(value.image, str) else list(value.image or [])
-        item.paths = [root / name for name in item.images]
-        item.images = [f"{root}/{name}" for name in item.images]
+        names = [value.image] if isinstance(value.image, str) else list(value.image or [])
+        item.images = item.paths = [f"{root}/{name}" for name in names]
         if isinstance(value, Example):
             item.task, item.question, item.answer = value.task, value.question, value.answer
             item.closed = value.answer_type == "closed"
@@ -122,10 +135,13 @@ def _pair(item: Item, pair: Pair, root: Path) -> None:
     for side in (pair.chosen, pair.rejected):
         names = [side.image] if isinstance(side.image, str) else list(side.image or [])
         item.images += [f"{root}/{n}" for n in names if f"{root}/{n}" not in item.images]
-        item.paths += [root / n for n in names if root / n not in item.paths]
         noise = side.noise.model_dump() if side.noise else None
         sides.append((side.prompt.text, tuple(names), str(noise), side.text))
+    item.paths = item.images
     item.sides, item.texts = (sides[0], sides[1]), (pair.chosen.text, pair.rejected.text)
+    origin = pair.meta.get("released")
+    fields = origin.get("fields") if isinstance(origin, dict) else None
+    item.own_id = str(fields.get("id") or "") if isinstance(fields, dict) else item.id
     item.noised = sides[0][2] != sides[1][2] or sides[0][1] != sides[1][1]
 
 
@@ -144,12 +160,12 @@ def _released(row: Row, name: str, image_root: Path | Mapping[str, Path] | None)
     item.source, item.study, item.patient = study.dataset or name, study.name, study.patient
     item.split = released.split_of(name, value)
     own = value.get("question_id", value.get("id"))
-    item.id = str(own) if isinstance(own, (str, int)) else ""
+    item.id = item.own_id = str(own) if isinstance(own, (str, int)) else ""
     names = released.image_names(value)
     item.images = [f"{item.source}/{n}" for n in names]
     roots = released.roots_for(image_root, study)
     item.paths = [
-        next((r / n for r in roots if (r / n).is_file()), roots[0] / n) for n in names if roots
+        str(next((r / n for r in roots if (r / n).is_file()), roots[0] / n)) for n in names if roots
     ]
     if kind == "alignment":
         item.kind = "pair"
@@ -162,8 +178,12 @@ def _released(row: Row, name: str, image_root: Path | Mapping[str, Path] | None)
         return item
     item.task = "report" if "gt_report" in value else "vqa"
     key = "question" if kind == "vqa" else "prompt"
-    item.question = _text(value, key)
-    item.answer = _text(value, "answer" if kind == "vqa" else "gt_answer")
+    answer = "answer" if kind == "vqa" else "gt_answer"
+    for wanted in (key, *([answer] if item.task == "vqa" else [])):
+        if not isinstance(value.get(wanted), str):
+            item.error = f"{wanted}: got {value.get(wanted)!r:.60}, expected text"
+            return item
+    item.question, item.answer = _text(value, key), _text(value, answer)
     item.closed = item.task == "vqa"
     item.tokens_needed = kind == "vqa"
     asked = [key, *(["text"] if isinstance(value.get("text"), str) else [])]

@@ -13,6 +13,8 @@ _MONTH = (
     r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
 )
 _NAME = r"(?:[A-Z]['’])?[A-Z][a-z]+(?:-[A-Z]?[a-z]+)?"
+# what stands for a name that was taken out
+_HIDDEN = r"(?i:(?:un|de-?)?identified|redacted|anonym\w*|removed|name|person|patient)\b"
 IDENTITY: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("date", re.compile(
         r"\b(?:0?[1-9]|[12]\d|3[01])([./-])(?:0?[1-9]|[12]\d|3[01])\1(?:19|20)\d\d\b"
@@ -20,12 +22,13 @@ IDENTITY: tuple[tuple[str, re.Pattern[str]], ...] = (
         rf"|\b(?:\d{{1,2}}(?:st|nd|rd|th)?\s+)?{_MONTH}\.?\s+(?:\d{{1,2}}(?:st|nd|rd|th)?,?\s+)?"
         r"(?:19|20)\d\d\b", re.IGNORECASE)),
     ("name", re.compile(
-        rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Doctor)\b\.?\s+(?:{_NAME}|[A-Z]\.\s*{_NAME})"
+        rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Doctor)\b\.?\s+(?!{_HIDDEN})(?:{_NAME}|[A-Z]\.\s*{_NAME})"
         rf"|\b(?i:patient(?:'s)? name|name of (?:the )?patient|referring physician|dictated by"
         rf"|signed by|radiologist)\s*:\s*(?:{_NAME})")),
     ("id", re.compile(
         r"\b(?:MRN|SSN|NHS|accession|medical record|patient id|hospital number|case no)\b"
-        r"\.?\s*(?:number|no|nr|#)?\s*[:#.]?\s*[A-Z]{0,4}-?\d{4,}"
+        r"\.?\s*(?:number|no|nr|#)?\s*[:#.]?\s*"
+        r"(?![A-Z]\d{5}\b)[A-Z]{0,4}-?\d{4,}"  # not the accession of a gene or a protein
         r"|\b\d{3}-\d{2}-\d{4}\b", re.IGNORECASE)),
     ("contact", re.compile(
         r"\b[\w.+-]+@[\w-]+\.[a-z]{2,}\b|\(\d{3}\)\s?\d{3}-\d{4}\b"
@@ -100,9 +103,12 @@ class Words:
             self._seen = Counter({w: n for w, n in self._seen.items() if n > 1})
         self._heads = None
 
-    def half(self, word: str) -> str | None:
-        """A common word of which ``word`` (seen once, here) is the beginning; not its plural."""
-        if self._seen[word] > 1:
+    def half(self, word: str, here: int = 1) -> str | None:
+        """A common word of which ``word`` is the beginning, not the singular.
+
+        ``word`` itself must not have been seen elsewhere than here (``here`` times).
+        """
+        if self._seen[word] > here:
             return None
         if self._heads is None:
             self._heads = {}
@@ -127,3 +133,16 @@ def repeats_question(question: str, answer: str) -> bool:
     """The answer holds the whole question (of four words or more)."""
     asked = normal(question.replace("<image>", " ")).rstrip("?").strip()
     return len(asked.split()) >= 4 and asked in normal(answer)
+
+
+def asks(answer: str, closed: bool) -> bool:
+    """The answer is a question; that to a closed question must not even hold one."""
+    return answer.rstrip().endswith("?") or (closed and "?" in answer)
+
+
+_ITSELF = re.compile(r"[?)]\W*\b(?:yes|no)\W*$", re.IGNORECASE)
+
+
+def answers_itself(question: str) -> bool:
+    """The question goes on after its mark with yes or no: "Is it large? - No"."""
+    return bool(_ITSELF.search(question))
