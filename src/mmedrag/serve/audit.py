@@ -23,15 +23,10 @@ START = "0" * 64
 
 
 class Audit:
-    """An audit log file.
-
-    Attributes:
-        broken: why the last write failed; None when it did not.
-    """
+    """An audit log file."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.broken: str | None = None
         self._last = START  # hash of the last line
         self._lock = threading.Lock()
         try:
@@ -62,11 +57,10 @@ class Audit:
                 last = hashlib.sha256(lines[-1]).hexdigest()
             try:
                 self._append(b"".join(lines))
-            except OSError as error:
-                self.broken = error.strerror or "unknown reason"
+            except OSError:
                 os.ftruncate(self._file, size)  # a half-written record is none
                 raise
-            self._last, self.broken = last, None
+            self._last = last
 
     def close(self) -> None:
         os.close(self._file)

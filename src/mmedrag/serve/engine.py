@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -171,8 +172,14 @@ class Engine:
             found.append("the worker thread has ended")
         if self.batcher.stuck_for() > 2 * self.settings.timeout:
             found.append("the model does not return")
-        if self.audit is not None and self.audit.broken:
-            found.append(f"the audit log cannot be written: {self.audit.broken}")
+        places = {"storage": self._folder}
+        if self.audit is not None:
+            places["audit log"] = self.audit.path.parent
+        for what, folder in places.items():
+            try:
+                _probe(folder)
+            except OSError as error:
+                found.append(_storage(error, what))
         return found
 
     # --- in the batcher's thread ----------------------------------------------------------------
@@ -355,6 +362,13 @@ def _remove(paths: Sequence[Path]) -> None:
     for path in paths:
         with suppress(FileNotFoundError):
             path.unlink()
+
+
+def _probe(folder: Path) -> None:
+    """See that the disk takes a page. Looked at anew each time: a service that is taken out of
+    turn while its disk is full gets no request that would show that there is room again."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.write(file.fileno(), bytes(4096))
 
 
 def _storage(error: BaseException, what: str = "storage") -> str:
