@@ -35,6 +35,8 @@ class DomainTraining:
         keep: share of validation pictures that the threshold must keep as known.
         strength: inverse L2 weight of the head. ``trees``, ``depth``: of the unknown score.
         statistics: use the plain picture statistics beside the encoder.
+        fine_tune: epochs in which the encoder's picture side learns the domains (0: frozen),
+            ``fine_tune_lr`` its learning rate.
     """
 
     per_domain: int = 1000
@@ -46,6 +48,8 @@ class DomainTraining:
     trees: int = 300
     depth: int = 4
     statistics: bool = True
+    fine_tune: int = 0
+    fine_tune_lr: float = 1e-5
     seed: int = 0
 
 

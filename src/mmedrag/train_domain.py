@@ -1,6 +1,7 @@
-"""``train domain``: a calibrated head on frozen features, with *unknown*.
+"""``train domain``: a calibrated head on an encoder's features, with *unknown*.
 
-Place in the picture: makes what ``domain.py`` loads. Steps: features of the training pictures;
+Place in the picture: makes what ``domain.py`` loads. Steps: where asked, fine-tuning of the
+encoder's picture side (``domain_tune``); features of the training pictures;
 a linear softmax head (L2, class-balanced); one temperature on validation pictures (Guo et al.
 2017); boosted trees that tell training pictures from outliers (channel swaps of them, and drawn
 pictures, ``domain_outliers``); a threshold from validation pictures and outliers of their own.
@@ -61,7 +62,8 @@ def train_domain(
     """Train on split ``train``, calibrate on ``val`` (without one: 15 % of the patients).
 
     Args:
-        encoder: name or folder of a frozen encoder; None uses the picture statistics alone.
+        encoder: name or folder of an encoder, frozen unless ``settings.fine_tune`` (it is then
+            given by name); None uses the picture statistics alone.
         copy_encoder: None copies a small local encoder folder into the model.
         notice: a sentence that the model gives with pictures it does not know.
 
@@ -73,14 +75,20 @@ def train_domain(
     """
     settings = settings or DomainTraining()
     path = Path(out)
-    model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
-    if model is None and not settings.statistics:
+    if encoder is None and not settings.statistics:
         raise UserError("train domain: neither an encoder nor picture statistics to look at")
     train, val = split_rows(data, settings.seed)
     train = _limited(train, settings)
     labels = sorted({str(row.domain) for row in train})
     if len(labels) < 2:
         raise UserError(f"train domain: found domains {labels}, expected at least two")
+    if settings.fine_tune:
+        if not isinstance(encoder, str):
+            raise UserError("train domain: fine-tuning needs an encoder's name or folder")
+        from mmedrag.domain_tune import fine_tune
+
+        encoder = str(fine_tune(encoder, train, path / "encoder", settings, device))
+    model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
 
     x, y, _ = features_of(train, model, settings.statistics)
     xv, yv, _ = features_of(val, model, settings.statistics)
@@ -229,7 +237,9 @@ def keep_encoder(model: Encoder | None, path: Path, copy: bool | None) -> dict[s
     spec = getattr(model, "spec", "")
     folder = Path(spec)
     local = bool(spec) and folder.is_dir()
-    if copy is None:
+    if local and folder == path / "encoder":  # a fine-tuned one is there already
+        spec, copy = "encoder", False
+    elif copy is None:
         copy = local and sum(f.stat().st_size for f in folder.glob("*")) <= COPY_LIMIT
     if copy:
         if not local:

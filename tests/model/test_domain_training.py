@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmedrag import domain_outliers
@@ -20,10 +21,11 @@ from mmedrag.domain_fit import (
     threshold_between,
     tree_arrays,
 )
+from mmedrag.encoders import load_encoder
 from mmedrag.phantom.build import build
 from mmedrag.train_domain import split_rows, train_domain, zero_shot_domain, zero_shot_from
 from mmedrag.types import UNKNOWN, DataFolder, Example, UserError, write_jsonl
-from retrieval_tools import paint
+from retrieval_tools import paint, tiny_clip
 
 pytestmark = pytest.mark.model
 SMALL = DomainTraining(variants=1, swaps=2, outliers=200, trees=60)
@@ -60,6 +62,38 @@ def test_the_folder_is_ordinary_and_says_what_it_was_trained_on(
     assert set(ids) == {row.id for row in train}
     assert not set(ids) & {row.id for row in val}
     assert "not a medical device" in (trained / "README.md").read_text()
+
+
+def test_a_fine_tuned_encoder_is_saved_beside_its_head(data: DataFolder, tmp_path: Path) -> None:
+    """The picture side learns, the text side and the given encoder stay; pictures that it never
+    saw lie nearer to those of their own domain than in the frozen tower."""
+    from safetensors.torch import load_file
+
+    start = tiny_clip(tmp_path / "clip")
+    before = load_file(start / "model.safetensors")
+    settings = replace(SMALL, outliers=60, trees=10, fine_tune=2, fine_tune_lr=1e-3)
+    found = train_domain([data], tmp_path / "tuned", str(start), settings)
+    assert found["val_accuracy"] == 1.0
+    rows = data.corpus("test")
+    same = np.array([[a.domain == b.domain for b in rows] for a in rows])
+    apart = {}
+    for folder in (start, tmp_path / "tuned/encoder"):
+        seen = load_encoder(str(folder), "cpu").images([row.images[0] for row in rows])
+        alike = seen @ seen.T
+        apart[folder.name] = alike[same].mean() - alike[~same].mean()
+    assert apart["encoder"] > apart["clip"] + 0.2
+    after = load_file(tmp_path / "tuned/encoder/model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("vision" in name or "visual" in name for name in moved)
+    assert all(torch.equal(before[n], t) for n, t in load_file(start / "model.safetensors").items())
+    config = json.loads((tmp_path / "tuned/config.json").read_text())
+    assert config["encoder"]["spec"] == "encoder" and config["settings"]["fine_tune"] == 2
+    moved_folder = (tmp_path / "tuned").rename(tmp_path / "elsewhere")
+    model = open_domain(moved_folder)
+    picture = next(r.images[0] for r in data.corpus("test"))
+    assert model.identify([[picture]])[0].scores.keys() == set(config["labels"])
+    with pytest.raises(UserError, match="needs an encoder's name"):
+        train_domain([data], tmp_path / "none", None, replace(SMALL, fine_tune=1))
 
 
 def test_labels_confidence_and_unknown(trained: Path, data: DataFolder, tmp_path: Path) -> None:

@@ -23,6 +23,12 @@ def noun() -> None:
     show_default=True,
     help="Frozen encoder: a folder, hf:ID, hf-hub:ID, ...; none: picture statistics.",
 )
+@click.option(
+    "--fine-tune",
+    type=click.IntRange(min=0),
+    metavar="EPOCHS",
+    help="Train the encoder's picture side too, so many epochs; it is saved in OUT/encoder.",
+)
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 @click.option("--notice", help="What the model says with pictures it does not know.")
 @click.option(
@@ -32,7 +38,7 @@ def noun() -> None:
 )
 def domain(
     call: Call, data: tuple[Path, ...], out: Path, encoder: str, device: str | None,
-    notice: str | None, prompts: Path | None,
+    notice: str | None, prompts: Path | None, fine_tune: int | None,
 ) -> None:  # fmt: skip
     """Train domain identification on the domains that DATA states (split train, fitted on val).
 
@@ -47,7 +53,7 @@ def domain(
     if prompts:
         call.finish({"out": out, **zero_shot_from(prompts, out, encoder, device)})
         return
-    settings = call.settings(DomainTraining, None, **call.seed_if_given())
+    settings = call.settings(DomainTraining, fine_tune=fine_tune, **call.seed_if_given())
     metrics = train_domain(
         [DataFolder(path) for path in data], out, None if encoder == "none" else encoder,
         settings, device, notice=notice,
