@@ -104,7 +104,7 @@ def test_every_fault_is_found_at_its_line(tmp_path: Path) -> None:
     picture(20).save(images / "a.png")
     picture(20).save(images / "b.bmp")
     (images / "bomb.png").write_bytes(bomb())
-    expected = {
+    expected: dict[tuple[Any, ...], int] = {
         ("bad_row", "examples"): ask(task="riddle"),
         ("duplicate_id", "examples"): ask(id="e1", question="Is it another?"),
         ("closed_answer", "examples"): ask(question="Is it there?", answer="Perhaps."),
@@ -121,6 +121,10 @@ def test_every_fault_is_found_at_its_line(tmp_path: Path) -> None:
             answer="yes",
             patient="p1",
             split="val",
+        ),
+        # an open answer to the same question is no contradiction, only asked again
+        ("duplicate_question", "examples", 2): ask(
+            image="images/2.png", patient="p2", split="test", answer="A cyst.", answer_type="open"
         ),
         ("leak_patient", "examples"): ask(
             patient="p3", split="test", image=None, question="Is it large?"
@@ -159,11 +163,12 @@ def test_every_fault_is_found_at_its_line(tmp_path: Path) -> None:
     )
     expected |= {("no_signal", "pairs"): 1, ("identical_texts", "pairs"): 2}
     by = found(tmp_path)
-    for (code, table), line in expected.items():
+    for (code, table, *_), line in expected.items():
         places = [(Path(f.file).stem, f.line) for f in by.get(code, [])]
         assert (table, line) in places, (code, line, places)
     assert [f.line for f in by["bad_row"] if "corpus" in f.file] == [len(corpus) + 1]
     for code in (
+        "contradiction",
         "closed_answer",
         "question_in_answer",
         "image_bomb",

@@ -115,19 +115,22 @@ def check(
     DATA are data folders or released files; several are also checked against each other.
     """
     from mmedrag.datasets import check as check_data
+    from mmedrag.datasets.check_report import FINDINGS
 
     report = check_data(
         data, html=html, image_root=image_root, images=not no_images, most=most,
         progress=call.progress("rows"),
     )  # fmt: skip
-    lines = [str(finding) for finding in report.findings]
-    lines += [f"{code}: {count}" for code, count in sorted(report.totals.items())]
-    lines += [
+    shown = [str(finding) for finding in report.findings]
+    shown += [f"{FINDINGS[code][0]} {code}: {count}" for code, count in report.totals.items()]
+    shown += [
         f"{b.source} {b.split or ''}: always yes {b.yes:.3f}, always no {b.no:.3f}, "
         f"question only {b.question_only:.3f} (n={b.n})"
         for b in report.baselines
     ] + report.notes
-    text = "\n".join([*lines, f"{sum(report.rows.values())} rows, {report.errors} errors"])
+    warnings = report.total("warning")
+    text = "\n".join([*shown, f"{sum(report.rows.values())} rows, {report.errors} errors, "
+                      f"{warnings} warnings"])  # fmt: skip
     call.finish(report.to_dict(), text, ok=not report.errors)
 
 

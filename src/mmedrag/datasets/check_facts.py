@@ -114,6 +114,13 @@ class Facts:
         )
         return (Place(*row) for row in found)
 
+    def holds(self, kind: str, key: bytes, *values: str) -> bool:
+        """Whether a group has each of these values."""
+        found = self.db.execute(
+            "SELECT DISTINCT value FROM fact WHERE kind = ? AND key = ?", (kind, key)
+        )
+        return {digest(value) for value in values} <= {row[0] for row in found}
+
     def first_of_each_split(self, kind: str, key: bytes) -> list[Place]:
         columns = _PLACE.replace("p.n", "MIN(p.n)", 1)  # SQLite: the others are of that row
         found = self.db.execute(

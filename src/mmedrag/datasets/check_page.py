@@ -32,13 +32,17 @@ _PAGE = """<!doctype html>
  table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
  th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ccc;
           vertical-align: top; }
- td.n { text-align: right; font-variant-numeric: tabular-nums; }
+ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+ td:first-child { white-space: nowrap; } a { color: #0b4fa8; }
  .error { color: #8f1414; } .warning { color: #7a4a00; } .note { color: #333; }
- code { overflow-wrap: anywhere; } figure { display: inline-block; margin: .3rem; }
+ p, li { overflow-wrap: anywhere; } li { margin-bottom: .3rem; } ul { padding-left: 1.2rem; }
+ figure { display: inline-block; margin: .3rem; }
  figcaption { font-size: .8rem; max-width: 10rem; overflow-wrap: anywhere; }
  .wide { overflow-x: auto; }
+ @media (max-width: 40rem) {
+  th, td { padding: .25rem .3rem; } td:first-child { white-space: normal; } }
  @media (prefers-color-scheme: dark) {
-  body { color: #eee; background: #161616; } th, td { border-color: #444; }
+  body { color: #eee; background: #161616; } th, td { border-color: #444; } a { color: #9cc2ff; }
   .error { color: #ff9b9b; } .warning { color: #ffc56b; } .note { color: #ccc; } }
 </style></head><body><main>
 <h1>Data check</h1>
@@ -47,8 +51,8 @@ _PAGE = """<!doctype html>
 {{ warnings }} warnings.</p>
 {% for note in report.notes %}<p>{{ note }}</p>{% endfor %}
 <table><caption>What was found</caption>
-<thead><tr><th scope="col">kind</th><th scope="col">meaning</th><th scope="col">how many</th></tr>
-</thead><tbody>
+<thead><tr><th scope="col">kind</th><th scope="col">meaning</th>
+<th scope="col" class="n">how many</th></tr></thead><tbody>
 {% for code, count in report.totals.items() %}
 <tr><td class="{{ kinds[code][0] }}"><a href="#{{ code }}">{{ code }}</a>
 ({{ kinds[code][0] }})</td>
@@ -58,9 +62,9 @@ _PAGE = """<!doctype html>
 {% if report.baselines %}
 <h2>What closed questions give away without an image</h2>
 <div class="wide"><table><thead><tr><th scope="col">source</th><th scope="col">split</th>
-<th scope="col">n</th><th scope="col">always yes</th><th scope="col">always no</th>
-<th scope="col">F1 of always yes</th><th scope="col">question only (leave one out)</th>
-<th scope="col">question only (from train)</th></tr></thead><tbody>
+{% for name in ("n", "always yes", "always no", "F1 of always yes",
+"question only (leave one out)", "question only (from train)") %}
+<th scope="col" class="n">{{ name }}</th>{% endfor %}</tr></thead><tbody>
 {% for b in report.baselines %}<tr><td>{{ b.source }}</td><td>{{ b.split }}</td>
 <td class="n">{{ b.n }}</td><td class="n">{{ pct(b.yes) }}</td><td class="n">{{ pct(b.no) }}</td>
 <td class="n">{{ pct(b.f1_yes) }}</td><td class="n">{{ pct(b.question_only) }}</td>
@@ -101,7 +105,7 @@ def write_page(report: CheckReport, path: Path) -> None:
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE).render(
         report=report, kinds=FINDINGS, groups=groups, pictures=pictures, pct=_percent,
         rows=", ".join(f"{n} {kind} rows" for kind, n in sorted(report.rows.items())),
-        warnings=sum(n for c, n in report.totals.items() if FINDINGS[c][0] == "warning"),
+        warnings=report.total("warning"),
     )  # fmt: skip
     write_atomic(path, page.encode("utf-8", "replace"))
 

@@ -217,7 +217,8 @@ class _Check:
     def repeats(self) -> None:
         for group in self.facts.groups("question", rows=2):
             *before, at = self.facts.rows("question", group.key, 10)
-            code = "duplicate_question" if group.values == 1 else "contradiction"
+            opposed = self.facts.holds("question", group.key, "yes", "no")
+            code = "contradiction" if opposed else "duplicate_question"
             said = f"{group.shown!r:.100}, {group.rows} times"
             self.repeat(code, said, group.rows, [at, *before])
         for group in self.facts.groups("text", values=2):
