@@ -149,7 +149,7 @@ def _lacks(row: Row, parts: Parts) -> str:
     if row.name == "beam" and row.beams == 1:
         return "this generator has no beam search"
     if row.name.startswith("pt-") and not (row.adapter and parts.adapts):
-        return "no such adapter is here" if parts.adapts else "this generator takes no adapter"
+        return "no adapter of this set is named" if parts.adapts else "it takes no adapter"
     return next(filter(None, map(_absent, _folders(row.adapter))), "")
 
 
@@ -162,8 +162,8 @@ def _folders(adapter: Adapter | None) -> list[str]:
 def _absent(adapter: str) -> str:
     try:
         there = (located(adapter) / "adapter_config.json").is_file()
-    except UserError as error:
-        return str(error)
+    except UserError:
+        return f"{adapter} is not in this installation"
     return "" if there else f"{adapter}: no adapter (adapter_config.json) in it"
 
 

@@ -17,7 +17,7 @@ from mmedrag.evaluate import evaluate
 from mmedrag.system import Flags, System, resolve
 from mmedrag.types import DataFolder
 
-STUDIES = 12  # of each domain: what two slow cores answer in under five minutes
+STUDIES = 10  # of each domain: what two slow cores answer in under five minutes
 
 
 def demo(

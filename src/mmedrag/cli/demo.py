@@ -11,7 +11,7 @@ from mmedrag.cli.common import FOLDER, Call, command
 
 @command("demo")
 @click.option("--out", type=FOLDER, default="demo", show_default=True, help="Folder to write.")
-@click.option("--studies", type=click.IntRange(1), help="Test studies per domain  [default: 12]")
+@click.option("--studies", type=click.IntRange(1), help="Test studies per domain  [default: 10]")
 @click.option("--full", is_flag=True, help="Every test study, and RAG-PT with two sets of pairs.")
 def noun(call: Call, out: Path, studies: int | None, full: bool) -> None:
     """Three domains, base model to full ablation, metrics and an HTML report.
