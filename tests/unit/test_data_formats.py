@@ -356,7 +356,16 @@ def test_a_saved_hugging_face_dataset_folder(tmp_path: Path) -> None:
     for split, content in rows.items():
         folder = tmp_path / "saved" / split
         folder.mkdir(parents=True)
-        table = pa.table({"caption": [c for c, _ in content], "id": [n for _, n in content]})
+        table = pa.table(
+            {
+                "caption": [c for c, _ in content],
+                "id": [n for _, n in content],
+                "grade": [n % 2 for _, n in content],
+            }
+        )
+        grade = {"names": ["low", "high"], "_type": "ClassLabel"}
+        described = json.dumps({"info": {"features": {"grade": grade}}})
+        table = table.replace_schema_metadata({"huggingface": described})
         with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink:
             with pa.ipc.new_stream(sink, table.schema) as stream:
                 stream.write_table(table)
@@ -370,3 +379,6 @@ def test_a_saved_hugging_face_dataset_folder(tmp_path: Path) -> None:
         ("two.", "train"),
     ]
     assert len({r.id for r in corpus}) == 3
+    assert {r.text: r.meta["grade"] for r in corpus} == {
+        "one.": "high", "two.": "low", "three.": "high",
+    }  # fmt: skip

@@ -23,7 +23,7 @@ from mmedrag.datasets.common import (
     split_named,
     text_of,
 )  # fmt: skip
-from mmedrag.datasets.rows import Row
+from mmedrag.datasets.rows import Row, parse
 from mmedrag.datasets.vqa import split_from
 from mmedrag.datasets.writer import Writer
 from mmedrag.types import UserError
@@ -53,7 +53,8 @@ def load(
     ``columns`` maps our names (``id, image, text, question, answer, answer_type, domain,
     split, patient, source, licence, attribution``) to the table's; an empty value switches one
     off. Several ``image`` columns are views, several ``text`` columns one text, a paragraph
-    each. Images are paths, or ``{bytes, path}`` as Hugging Face datasets store them.
+    each. Images are paths, or ``{bytes, path}`` as Hugging Face datasets store them; their
+    class numbers become names.
     """
     mapped = _map(columns or {})
     roots = [image_root] if image_root else [src if src.is_dir() else src.parent]
@@ -119,12 +120,29 @@ def read_table(path: Path, name: str) -> Iterator[Row]:
     number = 0
     try:
         for batch in _batches(path):
+            classes = _classes(batch.schema.metadata)
             for value in batch.to_pylist():
+                for column in classes.keys() & value.keys():
+                    value[column] = classes[column].get(value[column], value[column])
                 yield Row(name, number + 1, number, value=value)
                 number += 1
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         yield Row(name, number + 1, number, error=f"table cannot be read: {reason}; rows end here")
+
+
+def _classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[Any, str]]:
+    """Columns of class numbers → their names, as Hugging Face datasets describe them."""
+    try:
+        described = parse((metadata or {}).get(b"huggingface", b"{}").decode("utf-8"))
+        features = described.get("info", {}).get("features", {})
+        return {
+            column: dict(enumerate(map(str, feature["names"])))
+            for column, feature in features.items()
+            if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return {}  # a description is not needed to read the rows
 
 
 def _batches(path: Path) -> Iterator[Any]:
