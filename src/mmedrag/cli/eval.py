@@ -37,25 +37,33 @@ def noun(
 
 
 def headline(result: dict, out: Path) -> str:
-    """The main numbers with intervals and the best control, a line each; then what was asked
-    for and could not be computed."""
+    """The main numbers with interval and best control, a line each; then what was asked for and
+    could not be computed."""
     from mmedrag.metrics_clinical import NAMES
 
-    lines, lacking = [], set()
+    lines = []
+    lacking = {f"not computed: {why}" for why in result.get("not_computed", {}).values()}
     for name, arm in result["runs"].items():
         for task, groups in arm["tasks"].items():
             for group, found in groups.items():
                 why = found.get("not_computed", {})
                 lacking |= {f"not computed: {why[key]}" for key in NAMES if key in why}
                 for metric in ("balanced_accuracy", "token_f1", "finding_f1", "rouge_l"):
-                    value = found["metrics"].get(metric)
-                    if not value or value["value"] is None:
-                        continue
-                    low, high = value["low"], value["high"]
-                    mark = found.get("marked", {}).get(metric)
-                    lines.append(
-                        f"{name}  {task}/{group}  {metric} {value['value']:.3f} "
-                        f"[{low:.3f}, {high:.3f}] n={value['n']}"
-                        + (f"  not above control {mark}" if mark else "")
-                    )
+                    if said := score(found, metric):
+                        lines.append(f"{name}  {task}/{group}  {metric} {said}")
     return "\n".join([*lines, *sorted(lacking), f"written to {out}"])
+
+
+def score(found: dict, metric: str) -> str:
+    """A value with its interval (where there is one), n and best control; "" without a value."""
+    from mmedrag.compare import rival
+
+    value = found["metrics"].get(metric)
+    if not value or value["value"] is None:
+        return ""
+    low, high = value["low"], value["high"]
+    bounds = "no interval" if low is None else f"[{low:.3f}, {high:.3f}]"
+    best = rival(found["controls"], metric)
+    beside = f"  control {best[0]} {best[1]:.3f}" if best else ""
+    mark = ", not clearly below" if beside and metric in found.get("marked", {}) else ""
+    return f"{value['value']:.3f} {bounds} n={value['n']}{beside}{mark}"
