@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
-from mmedrag.metrics import average, proportion
+from mmedrag.metrics import average, closed, proportion
 from mmedrag.metrics_stats import (
     RankStat,
     clean,
@@ -66,11 +66,15 @@ def test_missing_patients_are_their_own_clusters():
 
 
 def test_ten_thousand_resamples_of_four_thousand_rows_in_two_seconds(rng):
-    right = rng.random(4000) < 0.7
+    """In processor time: the wall clock would measure what else runs here."""
+    truth = ["yes" if v else "no" for v in rng.random(4000) < 0.5]
+    said = ["yes" if v else "no" for v in rng.random(4000) < 0.5]
+    stats = list(closed(said, truth).values())
+    assert len(stats) == 11
     groups = clusters([str(i) for i in range(4000)])
-    start = time.perf_counter()
-    resample([proportion(right)], groups, 10_000)
-    assert time.perf_counter() - start < 2.0
+    start = time.process_time()
+    resample(stats, groups, 10_000)
+    assert time.process_time() - start < 2.0
 
 
 def test_same_seed_same_numbers_and_shared_weights(rng):
