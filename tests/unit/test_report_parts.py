@@ -153,6 +153,36 @@ def test_hubness_counts_images_not_questions():
     assert names["share of the most used"].value == 0.8
 
 
+def test_reliance_before_the_tuning_stays_among_many_tuned_systems():
+    rate = {"excess_copying": {"value": 0.1, "low": 0.0, "high": 0.2}}
+    names = ["naive", "selection", *(f"tuned {i}" for i in range(7))]
+    found = {
+        "reliance": {
+            name: {"title": name, "model": "m" if i < 2 else name, "metrics": rate}
+            for i, name in enumerate(names)
+        }
+    }
+    ((_, drawn),) = view.reliance_bars(found)
+    shown = [name for name in names if f">{name}<" in drawn]
+    assert shown == ["selection", *names[-5:]]
+
+
+def test_what_is_missing_says_where():
+    def arm(title, plain, **missing):
+        overall = {"overall": {"not_computed": missing}}
+        return {"title": title, "plain": plain, "tasks": {"report": overall}}
+
+    found = {
+        "runs": {"a": arm("A", True, blank_image="needs a run", constant="needs --data"),
+                 "b": arm("B", True, constant="needs --data"),
+                 "c": arm("C", False, copied="needs hits")},
+        "reliance": {}, "subgroups": {}, "not_computed": {"row D": "no adapter"},
+    }  # fmt: skip
+    rows = [[cell.text for cell in row] for row in tables.not_computed(found).rows]
+    assert rows == [["blank image", "needs a run", "A"], ["constant", "needs --data", "all"],
+                    ["row D", "no adapter", ""]]  # fmt: skip
+
+
 def test_confusion_counts_every_answer():
     found = view.confusion(arms())
     counts = {(r[0].text, r[2].text): [c.value for c in r[3:6]] for r in found.rows}
