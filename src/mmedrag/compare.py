@@ -6,13 +6,14 @@ family; Holm's procedure keeps its chance of any false claim at 5 %.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from mmedrag import metrics
+from mmedrag.arms import Arm
 from mmedrag.metrics_stats import (
     RESAMPLES,
     clean,
@@ -30,7 +31,7 @@ PRIMARY = {
     "report": ("rouge_l", "finding_f1"),
 }
 MEANS = frozenset({"accuracy", "exact_match", "token_f1", "rouge_l"})  # means of row values
-ALL_PAIRS = 6  # up to so many arms every pair is compared, beyond it first and neighbours
+ALL_PAIRS = 6  # up to so many arms every pair is compared
 # metrics that a control can meaningfully beat; parse_rate, ece and the like only describe
 UNMARKED = frozenset({"parse_rate", "ece", "unreadable_rate", "finding_precision",
                       "finding_recall"})  # fmt: skip
@@ -70,14 +71,32 @@ def marked(
     return out
 
 
+def steps(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """Which arms are compared: up to 6 every pair; of more each one with the first, with its
+    predecessor, and with the last one of the first's model, which is what a tuned model began
+    from. The latter two have references if the arm has."""
+    if len(arms) <= ALL_PAIRS:
+        return list(combinations([a.name for a in arms], 2))
+    chosen: dict[tuple[str, str], None] = {}
+    for i, arm in enumerate(arms[1:], 1):
+        alike = [a for a in arms[:i] if (a.references == "none") == (arm.references == "none")]
+        untuned = [a for a in alike if a.model == arms[0].model]
+        for other in (arms[0], *alike[-1:], *untuned[-1:]):
+            chosen[other.name, arm.name] = None
+    return list(chosen)
+
+
 def compare_arms(
-    kept: Mapping[str, Mapping[str, Any]], resamples: int = RESAMPLES, seed: int = 0
+    kept: Mapping[str, Mapping[str, Any]],
+    pairs: Sequence[tuple[str, str]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Paired tests between arms on the rows that both answered.
 
     Args:
-        kept: arm -> task -> :class:`mmedrag.scoring.Scored`. Up to 6 arms every pair is
-            compared; of more, each with the first and with its predecessor.
+        kept: arm -> task -> :class:`mmedrag.scoring.Scored`.
+        pairs: names of the arms to compare (see :func:`steps`).
 
     Returns:
         Rows of task, metric, a, b, value (b - a) with interval, n, p and Holm-adjusted p.
@@ -85,13 +104,6 @@ def compare_arms(
         paired bootstrap.
     """
     out = []
-    names = list(kept)
-    pairs = list(combinations(names, 2))
-    if len(names) > ALL_PAIRS:
-        steps = {(names[0], other) for other in names[1:]} | set(
-            zip(names, names[1:], strict=False)
-        )
-        pairs = [pair for pair in pairs if pair in steps]
     for task in PRIMARY:
         family = []
         for a, b in pairs:

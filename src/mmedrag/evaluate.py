@@ -22,7 +22,7 @@ import numpy as np
 from mmedrag import controls as ctrl
 from mmedrag import metrics, metrics_text
 from mmedrag.arms import TASKS, Arm, load_arms, system_groups
-from mmedrag.compare import compare_arms
+from mmedrag.compare import compare_arms, steps
 from mmedrag.controls import TrainingData
 from mmedrag.metrics_stats import RESAMPLES, AnyStat, clean
 from mmedrag.reliance import missing, reliance
@@ -143,14 +143,12 @@ def evaluate(
             "title": str(title or name), "model": own[0].model, "metrics": found,
             "not_computed": missing(found),
         }  # fmt: skip
-    plain = {a.name for a in arms if a.plain}
-    result["comparisons"] = compare_arms(
-        {name: tasks for name, tasks in kept.items() if name in plain}, resamples, seed
-    )
+    plain = [a for a in arms if a.plain]
+    result["comparisons"] = compare_arms(kept, steps(plain), resamples, seed)
     result["subgroups"] = {
         name: {task: subgroup_tables(scored, subgroups, resamples, seed)
                for task, scored in tasks.items()}
-        for name, tasks in kept.items() if subgroups and name in plain
+        for name, tasks in kept.items() if subgroups and name in {a.name for a in plain}
     }  # fmt: skip
     result["signatures"] = metrics_text.signatures()
     lacking = dict(not_run or {})

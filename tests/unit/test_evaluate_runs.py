@@ -193,6 +193,22 @@ def test_comparisons_are_paired_and_corrected(tmp_path, skilled):
     assert row["p_holm"] >= row["p"]
 
 
+def test_of_many_rows_the_tuned_ones_are_compared_with_what_they_were_tuned_from(tmp_path):
+    def arm(name, references, adapter=None):
+        rows = [closed_trace(i, "yes", "yes", references=references) for i in range(4)]
+        system = {"row": name, "generator": {"model": "m", "adapter": adapter}}
+        return write_run(tmp_path / name, rows, system=system)
+
+    runs = [arm("base", "none"), arm("naive", "selected"), arm("chosen", "selected")]
+    runs += [arm(f"{a}-{r}", r, a) for a in ("one", "two", "all") for r in ("none", "selected")]
+    found = evaluate(runs, resamples=20)["comparisons"]
+    pairs = {(row["a"], row["b"]) for row in found}
+    assert {a for a, b in pairs if b == "all-selected"} == {"base", "chosen", "two-selected"}
+    assert {a for a, b in pairs if b == "all-none"} == {"base", "two-none"}
+    assert {a for a, b in pairs if b == "chosen"} == {"base", "naive"}
+    assert all(row["p_holm"] >= row["p"] for row in found)
+
+
 def test_subgroups_show_the_gap(tmp_path):
     rows = []
     for i in range(120):
