@@ -6,8 +6,8 @@
 ARG PYTHON=3.11-slim-bookworm
 
 FROM python:${PYTHON} AS build
-# PyPI's torch brings CUDA; this index has the CPU build of the same version, a tenth of the size.
-# For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple
+# The usual torch brings CUDA; this index has the CPU build of the same version, a tenth of the
+# size, which pip prefers where it sees both. For a GPU: --build-arg TORCH_INDEX=
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=serve,dicom
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -15,12 +15,11 @@ WORKDIR /build
 RUN python -m venv /opt/mmedrag
 # Requirements first, so that a changed source file does not install torch again.
 COPY constraints.txt ./
-RUN /opt/mmedrag/bin/pip install -c constraints.txt --index-url "${TORCH_INDEX}" \
-      --extra-index-url https://pypi.org/simple torch
+RUN /opt/mmedrag/bin/pip install -c constraints.txt \
+      ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
-RUN /opt/mmedrag/bin/pip install -c constraints.txt ".[${EXTRAS}]" \
-    && /opt/mmedrag/bin/python -m compileall -q /opt/mmedrag/lib
+RUN /opt/mmedrag/bin/pip install -c constraints.txt ".[${EXTRAS}]"
 
 FROM python:${PYTHON}
 LABEL org.opencontainers.image.title="mmedrag" \

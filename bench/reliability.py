@@ -4,9 +4,10 @@ One process serves over a real socket while clients in the same process ask: bot
 machine, so throughput is a floor. Batching is compared with one question at a time, in turns.
 While no answering model is embedded, a random one of the same shape answers.
 
-    python bench/reliability.py [--quick | --full] [--out bench/results] [--docs PAGE]
+    python bench/reliability.py [--quick | --full] [--out bench/results] [--docs PAGE] [--note TEXT]
 
---full: five minutes of load and 5,000 uploads. --docs also writes the figures into that page.
+--full: five minutes of load and 5,000 uploads. --docs also writes the figures into that page,
+with --note beside the machine: what else ran there.
 """
 
 from __future__ import annotations
@@ -182,6 +183,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def seconds_of_processor() -> float:
+    """What this process and its ended children have used."""
+    return sum(os.times()[:4])
+
+
 def page(found: dict[str, Any]) -> str:
     """The figures in Markdown."""
     facts, loaded, upload = found["machine"], found["load"], found["uploads"]
@@ -214,7 +220,9 @@ def page(found: dict[str, Any]) -> str:
         [
             f"Model: {found['model']}. {facts['cpu']}, {facts['cores']} cores, "
             f"{facts['threads']} threads, load {facts['load_at_start']} at the start, "
-            f"torch {facts['torch']}; service and clients on the same machine.",
+            f"torch {facts['torch']}; service and clients on the same machine, where they got "
+            f"{facts['processors']} of a processor"
+            + (f" ({facts['note']})." if facts["note"] else "."),
             "",
             "| what | found |",
             "|---|---|",
@@ -241,10 +249,12 @@ def main() -> None:
     size.add_argument("--full", action="store_const", const="full", dest="size")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results")
     parser.add_argument("--docs", type=Path, help="a page with marks, to write the figures into")
+    parser.add_argument("--note", default="", help="what else ran on the machine")
     options = parser.parse_args()
     chosen = options.size or "default"
     seconds, turn, count = SIZES[chosen]
-    facts = machine()
+    facts = {**machine(), "note": options.note}
+    begun, used = time.perf_counter(), seconds_of_processor()
     with tempfile.TemporaryDirectory() as folder:
         pipeline, name = shipped_pipeline(Path(folder))
         cases = phantom_cases(Path(folder) / "data", 24)
@@ -257,6 +267,8 @@ def main() -> None:
             "uploads": uploads(count),
             "stop": stop(),
         }
+    share = (seconds_of_processor() - used) / (time.perf_counter() - begun)
+    facts["processors"] = round(share, 2)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"reliability{'' if chosen == 'default' else '-' + chosen}.json"
     path.write_text(json.dumps(found, indent=2) + "\n")
