@@ -206,7 +206,6 @@ def test_of_many_rows_the_tuned_ones_are_compared_with_what_they_were_tuned_from
     assert {a for a, b in pairs if b == "all-selected"} == {"base", "chosen", "two-selected"}
     assert {a for a, b in pairs if b == "all-none"} == {"base", "two-none"}
     assert {a for a, b in pairs if b == "chosen"} == {"base", "naive"}
-    assert all(row["p_holm"] >= row["p"] for row in found)
 
 
 def test_subgroups_show_the_gap(tmp_path):
