@@ -20,8 +20,6 @@ Colour = tuple[float, float, float]
 
 STRENGTH = {"mild": 0.6, "moderate": 0.85, "severe": 1.1, None: 0.9}
 HALVES = (("superior", -1.0), ("inferior", 1.0))
-
-
 # Retina red, green, blue; and how plainly the choroid shows through.
 PIGMENT: dict[str, tuple[Colour, float]] = {
     "light": ((0.90, 0.50, 0.27), 0.085),

@@ -7,85 +7,25 @@ into colour by absorption at the end, so that stain and hue act as they do on a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import numpy as np
 
-from mmedrag.phantom.canvas import Canvas, Dice, Window, smooth, turn
+from mmedrag.phantom.canvas import Canvas, Dice, smooth, turn
 from mmedrag.phantom.grammar import DomainSpec, Findings, has
+from mmedrag.phantom.histology_findings import PAINT, paint_mitoses
+from mmedrag.phantom.histology_slide import COS, SIN, Slide, blend, draws, spots, texture
 from mmedrag.phantom.histology_words import ATTRIBUTES, FINDINGS, NORMAL
 
 STRENGTH = {"mild": 0.6, "moderate": 0.85, "severe": 1.1, None: 0.9}
-
-
 # Glands: lattice spacing, half-width and length/width (at high power), lumen's share of radius.
 GLANDS = {
     "acinar": (0.33, 0.125, 1.0, 0.38),
     "tubular": (0.31, 0.115, 2.3, 0.34),
     "cystic": (0.42, 0.185, 1.15, 0.76),
 }
-# What each dye takes from red, green and blue; proportions of common H&E colours.
-EOSIN, HAEM = (0.15, 1.0, 0.55), (0.78, 1.0, 0.36)
-BLOOD, MUCUS = (0.2, 1.0, 0.82), (1.0, 0.7, 0.18)
 PLACED = ("necrosis", "fat", "mucin", "haemorrhage", "lymphocytes", "calcification")
-COS, SIN = np.array([turn(k / 256) for k in range(256)], np.float32).T
-
-
-def draws(dice: Dice, *shape: int) -> np.ndarray:
-    """Uniform float32 in [0, 1), 24 random bits each."""
-    bits = np.random.PCG64(int(dice.unit() * 2**53)).random_raw(math.prod(shape))
-    return ((bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(shape)
-
-
-def spots(
-    canvas: Canvas, dots: Sequence[np.ndarray], soft: float = 0.45, rim: float = 0.0
-) -> np.ndarray:  # fmt: skip
-    """The maximum of many small soft ellipses at once, which does not depend on their order.
-
-    ``dots`` are equally long arrays x, y, rx, ry, angle (turns, not negative) and weight;
-    ``rim`` above 0 makes the middle lighter.
-    """
-    x, y, rx, ry, angle, weight = dots
-    n = canvas.size
-    reach = float(max(rx.max(), ry.max())) * math.sqrt(1 + soft) if len(x) else 0.0
-    half = int(reach * n) + 1
-    row, col = (np.floor(v * np.float32(n)).astype(np.int64) for v in (y, x))
-    inside = (row >= -half) & (row < n + half) & (col >= -half) & (col < n + half)
-    row, col, x, y, rx, ry, angle, weight = (
-        v[inside] for v in (row, col, x, y, rx, ry, angle, weight)
-    )
-    step = np.arange(-half, half + 1)
-    rows, cols = row[:, None] + step, col[:, None] + step
-    scale = np.float32(n)
-    dx = ((cols.astype(np.float32) + np.float32(0.5)) / scale - x[:, None])[:, None, :]
-    dy = ((rows.astype(np.float32) + np.float32(0.5)) / scale - y[:, None])[:, :, None]
-    at = (angle * np.float32(256)).astype(np.int64) & 255
-    cos, sin = COS[at][:, None, None], SIN[at][:, None, None]
-    u = (dx * cos + dy * sin) / rx[:, None, None]
-    v = (dy * cos - dx * sin) / ry[:, None, None]
-    q = u * u + v * v
-    shape = smooth((np.float32(1 + soft) - q) / np.float32(2 * soft))
-    if rim:
-        shape *= np.float32(1 - rim) + np.float32(rim) * np.minimum(q, np.float32(1))
-    shape *= weight[:, None, None]
-    wide = n + 4 * half + 2
-    out = np.zeros(wide * wide, np.float32)
-    place = (rows[:, :, None] + 2 * half) * wide + (cols[:, None, :] + 2 * half)
-    np.maximum.at(out, place.ravel(), shape.ravel())
-    return out.reshape(wide, wide)[2 * half : 2 * half + n, 2 * half : 2 * half + n]
-
-
-def texture(dice: Dice, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Value noise in [-1, 1] at lattice coordinates of any direction (cells of size 1)."""
-    grid = draws(dice, 64 * 64) * np.float32(2) - np.float32(1)
-    i, j = np.floor(u), np.floor(v)
-    s, t = smooth(u - i), smooth(v - j)
-    i, j = i.astype(np.int64), j.astype(np.int64)
-    i0, i1, j0, j1 = i & 63, (i + 1) & 63, (j & 63) * 64, ((j + 1) & 63) * 64
-    near = grid[j0 + i0] * (1 - s) + grid[j0 + i1] * s
-    far = grid[j1 + i0] * (1 - s) + grid[j1 + i1] * s
-    return near * (1 - t) + far * t
 
 
 @lru_cache(maxsize=16)
@@ -109,49 +49,6 @@ def _ring(aspect: float, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return points[:, 0], points[:, 1], np.array(normals, np.float32) / np.float32(256)
 
 
-def _blend(old: np.ndarray, new: np.ndarray | float, mask: np.ndarray) -> np.ndarray:
-    return old + (np.asarray(new, np.float32) - old) * mask
-
-
-def _disc(dice: Dice, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """``n`` points in the unit disc: a jittered lattice ordered at random, denser inside."""
-    u = draws(dice, 2, 4 * n) * np.float32(2) - np.float32(1)
-    keep = np.flatnonzero(u[0] * u[0] + u[1] * u[1] < 1)[:n]
-    return u[0, keep], u[1, keep]
-
-
-class _Slide:
-    """Dye densities of one tile while it is painted."""
-
-    def __init__(self, canvas: Canvas) -> None:
-        self.canvas = canvas
-        self.eosin, self.haem, self.nuclei = (canvas.full(0.0) for _ in range(3))
-        self.blood, self.mucus = canvas.full(0.0), canvas.full(0.0)
-
-    def cover(
-        self, at: Window, mask: np.ndarray, eosin: np.ndarray | float = 0.0,
-        haem: np.ndarray | float = 0.0, nuclei: np.ndarray | float = 0.0,
-        blood: np.ndarray | float = 0.0, mucus: np.ndarray | float = 0.0,
-    ) -> None:  # fmt: skip
-        """Put a layer of the given densities over the window, ``mask`` its opacity."""
-        for layer, value in (
-            (self.eosin, eosin), (self.haem, haem), (self.nuclei, nuclei),
-            (self.blood, blood), (self.mucus, mucus),
-        ):  # fmt: skip
-            layer[at] = _blend(layer[at], value, mask)
-
-    def absorb(self, stain: float, tint: Sequence[float]) -> np.ndarray:
-        """Light through the dyes, 1 / (1 + d + d²/2): close to exp(-d), and exact everywhere."""
-        haem = self.haem + self.nuclei
-        channels = []
-        for c in range(3):
-            d = self.eosin * np.float32(stain * EOSIN[c]) + haem * np.float32(stain * HAEM[c])
-            d += self.blood * np.float32(stain * BLOOD[c])
-            d += self.mucus * np.float32(stain * MUCUS[c])
-            channels.append(np.float32(tint[c]) / (1 + d + d * d * np.float32(0.5)))
-        return np.stack(channels, -1)
-
-
 def render(
     canvas: Canvas,
     findings: Findings,
@@ -167,7 +64,7 @@ def render(
     x, y = canvas.x, canvas.y
     zoom = 1.0 if attributes["magnification"] == "high" else 0.56
     purple = attributes["hue"] == "purple"
-    slide = _Slide(canvas)
+    slide = Slide(canvas)
 
     def strength(name: str, side: str | None = None) -> float:
         """Severity of a finding on a side, 0 when absent; contrast not included."""
@@ -275,7 +172,7 @@ def render(
                     slide, cx, cy + place.spread(0.025), grade, contrast, place, ragged, zoom
                 )
     if findings["mitoses"].present:
-        _mitoses(slide, findings["mitoses"].count or 1, contrast, dice("mitoses"), span, zoom)
+        paint_mitoses(slide, findings["mitoses"].count or 1, contrast, dice("mitoses"), span, zoom)
 
     if bare:
         way = x if left else 1 - x
@@ -290,7 +187,7 @@ def render(
 
 
 def _glands(
-    slide: _Slide, attributes: Mapping[str, str], findings: Findings,
+    slide: Slide, attributes: Mapping[str, str], findings: Findings,
     dice: Callable[[str], Dice], contrast: float, bx: np.ndarray, by: np.ndarray,
     zoom: float, turned: float,
 ) -> tuple[tuple[np.ndarray, np.ndarray], list[np.ndarray]]:  # fmt: skip
@@ -371,185 +268,6 @@ def _glands(
     return (epithelium, lumen), [v.reshape(-1)[chosen] for v in nuclei]
 
 
-def _region(
-    slide: _Slide, cx: float, cy: float, rx: float, ry: float, ragged: np.ndarray, soft: float
-) -> tuple[Window, np.ndarray]:
-    """A ragged-edged patch: its window and mask."""
-    canvas = slide.canvas
-    at = canvas.window(cx, cy, rx * 1.4, ry * 1.4)
-    dx, dy = (canvas.x[at] - np.float32(cx)) / np.float32(rx), canvas.y[at] - np.float32(cy)
-    dy = dy / np.float32(ry)
-    q = dx * dx + dy * dy + ragged[at] * np.float32(0.45)
-    inside = smooth((np.float32(1 + soft) - q) / np.float32(2 * soft))
-    # Nothing reaches the window's border or the other half of the field.
-    return at, inside * smooth((np.float32(1.9) - dx * dx - dy * dy) / np.float32(0.4))
-
-
-Painter = Callable[[_Slide, float, float, float, float, Dice, np.ndarray, float], None]
-
-
-def _necrosis(
-    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
-    r = 0.11 + 0.065 * grade
-    at, mask = _region(slide, cx, cy, r * 1.2, r, ragged, 0.25)
-    canvas = slide.canvas
-    dust = texture(place, canvas.x[at] * np.float32(60), canvas.y[at] * np.float32(60))
-    show = min(0.97, (0.3 + 0.7 * contrast) * (0.6 + 0.42 * grade))
-    slide.cover(
-        at, mask * np.float32(show), eosin=np.float32(0.27) * (1 + np.float32(0.25) * dust),
-        haem=0.08 + 0.05 * dust, nuclei=slide.nuclei[at] * np.float32(0.1), blood=0.1,
-        mucus=0.06,
-    )  # fmt: skip
-    u, v = _disc(place, 46)
-    rnd = draws(place, 3, len(u))
-    size = np.float32(0.0035) + np.float32(0.0045) * rnd[0]
-    debris = spots(
-        canvas,
-        (np.float32(cx) + u * np.float32(r), np.float32(cy) + v * np.float32(r * 0.9),
-         size, size, rnd[1], np.float32(0.7) + np.float32(0.6) * rnd[2]),
-    )[at]  # fmt: skip
-    slide.nuclei[at] = np.maximum(slide.nuclei[at], debris * mask * np.float32(show))
-
-
-def _fat(
-    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
-    at, mask = _region(slide, cx, cy, 0.18, 0.16, ragged, 0.12)
-    canvas = slide.canvas
-    cell = 0.058 + 0.03 * zoom
-    u, v = canvas.x[at] / np.float32(cell), canvas.y[at] / np.float32(cell)
-    i, j = np.floor(u), np.floor(v)
-    grid = draws(place, 2, 32 * 32) * np.float32(0.6) + np.float32(0.2)
-    first, second = np.full_like(u, 9), np.full_like(u, 9)
-    for dj in (-1, 0, 1):
-        for di in (-1, 0, 1):
-            at_cell = ((j + dj).astype(np.int64) & 31) * 32 + ((i + di).astype(np.int64) & 31)
-            ex, ey = u - i - di - grid[0][at_cell], v - j - dj - grid[1][at_cell]
-            q = ex * ex + ey * ey
-            second = np.minimum(second, np.maximum(first, q))
-            first = np.minimum(first, q)
-    wall = 1 - smooth((second - first) / np.float32(0.2))
-    show = np.float32(min(0.98, 0.35 + 0.65 * contrast))
-    slide.cover(
-        at, mask * show, eosin=0.02 + 0.7 * wall, haem=0.01 + 0.12 * wall,
-        nuclei=slide.nuclei[at] * wall * np.float32(0.3),
-    )  # fmt: skip
-
-
-def _mucin(
-    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
-    at, mask = _region(slide, cx, cy, 0.165, 0.14, ragged, 0.35)
-    canvas = slide.canvas
-    strings = texture(place, canvas.x[at] * np.float32(12), canvas.y[at] * np.float32(40))
-    show = np.float32(min(0.97, 0.35 + 0.65 * contrast))
-    slide.cover(
-        at, mask * show, eosin=0.02, haem=0.02, nuclei=slide.nuclei[at] * np.float32(0.06),
-        mucus=np.float32(0.27) * (1 + np.float32(0.5) * strings),
-    )  # fmt: skip
-
-
-def _haemorrhage(
-    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
-    at, mask = _region(slide, cx, cy, 0.15, 0.125, ragged, 0.5)
-    u, v = _disc(place, 210)
-    rnd = draws(place, 3, len(u))
-    size = (np.float32(0.0105) + np.float32(0.003) * rnd[0]) * np.float32(0.55 + 0.45 * zoom)
-    cells = spots(
-        slide.canvas,
-        (np.float32(cx) + u * np.float32(0.16), np.float32(cy) + v * np.float32(0.14),
-         size, size * np.float32(0.85), rnd[1], np.float32(0.75) + np.float32(0.35) * rnd[2]),
-        soft=0.3, rim=0.3,
-    )[at] * mask  # fmt: skip
-    show = np.float32(min(1.0, 0.15 + 0.85 * contrast))
-    slide.cover(at, mask * show * np.float32(0.6), eosin=0.2, haem=0.03, blood=0.28,
-                nuclei=slide.nuclei[at] * np.float32(0.5))  # fmt: skip
-    slide.cover(at, np.minimum(cells, 1) * show, blood=1.15, nuclei=slide.nuclei[at] * 0)
-
-
-def _lymphocytes(
-    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
-    r = 0.085 + 0.055 * grade
-    at, mask = _region(slide, cx, cy, r, r * 0.9, ragged, 0.4)
-    spacing = 0.0235 * (0.5 + 0.5 * zoom)
-    u, v = _disc(place, int(1.7 * grade * r * r / (spacing * spacing)) + 12)
-    rnd = draws(place, 3, len(u))
-    size = np.float32(0.4 * spacing) + np.float32(0.1 * spacing) * rnd[0]
-    cells = spots(
-        slide.canvas,
-        (np.float32(cx) + u * np.float32(r * 1.1), np.float32(cy) + v * np.float32(r),
-         size, size, rnd[1], np.float32(1.2) + np.float32(0.4) * rnd[2]), soft=0.3,
-    )[at]  # fmt: skip
-    show = np.float32(min(1.0, 0.35 + 0.7 * contrast))
-    slide.cover(at, mask * show * np.float32(0.65), eosin=0.3, haem=0.22,
-                nuclei=slide.nuclei[at] * np.float32(0.6))  # fmt: skip
-    dark = np.minimum(mask * np.float32(2), 1) * cells * show * np.float32(1.25)
-    slide.nuclei[at] = np.maximum(slide.nuclei[at], dark)
-
-
-def _calcification(
-    slide: _Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
-    canvas = slide.canvas
-    show = min(1.0, 0.4 + 0.6 * contrast)
-    for k in range(place.integer(7, 9)):
-        r = place.uniform(0.02, 0.042) * (0.8 + 0.2 * zoom)
-        far = 0.0 if k == 0 else place.uniform(0.05, 0.115)
-        dx, dy = turn(place.unit())
-        gx, gy, tilt = cx + far * dx, cy + far * dy, place.unit()
-        at, halo = canvas.ellipse(gx, gy, r * 1.22, r * 1.12, 0.3, tilt)
-        slide.cover(at, halo * np.float32(0.85 * show), eosin=0.1, haem=0.03)
-        at, grain = canvas.ellipse(gx, gy, r, r * 0.85, 0.2, tilt)
-        ex, ey = canvas.x[at] - np.float32(gx), canvas.y[at] - np.float32(gy)
-        layers = (ex * ex + ey * ey) / np.float32(r * r) * np.float32(2.5)
-        layers = layers - np.floor(layers)
-        slide.cover(
-            at, grain * np.float32(show), eosin=0.5, haem=np.float32(2.0) - layers * np.float32(0.8)
-        )
-
-
-PAINT: dict[str, Painter] = {
-    "necrosis": _necrosis, "fat": _fat, "mucin": _mucin, "haemorrhage": _haemorrhage,
-    "lymphocytes": _lymphocytes, "calcification": _calcification,
-}  # fmt: skip
-
-
-def _mitoses(
-    slide: _Slide, count: int, contrast: float, place: Dice, span: tuple[float, float], zoom: float
-) -> None:
-    """Dividing cells, one per quadrant: a pale round cell with a plate, or two parting ones."""
-    canvas = slide.canvas
-    show = min(1.0, 0.35 + 0.7 * contrast)
-    scale = 0.8 + 0.2 * zoom
-    for quarter in place.shuffled(range(4)):
-        part = (0.27 if quarter % 2 else 0.73) + place.spread(0.05)
-        cx = span[0] + (span[1] - span[0]) * part
-        cy = (0.28 if quarter < 2 else 0.72) + place.spread(0.06)
-        tilt, parting, length = place.unit(), place.chance(0.5), place.uniform(0.031, 0.037)
-        if count == 0:
-            continue
-        count -= 1
-        at, cell = canvas.ellipse(cx, cy, 0.06 * scale, 0.053 * scale, 0.16, tilt)
-        slide.cover(at, cell * np.float32(0.92 * show), eosin=0.16, haem=0.02)
-        dx, dy = turn(tilt + 0.25)
-        for sign in (-1, 1) if parting else (0,):
-            off = 0.0185 * scale * sign
-            at, plate = canvas.ellipse(
-                cx + off * dx, cy + off * dy, length * scale, 0.013 * scale, 0.35, tilt
-            )
-            dark = plate * np.float32(2.6 * show)
-            slide.nuclei[at] = np.maximum(slide.nuclei[at], dark)
-
-
 def _soften(image: np.ndarray, axis: int, step: int) -> np.ndarray:
     """The weights 1 2 1 over neighbours ``step`` pixels apart; the border repeats itself."""
     ahead, back = (np.roll(image, shift, axis) for shift in (-step, step))
@@ -560,7 +278,7 @@ def _soften(image: np.ndarray, axis: int, step: int) -> np.ndarray:
 
 
 def _photograph(
-    slide: _Slide, attributes: Mapping[str, str], dice: Callable[[str], Dice]
+    slide: Slide, attributes: Mapping[str, str], dice: Callable[[str], Dice]
 ) -> np.ndarray:
     """Stain, light, focus, dust and pen: what the laboratory and the scanner add."""
     canvas, scan = slide.canvas, dice("scan")
@@ -589,7 +307,7 @@ def _photograph(
             [(px, py + pen.spread(0.02)), (px + inward * 0.1, py + pen.spread(0.015)),
              (px + inward * pen.uniform(0.16, 0.26), py + pen.spread(0.015))], 0.035,
         )  # fmt: skip
-        image = _blend(image, np.array(ink, np.float32), (line * np.float32(0.8))[..., None])
+        image = blend(image, np.array(ink, np.float32), (line * np.float32(0.8))[..., None])
     return image
 
 
