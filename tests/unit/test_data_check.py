@@ -404,6 +404,15 @@ def test_unreadable_sources_are_usage_errors(tmp_path: Path) -> None:
             check(paths)
 
 
+def test_progress_only_goes_on(tmp_path: Path) -> None:
+    _, corpus = clean(tmp_path)
+    write(tmp_path / "corpus.jsonl", corpus * 100)  # more rows than pictures
+    seen: list[tuple[int, int | None]] = []
+    check([tmp_path], progress=lambda done, total: seen.append((done, total)))
+    steps = [done for done, _ in seen]
+    assert steps == sorted(steps) and seen[-1] == (606, 606)
+
+
 def test_listing_is_bounded_and_totals_are_not(tmp_path: Path) -> None:
     rows = [{"id": f"{n}", "text": f"Text {n} written by Dr. Miller."} for n in range(30)]
     write(tmp_path / "corpus.jsonl", rows)

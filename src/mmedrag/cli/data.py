@@ -119,7 +119,7 @@ def check(
 
     report = check_data(
         data, html=html, image_root=image_root, images=not no_images, most=most,
-        progress=call.progress("rows"),
+        progress=call.progress("rows and images"),
     )  # fmt: skip
     shown = [str(finding) for finding in report.findings]
     shown += [f"{FINDINGS[code][0]} {code}: {count}" for code, count in report.totals.items()]

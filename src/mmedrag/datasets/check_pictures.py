@@ -14,15 +14,19 @@ from mmedrag.types import UserError
 
 
 def look(
-    facts: Facts, report: CheckReport, progress: Callable[[int, int | None], None] | None = None
-) -> None:
-    """Decode every file: damage, duplicates, near-duplicates across splits and patients."""
+    facts: Facts, report: CheckReport, progress: Callable[[int, int | None], None] | None = None,
+    done: int = 0,
+) -> None:  # fmt: skip
+    """Decode every file: damage, duplicates, near-duplicates across splits and patients.
+
+    ``done``: steps that the progress has counted before.
+    """
     names = facts.paths()
     looks: list[Look] = []
     kept: list[str] = []
     for number, name in enumerate(names, 1):
         if progress:
-            progress(number, len(names))
+            progress(done + number, done + len(names))
         try:
             looks.append(Look.of(load_image(name)))
             kept.append(name)

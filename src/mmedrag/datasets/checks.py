@@ -58,7 +58,7 @@ def check(
             raise UserError(f"{', '.join(report.paths)}: no rows in it")
         run.across()
         if images:
-            look(facts, report, progress)
+            look(facts, report, progress, done)
         report.baselines = baselines(facts.db)
         facts.close()
     report.sort()

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -396,10 +395,3 @@ def _back(record: Reference | Example | Pair, fields: Mapping[str, Any]) -> dict
             if row[key][1]["value"] != side.text:
                 row[key] = [row[key][0], {**row[key][1], "value": side.text}]
     return row
-
-
-def counts(src: Path) -> Counter[str]:
-    """Rows per released format, for a quick look at a folder."""
-    return Counter(
-        kind_of(row.value) or "unknown" for path, _ in sources(src) for row in read_rows(path)
-    )
