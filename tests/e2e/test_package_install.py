@@ -26,7 +26,8 @@ IMPORTS = {  # extra → what it is for can be imported
     "": "mmedrag.pipeline, mmedrag.train_dpo, mmedrag.evaluate",
     "serve": "mmedrag.serve.app, uvicorn, openai",
     "dicom": "pydicom, dicomanonymizer, openjpeg",
-    "clip": "open_clip, timm, torchvision",
+    # beside a torch without CUDA, torchvision needs the package's own help
+    "clip": "mmedrag.encoders.torchvision_shim as t; t.ready(); import open_clip, timm",
     "ocr": "rapidocr, onnxruntime",
     "train": "trl, datasets",
     "scale": "tensorboard",
