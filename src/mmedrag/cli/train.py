@@ -53,7 +53,7 @@ def domain(
     if prompts:
         call.finish({"out": out, **zero_shot_from(prompts, out, encoder, device)})
         return
-    settings = call.settings(DomainTraining, fine_tune=fine_tune, **call.seed_if_given())
+    settings = call.settings(DomainTraining, None, fine_tune=fine_tune, **call.seed_if_given())
     metrics = train_domain(
         [DataFolder(path) for path in data], out, None if encoder == "none" else encoder,
         settings, device, notice=notice,
