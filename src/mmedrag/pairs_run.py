@@ -42,7 +42,7 @@ class PairSettings:
     limit: int | None = None
     prompts: Literal["with_references", "own"] = "with_references"
     balance_seed: int = 42
-    chunk: int = 64
+    chunk: int = 128
 
 
 def make_pairs(

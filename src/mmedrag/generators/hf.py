@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ class HFGenerator:
 
     Args:
         model: folder or hub id. adapter: PEFT folder, injected, not merged.
-        batch_size: at most this many requests at once; None: 32, or 8 from a billion parameters.
+        batch_size: at most this many requests at once; None: 64, or 8 from a billion parameters.
         max_images: how many views the model was trained to take; further views are left out.
         temperature, top_p, num_beams, seed: see :class:`Decoding`; greedy by default.
         cache_bytes: how much memory vision features may keep between calls.
@@ -67,7 +68,7 @@ class HFGenerator:
         self.image_size = self.inputs.image_size
         text = getattr(self.model.config, "text_config", self.model.config)
         self.context = int(getattr(text, "max_position_embeddings", None) or 4096)
-        self.batch_size = batch_size or (8 if loaded.parameters >= 1_000_000_000 else 32)
+        self.batch_size = batch_size or (8 if loaded.parameters >= 1_000_000_000 else 64)
         self.backoffs: list[dict[str, int]] = []
         self.verbalizers = Verbalizers.of(self.tokenizer)
         self._peft: list[Any] = []  # shared by the copies that with_adapter makes
@@ -202,7 +203,8 @@ class HFGenerator:
     ) -> list[T]:
         """``work`` over ``rows`` of ``requests``, shortest first; results in the order of rows.
 
-        When memory runs out the batch is halved, for good, and that is recorded.
+        Batches are of one size, give or take one: a small last one costs as many steps as a full
+        one. When memory runs out the batch is halved, for good, and that is recorded.
         """
 
         def length(i: int) -> tuple[int, int]:
@@ -212,7 +214,8 @@ class HFGenerator:
         found: dict[int, T] = {}
         with self.active():
             while at < len(order):
-                part = order[at : at + self.batch_size]
+                left = len(order) - at
+                part = order[at : at + math.ceil(left / math.ceil(left / self.batch_size))]
                 try:
                     done = work([requests[i] for i in part], part)
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """A LLaVA of random weights in an ordinary folder: for tests and for measuring speed.
 
-``tiny`` has some 200,000 parameters, ``embedded`` the shape of the embedded model, ``7b`` that of
-LLaVA-Med-1.5 (Mistral-7B, CLIP ViT-L/14-336, two-layer projector). Nothing in it is trained.
+``tiny`` has some 200,000 parameters, ``embedded`` the size of the embedded model, ``7b`` the shape
+of LLaVA-Med-1.5 (Mistral-7B, CLIP ViT-L/14-336, two-layer projector), ``336`` its picture and
+vocabulary in a model of 80 million parameters. Nothing in it is trained.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
         "text": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4,
                      num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024),
     },
+    "336": {
+        "vision": dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=12,
+                       num_attention_heads=6, image_size=336, patch_size=14, projection_dim=384),
+        "text": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
+                     num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=4096),
+    },
     "7b": {
         "vision": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
                        num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768),
@@ -61,7 +68,7 @@ def random_llava(
     processor = llava_processor(tokenizer, eye["image_size"], eye["patch_size"])
     text = MistralConfig(
         **{"sliding_window": None, **sizes["text"]},
-        vocab_size=32064 if shape == "7b" else len(tokenizer),
+        vocab_size=32064 if shape in ("336", "7b") else len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
