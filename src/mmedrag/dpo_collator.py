@@ -1,8 +1,9 @@
-"""A batch of encoded pairs as tensors: every distinct image once, a shared prompt once.
+"""A batch of encoded pairs as tensors: every distinct image once, a shared beginning once.
 
-Place in the picture: encoded pairs ─► *collate* ─► policy. Rows are padded on the right. A pair
-whose sides share prompt and image becomes one row, prompt + both answers; otherwise each side is
-a row. Which hidden state predicts which token of which side is listed, so the loss needs no masks.
+Place in the picture: encoded pairs ─► *collate* ─► policy. Rows are padded on the right. Sides
+that show one image and begin alike become one row, a tree: picture and references, then each
+question, then each answer. Which hidden state predicts which token of which side is listed, so
+the loss needs no masks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from mmedrag.dpo_cache import FeatureStore
 from mmedrag.dpo_encode import EncodedPair, EncodedSide, View, redrawn
+from mmedrag.generators.prefix import common_length
 from mmedrag.pairs import KINDS
 
 KIND_NAMES = tuple(KINDS)
@@ -43,27 +45,36 @@ class PairDataset(Dataset[tuple[EncodedPair, int]]):
 
 
 class LengthGrouped(Sampler[int]):
-    """Shuffled order with rows of similar length side by side.
+    """Shuffled order with rows of one picture, and of similar length, side by side.
 
     ``batch`` is the global batch, so that one process and several see the same batches. The
-    order depends on (seed, epoch) alone, so a resumed run continues in it.
+    order depends on (seed, epoch) alone, so a resumed run continues in it. ``pictures`` names
+    each row's picture (none: each its own).
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, clock: Clock, seed: int, group: bool):
-        self.lengths, self.batch, self.clock = lengths, batch, clock
-        self.seed, self.group = seed, group
+    def __init__(
+        self, lengths: Sequence[int], batch: int, clock: Clock, seed: int, group: bool,
+        pictures: Sequence[str] = (),
+    ):  # fmt: skip
+        self.batch, self.clock, self.seed, self.group = batch, clock, seed, group
+        members: dict[str, list[int]] = {}
+        for i in range(len(lengths)):
+            members.setdefault(pictures[i] if pictures else str(i), []).append(i)
+        self.rows = list(members.values())
+        self.longest = {i: max(lengths[k] for k in rows) for rows in self.rows for i in rows}
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.longest)
 
     def __iter__(self) -> Any:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.clock.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if not self.group:
-            return iter(order)
+            return iter(torch.randperm(len(self), generator=generator).tolist())
+        mixed = torch.randperm(len(self.rows), generator=generator).tolist()
+        order = [i for j in mixed for i in self.rows[j]]
         batches: list[list[int]] = []
-        for start in range(0, len(order), 50 * self.batch):
-            near = sorted(order[start : start + 50 * self.batch], key=lambda i: self.lengths[i])
+        for start in range(0, len(order), 50 * self.batch):  # sorting leaves a picture's together
+            near = sorted(order[start : start + 50 * self.batch], key=self.longest.__getitem__)
             batches += [near[i : i + self.batch] for i in range(0, len(near), self.batch)]
         # a short batch stays last, or every later batch would straddle two groups
         full = [b for b in batches if len(b) == self.batch]
@@ -80,7 +91,7 @@ class Collator:
         pixels: views → pixel values [n, 3, s, s] (decoded, noised, preprocessed).
         features: cached features; views that it lacks are decoded.
         reference: log-probabilities by side key; None computes them live.
-        pad: padding token. share: put two answers behind one prompt where they share it.
+        pad: padding token. share: compute what sides of one image begin with once.
         tokens: of one pass through the model; a larger batch takes several.
         whole: never cut a batch (sharded models must pass equally often in every process).
     """
@@ -106,40 +117,53 @@ class Collator:
         return {"parts": parts}
 
     def cut(self, pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
-        """Pairs of one shape and of similar length together, ``tokens`` at most in each group."""
-        order = sorted(pairs, key=lambda p: (self._shares(p), p.length(self.share), p.id))
-        parts: list[list[EncodedPair]] = [[]]
-        rows, longest = 0, 0
-        for pair in order:
-            more, length = 2 - self._shares(pair), pair.length(self.share)
-            if parts[-1] and (rows + more) * max(longest, length) > self.tokens:
-                parts.append([])
-                rows, longest = 0, 0
-            parts[-1].append(pair)
-            rows, longest = rows + more, max(longest, length)
-        return [part for part in parts if part]
+        """A picture's pairs, and those of similar length, together; ``tokens`` at most in each
+        group of several."""
+        longest: dict[str, int] = {}
+        for pair in pairs:
+            key = pair.chosen.view.key
+            longest[key] = max(longest.get(key, 0), pair.length)
 
-    def _shares(self, pair: EncodedPair) -> bool:
-        return self.share and pair.shares_prefix
+        def order(pair: EncodedPair) -> tuple[int, str, str]:
+            return longest[pair.chosen.view.key], pair.chosen.view.key, pair.id
+
+        parts: list[list[EncodedPair]] = []
+        for pair in sorted(pairs, key=order):
+            if parts and self._size([*parts[-1], pair]) <= self.tokens:
+                parts[-1].append(pair)
+            else:
+                parts.append([pair])
+        return parts
+
+    def _size(self, pairs: Sequence[EncodedPair]) -> int:
+        """Tokens of a pass, padding included."""
+        sides = _sides(pairs)
+        rows = self._rows(sides)
+        return len(rows) * max(sum(len(sides[n].tokens) - c for n, c in row) for row in rows)
+
+    def _rows(self, sides: Sequence[EncodedSide]) -> list[list[tuple[int, int]]]:
+        """Rows of (side, tokens that it has in common with the one before). Sides of one image
+        share a row where that is half of their tokens; sorted, what begins alike is together."""
+        rows: list[list[tuple[int, int]]] = []
+        last: EncodedSide | None = None
+        for number in sorted(range(len(sides)), key=lambda n: (sides[n].view.key, sides[n].tokens)):
+            side, common = sides[number], 0
+            if self.share and last is not None and last.view.key == side.view.key:
+                common = common_length(last.tokens, side.tokens)
+            if 2 * common < len(side.tokens) or not rows:
+                rows.append([])
+                common = 0
+            rows[-1].append((number, common))
+            last = side
+        return rows
 
     def part(self, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
         """Keyword arguments of the policy for one pass, plus ``kinds`` and ``reference``."""
         images, batch = self._images(pairs)
-        rows: list[_Row] = []
-        for i, pair in enumerate(pairs):
-            at = [images[side.view.key] for side in (pair.chosen, pair.rejected)]
-            numbers = (i, len(pairs) + i)  # sides: all chosen, then all rejected
-            if self._shares(pair):
-                answers = [pair.chosen.answer, pair.rejected.answer]
-                rows.append(_Row(at[0], pair.chosen.prompt, answers, numbers))
-            else:
-                for side, place, number in zip(
-                    (pair.chosen, pair.rejected), at, numbers, strict=True
-                ):
-                    rows.append(_Row(place, side.prompt, [side.answer], (number,)))
-        batch.update(_tensors(rows, self.pad), sides=2 * len(pairs))
+        sides = _sides(pairs)
+        rows = [_tree(row, sides) for row in self._rows(sides)]
+        batch.update(_tensors(rows, sides, images, self.pad), sides=len(sides))
         batch["kinds"] = torch.tensor([KIND_NAMES.index(pair.kind) for pair in pairs])
-        sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
         if self.reference is not None:
             batch["reference"] = torch.tensor([self.reference[side.key] for side in sides])
         return batch
@@ -160,10 +184,34 @@ class Collator:
 
 @dataclass
 class _Row:
-    image: int
-    prompt: tuple[int, ...]
-    answers: list[tuple[int, ...]]
-    sides: tuple[int, ...]
+    """A tree of sequences about one image, depth first: what they begin with is in it once."""
+
+    view: str
+    tokens: list[int]
+    depths: list[int]
+    ends: list[int]  # last place of what follows each token
+    paths: dict[int, list[int]]  # side → places of its tokens
+
+
+def _tree(row: Sequence[tuple[int, int]], sides: Sequence[EncodedSide]) -> _Row:
+    made = _Row(sides[row[0][0]].view.key, [], [], [], {})
+    path: list[int] = []
+    for number, common in row:
+        tokens, start = sides[number].tokens, len(made.tokens)
+        made.tokens += tokens[common:]
+        made.depths += range(common, len(tokens))
+        path = [*path[:common], *range(start, len(made.tokens))]
+        made.paths[number] = path
+    made.ends = list(range(len(made.tokens)))
+    for path in made.paths.values():  # in order: the last that passes through a place decides
+        for place in path:
+            made.ends[place] = path[-1]
+    return made
+
+
+def _sides(pairs: Sequence[EncodedPair]) -> list[EncodedSide]:
+    """All chosen, then all rejected."""
+    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
 
 
 def _now(pair: EncodedPair, epoch: int) -> EncodedPair:
@@ -181,37 +229,30 @@ def _now(pair: EncodedPair, epoch: int) -> EncodedPair:
     return replace(pair, chosen=again(pair.chosen), rejected=again(pair.rejected))
 
 
-def _tensors(rows: Sequence[_Row], pad: int) -> dict[str, Any]:
-    ids, positions, segments = [], [], []
+def _tensors(
+    rows: Sequence[_Row], sides: Sequence[EncodedSide], images: Mapping[str, int], pad: int
+) -> dict[str, Any]:
     predictor: list[tuple[int, int]] = []
     target: list[int] = []
     side: list[int] = []
-    for number, row in enumerate(rows):
-        start = len(row.prompt)
-        tokens, place, part = list(row.prompt), list(range(start)), [0] * start
-        for segment, (answer, owner) in enumerate(zip(row.answers, row.sides, strict=True), 1):
+    for at, row in enumerate(rows):
+        for number, path in row.paths.items():
+            answer = sides[number].answer
             # the last prompt token predicts the first token; the last token predicts nothing
-            first = len(tokens)
-            predictor += [(number, start - 1)]
-            predictor += [(number, first + k) for k in range(len(answer) - 1)]
+            predictor += [(at, place) for place in path[-len(answer) :]]
             target += answer
-            side += [owner] * len(answer)
-            tokens += answer[:-1]
-            place += range(start, start + len(answer) - 1)
-            part += [segment] * (len(answer) - 1)
-        ids.append(tokens)
-        positions.append(place)
-        segments.append(part)
+            side += [number] * len(answer)
     out = {
-        "input_ids": _padded(ids, pad),
-        "image": torch.tensor([row.image for row in rows]),
+        "input_ids": _padded([row.tokens for row in rows], pad),
+        "image": torch.tensor([images[row.view] for row in rows]),
         "predictor": torch.tensor(predictor),
         "target": torch.tensor(target),
         "side": torch.tensor(side),
     }
-    if any(len(row.answers) > 1 for row in rows):
-        out["position_ids"] = _padded(positions, 0)
-        out["segments"] = _padded(segments, -1)
+    if any(row.depths != list(range(len(row.depths))) for row in rows):
+        out["position_ids"] = _padded([row.depths for row in rows], 0)
+        # padding sees itself: a softmax over nothing is not a number
+        out["ends"] = _padded([row.ends for row in rows], out["input_ids"].shape[1])
     return out
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from mmedrag.generators.inputs import Inputs, expand
@@ -42,6 +42,11 @@ class EncodedSide:
     view: View
     key: str
 
+    @cached_property
+    def tokens(self) -> Ids:
+        """What the model reads: the last token of an answer is only predicted."""
+        return self.prompt + self.answer[:-1]
+
 
 @dataclass(frozen=True)
 class EncodedPair:
@@ -52,17 +57,9 @@ class EncodedPair:
     redraw: bool  # the noise changes at every access
 
     @property
-    def shares_prefix(self) -> bool:
-        """Same prompt and image: one pass over them serves both answers."""
-        same_image = self.chosen.view.key == self.rejected.view.key
-        return same_image and self.chosen.prompt == self.rejected.prompt
-
-    def length(self, share: bool) -> int:
-        """Tokens of the longest row that the pair becomes (for grouping by length)."""
-        sides = (self.chosen, self.rejected)
-        if share and self.shares_prefix:
-            return len(self.chosen.prompt) + sum(len(side.answer) for side in sides)
-        return max(len(side.prompt) + len(side.answer) for side in sides)
+    def length(self) -> int:
+        """Tokens of the longer side (for grouping by length)."""
+        return max(len(side.prompt) + len(side.answer) for side in (self.chosen, self.rejected))
 
 
 class Encoder:

@@ -2,7 +2,8 @@
 
 Place in the picture: train_dpo's forward pass, for LLaVA-shaped models (vision tower, projector,
 language model). What a plain forward does and this one does not: vision features of an image
-twice, logits of prompt tokens, a prompt that two answers share twice.
+twice, logits of prompt tokens, and what several answers follow (picture, references, question)
+once for each of them.
 
 The function is bound to the model as its ``forward``, so that PEFT, DDP, ZeRO and FSDP wrap it as
 they wrap any model.
@@ -47,7 +48,7 @@ def answer_logps(
     features: Tensor | None = None,
     pixel_values: Tensor | None = None,
     position_ids: Tensor | None = None,
-    segments: Tensor | None = None,
+    ends: Tensor | None = None,
 ) -> Tensor:
     """Σ log p of the answer tokens of each side, float32 [sides].
 
@@ -59,8 +60,8 @@ def answer_logps(
         target: int64 [tokens], the tokens themselves; side: int64 [tokens], whose they are.
         features: [images, patches, width] before the projector; ``pixel_values`` [images, 3, s, s]
             of those without (encoded here, once each, and placed after them).
-        position_ids, segments: int64 [rows, length] where a row holds a prompt (segment 0) and
-            several answers (1, 2): an answer sees the prompt and itself.
+        position_ids, ends: int64 [rows, length] where a row is a tree of sequences: how deep a
+            token stands, and the last place that it is a beginning of (:func:`tree_mask`).
     """
     found = [] if features is None else [features]
     if pixel_values is not None:
@@ -70,7 +71,7 @@ def answer_logps(
     embeds = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
     shown = projected[image].to(embeds.dtype)
     embeds = embeds.masked_scatter(places[..., None], shown)
-    mask = None if segments is None else prefix_mask(segments, embeds.dtype)
+    mask = None if ends is None else tree_mask(ends, embeds.dtype)
     hidden = self.model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state
@@ -78,13 +79,16 @@ def answer_logps(
     return logps.new_zeros(sides).index_add(0, side, logps)
 
 
-def prefix_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask [rows, 1, length, length]: causal, answers blind to each other."""
-    length = segments.shape[1]
-    same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    mask = torch.zeros(same.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill(~(same & causal), torch.finfo(dtype).min)[:, None]
+def tree_mask(ends: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask [rows, 1, length, length]: a token sees those that it follows.
+
+    Sequences that begin alike are laid out as a tree, depth first, so whatever follows token j
+    stands in the places j..ends[j].
+    """
+    place = torch.arange(ends.shape[1], device=ends.device)
+    follows = (place[:, None] >= place) & (place[:, None] <= ends[:, None, :])
+    mask = torch.zeros(follows.shape, dtype=dtype, device=ends.device)
+    return mask.masked_fill(~follows, torch.finfo(dtype).min)[:, None]
 
 
 @torch.no_grad()

@@ -147,23 +147,30 @@ def fill_reference(
     own = world.own(sorted(wanting, key=lambda pair: pair.id))
     device = next(policy.parameters()).device
     policy.eval()
-    for pairs_now in _progress(collator.cut(own), "reference log-probs"):
-        batch = collator.part(pairs_now)
-        batch.pop("kinds")
-        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        with torch.no_grad(), as_reference(policy), autocast(policy):
-            logps = policy(**batch).float().tolist()
-        sides = [pair.chosen for pair in pairs_now] + [pair.rejected for pair in pairs_now]
-        fresh = {side.key: value for side, value in zip(sides, logps, strict=True)}
-        if not all(math.isfinite(value) for value in logps):
-            names = ", ".join(pair.id for pair in pairs_now[:3])
-            raise UserError(f"train dpo: a reference log-probability of {names}, ... is not finite")
-        journal.append([(k, v) for k, v in fresh.items() if k in absent])
+    with torch.no_grad(), as_reference(policy), autocast(policy):
+        for part in _progress(collator.cut(own), "reference log-probs"):
+            fresh = _logps(part, collator, policy, device)
+            journal.append([(k, v) for k, v in fresh.items() if k in absent])
     world.wait()
     if world.size > 1:
         journal.reload()
     found = {"found": len(set(keys)) - len(absent), "computed": len(absent)}
     return {key: float(journal.entries[key]) for key in keys}, found
+
+
+def _logps(
+    pairs: Sequence[EncodedPair], collator: Collator, policy: Any, device: torch.device
+) -> dict[str, float]:
+    """Side key → log-probability, of every side of these pairs."""
+    batch = collator.part(pairs)
+    batch.pop("kinds")
+    batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    logps = policy(**batch).float().tolist()
+    if not all(math.isfinite(value) for value in logps):
+        names = ", ".join(pair.id for pair in pairs[:3])
+        raise UserError(f"train dpo: a reference log-probability of {names}, ... is not finite")
+    sides = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    return {side.key: value for side, value in zip(sides, logps, strict=True)}
 
 
 def autocast(policy: Any) -> contextlib.AbstractContextManager[Any]:

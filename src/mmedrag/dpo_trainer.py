@@ -93,7 +93,7 @@ class DpoTrainer(Trainer):
         reference: Reference,
     ) -> None:
         self.settings, self.clock, self.reference = settings, clock, reference
-        self.pairs, self.share = pairs, collator.share
+        self.pairs = pairs
         super().__init__(
             model=policy,
             args=arguments,
@@ -177,11 +177,11 @@ class DpoTrainer(Trainer):
     # --- order and optimiser --------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
-        lengths = [pair.length(self.share) for pair in self.pairs]
+        lengths = [pair.length for pair in self.pairs]
         whole = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGrouped(
             lengths, whole * self.args.world_size, self.clock, self.settings.seed,
-            self.settings.group_by_length,
+            self.settings.group_by_length, [pair.chosen.view.key for pair in self.pairs],
         )  # fmt: skip
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

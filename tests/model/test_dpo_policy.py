@@ -12,7 +12,7 @@ import torch
 from dpo_tools import make_model, make_pairs, quick
 from mmedrag.dpo_cache import FeatureStore
 from mmedrag.dpo_collator import Clock, Collator, LengthGrouped
-from mmedrag.dpo_encode import Encoder
+from mmedrag.dpo_encode import EncodedPair, Encoder
 from mmedrag.dpo_policy import as_reference, install, linear_targets, vision_features
 from mmedrag.dpo_prepare import image_tokens, pixel_reader
 from mmedrag.generators.inputs import Inputs
@@ -74,6 +74,50 @@ def test_logps_equal_a_naive_loop(setup: Setup, share: bool) -> None:
     found = setup.logps(share=share).tolist()
     sides = [p.chosen for p in setup.encoded] + [p.rejected for p in setup.encoded]
     assert found == pytest.approx([naive(setup, side) for side in sides], abs=2e-5)
+
+
+def questions_of_one_picture(setup: Setup) -> list[EncodedPair]:
+    """Three pairs about one picture with the same references, one of them against noise."""
+    pairs = []
+    for n, asked in enumerate(("Is it there?", "Is it on the left?", "How many are there?")):
+        pair = setup.pairs[2 if n else 0].model_copy(deep=True)  # copy, and cross_modal once
+        pair.id, pair.root = f"{pair.id}-{n}", setup.pairs[0].root
+        for side in (pair.chosen, pair.rejected):
+            side.image = "0.png"
+            side.prompt.text = f"Reference: 1. there is a finding on the left\n{asked}"
+        pairs.append(pair)
+    return setup.encoder(pairs)
+
+
+def test_questions_of_one_picture_share_a_row(setup: Setup) -> None:
+    """Picture and references once for three questions of two answers each, and once in noise;
+    every log-probability and the gradient stay what each side alone gives."""
+    pairs = questions_of_one_picture(setup)
+    shared = Collator(setup.pixels, pad=setup.inputs.pad_id).part(pairs)
+    alone = Collator(setup.pixels, pad=setup.inputs.pad_id, share=False).part(pairs)
+    assert len(shared["input_ids"]) == 2 and len(alone["input_ids"]) == 6
+    assert shared["input_ids"].numel() < 0.6 * alone["input_ids"].numel()
+    found = setup.logps(pairs)
+    sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    assert found.tolist() == pytest.approx([naive(setup, side) for side in sides], abs=2e-5)
+    weights = [p for p in setup.policy.parameters() if p.requires_grad]
+    for part in weights:
+        torch.nn.init.normal_(part, std=0.1)
+    weighted = torch.arange(6.0)
+    one = torch.autograd.grad((setup.logps(pairs) * weighted).sum(), weights)
+    other = torch.autograd.grad((setup.logps(pairs, share=False) * weighted).sum(), weights)
+    for a, b in zip(one, other, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_passes_hold_a_picture_s_pairs_together(setup: Setup) -> None:
+    pairs = [*setup.encoded, *questions_of_one_picture(setup)]
+    collator = Collator(setup.pixels, pad=setup.inputs.pad_id, tokens=200)
+    parts = collator.cut(pairs)
+    assert sorted(p.id for part in parts for p in part) == sorted(p.id for p in pairs)
+    assert len(parts) > 1
+    sizes = [collator.part(part)["input_ids"].numel() for part in parts]
+    assert all(size <= 200 for size, part in zip(sizes, parts, strict=True) if len(part) > 1)
 
 
 def test_cached_features_and_live_pixels_agree(setup: Setup, tmp_path: Path) -> None:
@@ -223,6 +267,19 @@ def test_batch_order() -> None:
     assert list(sampler) != first
     plain = LengthGrouped(lengths, 8, Clock(), seed=1, group=False)
     assert sorted(plain) == list(range(90))
+
+
+def test_batch_order_keeps_a_picture_s_pairs_together() -> None:
+    pictures = [f"p{i % 40}" for i in range(120)]
+    lengths = [100 + i % 7 for i in range(120)]
+    clock = Clock()
+    sampler = LengthGrouped(lengths, 12, clock, seed=1, group=True, pictures=pictures)
+    order = list(sampler)
+    assert sorted(order) == list(range(120))
+    for start in range(0, 120, 12):  # a batch of twelve: four pictures, three pairs each
+        assert len({pictures[i] for i in order[start : start + 12]}) == 4
+    clock.epoch = 1
+    assert list(sampler) != order
 
 
 def test_targets_leave_the_head_out(setup: Setup) -> None:

@@ -12,6 +12,7 @@ counted over the mask, so every row computes what it would compute alone.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,7 @@ class Begun:
 
 def common_length(a: Ids, b: Ids) -> int:
     """How many tokens two sequences have in common from the start."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)
+    return bisect_left(range(min(len(a), len(b))), True, key=lambda i: a[: i + 1] != b[: i + 1])
 
 
 def divide(prompts: Sequence[tuple[str, Ids, int]]) -> list[Begun]:
@@ -195,7 +195,8 @@ def _stacked(tensors: Sequence[torch.Tensor], longest: int) -> torch.Tensor:
     if all(tensor.shape[1] == longest for tensor in tensors):
         return torch.stack(list(tensors))
     first = tensors[0]
-    out = first.new_zeros(len(tensors), first.shape[0], longest, first.shape[2])
+    out = first.new_empty(len(tensors), first.shape[0], longest, first.shape[2])
     for row, tensor in enumerate(tensors):
+        out[row, :, : longest - tensor.shape[1]] = 0
         out[row, :, longest - tensor.shape[1] :] = tensor
     return out
