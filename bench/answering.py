@@ -31,7 +31,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
-from common import Claim, finish, machine, trained  # noqa: E402
+from common import Claim, finish, machine, save, trained  # noqa: E402
+from common.rivals import Work, bare  # noqa: E402
 
 STUDIES = {("embedded", True): 24, ("embedded", False): 64, ("7b", True): 8, ("7b", False): 32}
 CHUNK = 128  # rows that a batch run answers in one call, as `mmedrag run`
@@ -87,35 +88,6 @@ def ours(generator: Any, requests: Sequence[Any]) -> list[str]:
     return said
 
 
-def bare(generator: Any, requests: Sequence[Any], size: int | None = None) -> list[str]:
-    """Processor and ``model.generate``, batches sorted by length; nothing shared, nothing kept."""
-    import torch
-
-    from mmedrag.generators.vision import open_view
-
-    inputs, size = generator.inputs, size or generator.batch_size
-    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt.text))
-    kinds = sorted({requests[i].max_new_tokens for i in order})
-    said: dict[int, str] = {}
-    for limit in kinds:
-        rows = [i for i in order if requests[i].max_new_tokens == limit]
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            chosen = [requests[i] for i in part]
-            pictures = [open_view((r.images[0], r.noise), generator.image_size) for r in chosen]
-            texts = [inputs.text(r.prompt, 1) for r in chosen]
-            batch = inputs.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
-            batch = batch.to(generator.device, generator.dtype)
-            with torch.inference_mode():
-                out = generator.model.generate(
-                    **batch, max_new_tokens=limit, do_sample=False, pad_token_id=inputs.pad_id
-                )
-            new = out[:, batch["input_ids"].shape[1] :]
-            texts = generator.tokenizer.batch_decode(new, skip_special_tokens=True)
-            said.update(zip(part, (text.strip() for text in texts), strict=True))
-    return [said[i] for i in range(len(requests))]
-
-
 def one_by_one(generator: Any, requests: Sequence[Any]) -> list[str]:
     """As released: one question at a time, its image opened and encoded again."""
     return bare(generator, requests, size=1)
@@ -153,35 +125,6 @@ def in_turn(jobs: dict[str, Callable[[], Any]], generator: Any, rounds: int) -> 
             if number:
                 times[name].append(spent)
     return {"seconds": {n: statistics.median(t) for n, t in times.items()}, "results": results}
-
-
-class Work:
-    """Counts what the model computes: images through the tower, tokens through the decoder."""
-
-    def __init__(self, model: Any) -> None:
-        self.images = self.tokens = 0
-        inner = model.model
-        tower, text = inner.vision_tower, inner.language_model
-        self.hooks = [
-            tower.register_forward_pre_hook(self._look, with_kwargs=True),
-            text.register_forward_pre_hook(self._read, with_kwargs=True),
-        ]
-        patches = tower.config.image_size // tower.config.patch_size
-        self.per_image = 2 * patches**2 * sum(p.numel() for p in tower.parameters())
-        self.per_token = 2 * sum(p.numel() for p in text.layers.parameters())
-
-    def _look(self, _module: Any, args: Any, kwargs: Any) -> None:
-        self.images += len(args[0] if args else kwargs["pixel_values"])
-
-    def _read(self, _module: Any, _args: Any, kwargs: Any) -> None:
-        embeds = kwargs["inputs_embeds"]
-        self.tokens += embeds.shape[0] * embeds.shape[1]
-
-    def take(self) -> dict[str, float]:
-        flop = self.images * self.per_image + self.tokens * self.per_token
-        found = {"images": self.images, "tokens": self.tokens, "gflop": flop / 1e9}
-        self.images = self.tokens = 0
-        return found
 
 
 def agreement(a: Sequence[str], b: Sequence[str]) -> float:
@@ -253,8 +196,7 @@ def four_conditions(generator: Any, by_condition: dict[str, list[Any]], rounds: 
         counter.take()
         job()
         work[name] = counter.take()
-    for hook in counter.hooks:
-        hook.remove()
+    counter.remove()
     spent = ran["seconds"]
     rivals = ("passes", "bare_passes")
     return {
@@ -371,16 +313,18 @@ def main() -> None:
             texts = [r.prompt.text for r in by_condition["clean+references"]]
             model = random_llava(Path(folder) / "model", options.shape, corpus=texts)
         generator = load_generator("hf", model)
-        found = {
+        found: dict[str, Any] = {
             "machine": facts,
             "weights": "random" if options.short else "trained",
             "model": generator.facts(),
-            "throughput": throughput(generator, by_condition, options.rounds),
-            "four_conditions": four_conditions(generator, by_condition, options.rounds),
         }
+        name = f"answering-{options.shape}{'-quick' if options.quick else ''}"
+        found["throughput"] = throughput(generator, by_condition, options.rounds)
+        save(options.out, name, found)
+        found["four_conditions"] = four_conditions(generator, by_condition, options.rounds)
+        save(options.out, name, found)
         if options.shape == "embedded":
             found["memory"] = memory(Path(model), data, options)
-    name = f"answering-{options.shape}{'-quick' if options.quick else ''}"
     finish(options.out, name, found, claims(found))
 
 

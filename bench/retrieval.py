@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import numpy as np  # noqa: E402
 
-from common import Claim, finish, machine  # noqa: E402
+from common import Claim, finish, machine, save  # noqa: E402
 
 QUESTIONS, IMAGES, TEXTS = 4285, 711, 7000  # of the released ophthalmology test
 BATCH, THRESHOLD, K = 64, 1.5, 3  # released: batch, ratio; its k is 1 in every file
@@ -578,6 +578,8 @@ def main() -> None:
     if options.resident:
         print(json.dumps(resident(Path(options.resident[0]), options.resident[1])))
         return
+    suffix = f"-{options.only}" if options.only else ""
+    suffix += "-quick" if options.quick else "-full" if options.full else ""
     found: dict[str, Any] = {"machine": machine()}
     with Clock() as whole, tempfile.TemporaryDirectory() as folder:
         for name, part in PARTS.items():
@@ -585,10 +587,9 @@ def main() -> None:
                 with Clock() as clock:
                     found[name] = part(Path(folder) / name, options)
                 found[name]["whole_seconds"] = round(clock.seconds, 1)
+                save(options.out, f"retrieval{suffix}", found)
                 print(f"{name}: {clock.seconds:.0f} s", file=sys.stderr)
     found["whole_seconds"] = round(whole.seconds, 1)
-    suffix = f"-{options.only}" if options.only else ""
-    suffix += "-quick" if options.quick else "-full" if options.full else ""
     finish(options.out, f"retrieval{suffix}", found, claims(found))
 
 

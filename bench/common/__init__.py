@@ -58,12 +58,20 @@ def trained(shape: str) -> Path | None:
     return embedded.path("vlm") if there else None
 
 
+def save(out: Path, name: str, found: dict[str, Any], complete: bool = False) -> Path:
+    """Write ``out/name.json`` atomically: called after every part, so that a stop loses one."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps({**found, "complete": complete}, indent=2) + "\n")
+    os.replace(part, path)
+    return path
+
+
 def finish(out: Path, name: str, found: dict[str, Any], claims: Sequence[Claim]) -> None:
     """Write ``out/name.json`` and print the claims as a table."""
     found["claims"] = [{**asdict(claim), "met": claim.met} for claim in claims]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    path = save(out, name, found, complete=True)
     print(f"{'':58}{'measured':>10}{'target':>9}{'bound':>8}")
     for claim in claims:
         bound = f"{claim.bound:.2f}" if claim.bound is not None else ""
