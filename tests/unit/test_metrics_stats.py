@@ -108,6 +108,18 @@ def test_auroc_equals_scikit_learn_also_under_weights_and_ties(rng):
         assert value == pytest.approx(roc_auc_score(positive, scores, sample_weight=row))
 
 
+def test_auroc_by_pairs_of_clusters_is_the_same(rng, monkeypatch):
+    scores = np.round(rng.random(90), 1)
+    scores[::7] = np.nan
+    groups = clusters([str(i % 11) for i in range(90)])
+    stat = RankStat(scores, rng.random(90) < 0.4, scores)
+    weights = rng.multinomial(11, [1 / 11] * 11, size=50).astype(float)
+    by_cluster = stat.weighted(weights, groups)
+    monkeypatch.setattr("mmedrag.metrics_stats.FEW_CLUSTERS", 0)
+    assert by_cluster == pytest.approx(stat.weighted(weights, groups), nan_ok=True)
+    assert by_cluster == pytest.approx(stat.weighted(weights[:, groups]), nan_ok=True)
+
+
 def test_auroc_leaves_out_rows_without_a_score():
     stat = RankStat(np.array([0.1, np.nan, 0.9]), np.array([False, True, True]), np.zeros(3))
     assert stat.point() == 1.0 and stat.n == 2
