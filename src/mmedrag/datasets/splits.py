@@ -57,7 +57,10 @@ def near_duplicates(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
         return
     order = np.array(sorted(i for group in heads.values() for i in group), dtype=np.int64)
     hashes = np.array([looks[i].hash for i in order], dtype=np.uint64)
-    details = np.stack([fine(looks[i].small) for i in order]).astype(np.float16)
+    first = fine(looks[order[0]].small)
+    details = np.empty((len(order), *first.shape), dtype=np.float16)  # 2 KB a picture
+    for place, index in enumerate(order):
+        details[place] = fine(looks[index].small)
     bits = (hashes[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
     bands = np.packbits(bits.reshape(-1, 8, 8).astype(np.uint8), axis=1).reshape(-1, 8)
     seen: set[tuple[int, int]] = set()
