@@ -166,8 +166,15 @@ def _array(data: bytes) -> None:
 
 def _dicom(data: bytes) -> None:
     import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    assert pydicom.dcmread(io.BytesIO(data)).pixel_array.size
+    found = pydicom.dcmread(io.BytesIO(data))
+    if "TransferSyntaxUID" not in found.file_meta:  # as in old files: by how its elements are read
+        implicit, _ = found.original_encoding
+        found.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        )
+    assert found.pixel_array.size
 
 
 def _shown(url: Any) -> bool:
