@@ -44,7 +44,7 @@ def test_two_processes_give_the_single_process_loss(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=120)[1] for process in running]
+        said = [process.communicate(timeout=400)[1] for process in running]
     finally:
         for process in running:
             process.kill()
