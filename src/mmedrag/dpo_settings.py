@@ -35,6 +35,9 @@ class DpoTraining:
         schedule, warmup_ratio, weight_decay, max_grad_norm: as in transformers.
         tokens_per_pass: a batch of more tokens than this takes several passes, with the same
             gradient; bounds memory whatever the batch size.
+        share_prefix: what sides of one picture begin with (references, question) is computed
+            once in a pass; the gradient stays the same. group_by_length: batches of similar
+            length, in which the pairs of one picture stand together.
         max_length: tokens of prompt, image and answer together; only answers are ever cut.
         dtype: ``auto`` = bfloat16 on a GPU that has it, else float32.
         redraw_noise: draw the rejected image's noise anew at every access (released). None:
