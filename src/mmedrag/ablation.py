@@ -137,7 +137,7 @@ def rows(
 
 def _title(name: str) -> str:
     said = [part.replace("_", "-") for part in name.split("+")]
-    return f"+ RAG-PT, {' and '.join(said)} pairs{' only' if len(said) == 1 else ''}"
+    return f"+ RAG-PT, {' and '.join(said)}{' only' if len(said) == 1 else ''}"
 
 
 def _lacks(row: Row, parts: Parts) -> str:

@@ -94,7 +94,7 @@ def headline(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['examples']} examples; balanced accuracy of closed questions and finding F1 "
         "(ROUGE-L without exact findings) of reports, with 95 % intervals",
-        f"{'':<46} {'closed questions':<24} reports",
+        f"{'':<48} {'closed questions':<24} reports",
     ]
     for arm in result["runs"].values():
         if arm["plain"]:
@@ -103,10 +103,10 @@ def headline(result: Mapping[str, Any]) -> str:
             )
             second = _cell(report, "finding_f1") or _cell(report, "rouge_l")
             lines.append(
-                f"{arm['title']:<46} {_cell(closed, 'balanced_accuracy') or '-':<24} "
+                f"{arm['title']:<48} {_cell(closed, 'balanced_accuracy') or '-':<24} "
                 f"{second or '-'}"
             )
-    lines += [f"{title:<46} not run: {why}" for title, why in result["not_run"].items()]
+    lines += [f"{title:<48} not run: {why}" for title, why in result["not_run"].items()]
     lines.append("* not above its best control (see the report)")
     lines.append(f"report: {result['report']}")
     return "\n".join(lines)

@@ -87,8 +87,8 @@ def test_every_row_is_listed_and_says_what_it_lacks(tmp_path):
         "pt-cross_modal", "pt-resist", "pt-cross_modal+copy", "pt-cross_modal+resist",
     }  # fmt: skip
     titles = {r.name: r.title for r in table}
-    assert titles["pt-cross_modal"] == "+ RAG-PT, cross-modal pairs only"
-    assert titles["pt-copy+resist"] == "+ RAG-PT, copy and resist pairs"
+    assert titles["pt-cross_modal"] == "+ RAG-PT, cross-modal only"
+    assert titles["pt-copy+resist"] == "+ RAG-PT, copy and resist"
 
     def lacking(other, **chosen):
         return {r.name: r.lacks for r in rows(other, chosen) if r.lacks}
@@ -273,8 +273,8 @@ def test_the_command_runs_a_system_of_one_s_own(data, tmp_path, capsys, monkeypa
              tmp_path / "out", "--config", tmp_path / "recipe.toml", "--studies", 2)  # fmt: skip
     said = json.loads(call(capsys, *words, "--json"))
     assert set(said["not_run"]) == {
-        "base model, beam search", "+ RAG-PT, cross-modal pairs only",
-        "+ RAG-PT, resist pairs only",
+        "base model, beam search", "+ RAG-PT, cross-modal only",
+        "+ RAG-PT, resist only",
     }  # fmt: skip
     assert said["failed"] == 0 and Path(said["report"]).is_file()
     page = Path(said["report"]).read_text()

@@ -127,7 +127,7 @@ def dots(rows: Sequence[Dot], title: str, x_label: str) -> str:
         parts += [text(x, frame.top + frame.height + 16, f"{value:g}", "middle", "tick")]
     for i, row in enumerate(rows):
         y = frame.top + 44 * i + 32
-        label = f"{shorten(row.name, 42)}: {row.value:.3f}{' †' if row.marked else ''}"
+        label = f"{shorten(row.name, 48)}: {row.value:.3f}{' †' if row.marked else ''}"
         parts += [text(frame.left, y - 14, label)]
         if row.low is not None and row.high is not None:
             parts += [line(frame.x(row.low), y, frame.x(row.high), y, "whisker")]
