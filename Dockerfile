@@ -41,8 +41,9 @@ USER 10001:10001
 WORKDIR /var/lib/mmedrag
 VOLUME ["/var/cache/mmedrag", "/var/lib/mmedrag"]
 EXPOSE 8000
-# Alive, not ready: a full queue or a full disk is no reason to be killed.
-HEALTHCHECK --interval=30s --timeout=5s --start-period=180s --retries=3 \
+# Alive, not ready: a full queue or a full disk is no reason to be killed. The first start of the
+# embedded system builds its indexes.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=600s --retries=3 \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["mmedrag", "serve", "start", "--host", "0.0.0.0", "--port", "8000"]
