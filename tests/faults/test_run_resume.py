@@ -12,7 +12,7 @@ import pytest
 from mmedrag.conditions import Plan
 from mmedrag.pipeline import Pipeline
 from mmedrag.run import RunSettings, run_plans
-from mmedrag.types import DataFolder, UserError
+from mmedrag.types import DataFolder, Trace, UserError, read_jsonl
 
 pytestmark = pytest.mark.model
 PLANS = {"clean": Plan("none"), "own": Plan("own"), "noise": Plan("own", "additive")}
@@ -67,6 +67,29 @@ def test_vision_features_are_shared_between_conditions(
     facts = asked.generator.facts()  # type: ignore[union-attr]
     # 12 images for 48 clean rows, and a noisy copy of each for the 24 rows that see noise
     assert facts["vision_encoded"] == 12 + 12
+
+
+def test_conditions_together_are_the_conditions_one_by_one(
+    small_data: Path, tmp_path: Path, model: Path
+) -> None:
+    """Shared pictures, beginnings and batches change no answer of a row answered alone."""
+    data, settings = DataFolder(small_data), RunSettings(task="vqa")
+    run_plans(pipeline(model), data, PLANS, tmp_path / "together", settings)
+    for name, plan in PLANS.items():
+        alone = pipeline(model)
+        alone.generator.batch_size = 1  # type: ignore[union-attr]
+        run_plans(alone, data, {name: plan}, tmp_path / "alone", settings)
+        one, other = (
+            list(read_jsonl(tmp_path / way / name / "traces.jsonl", Trace))
+            for way in ("together", "alone")
+        )
+        assert len(one) > 0
+        for a, b in zip(one, other, strict=True):
+            assert a.answer is not None and b.answer is not None
+            assert (a.example_id, a.condition, a.answer.text) == (
+                b.example_id, b.condition, b.answer.text
+            )  # fmt: skip
+            assert a.answer.p_yes == pytest.approx(b.answer.p_yes, abs=1e-5)
 
 
 def test_a_changed_input_is_refused(small_data: Path, tmp_path: Path, model: Path) -> None:
