@@ -38,7 +38,13 @@ PLANS = {
     "contradicting": Plan("contradicting"),
 }
 FULL = tuple(PLANS)
-BRIEF = ("none", "noise", "references", "noise-references", "contradicting")  # what sets are told by
+BRIEF = (
+    "none",
+    "noise",
+    "references",
+    "noise-references",
+    "contradicting",
+)  # what sets are told by
 
 
 def balanced(traces: Sequence[Trace]) -> float | None:
@@ -110,14 +116,14 @@ def report_scores(evaluation: dict[str, Any]) -> dict[str, Any]:
 def check(
     work: Path, weights: Path, adapter: str | None = None, plans: Sequence[str] = FULL
 ) -> dict[str, Any]:
-    """Answer unseen test patients under every condition; figures and the full evaluation."""
+    """Answer unseen test patients under ``plans`` (not all of them: questions only)."""
     data = DataFolder(_data(work))
     system = preference.pipeline(work, weights, data)
     if adapter:
         system.generator = load_generator("hf", weights / "vlm", weights / adapter, batch_size=64)
     name = adapter or "untuned"
     out = work / "check" / name
-    settings = RunSettings(split="test", chunk=512)
+    settings = RunSettings(split="test", chunk=512, task=None if plans == FULL else "vqa")
     described = {"row": name, "generator": {"model": "vlm", "adapter": adapter}}
     run_plans(system, data, {n: PLANS[n] for n in plans}, out, settings, 0, described)
     folders = {plan: out / plan for plan in plans}
