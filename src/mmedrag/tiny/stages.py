@@ -178,6 +178,7 @@ def adapter(work: Path, out: Path) -> None:
     preference.tune(work, out, "adapter", SETS)
     for name in (*SETS, *PAIRWISE):
         preference.tune(work, out, f"adapter-{name}", name.split("+"))
+    log.info("abstention: %s", preference.abstention(work, out))
 
 
 def card(work: Path, out: Path) -> None:
