@@ -12,7 +12,6 @@ PACKAGES = {  # extra → top-level modules that only it brings
     "scale": "tensorboard",
     "train": "trl",
     "clinical": "radeval",
-    "postgres": "psycopg pgvector",
 }
 
 

@@ -31,7 +31,6 @@ IMPORTS = {  # extra → what it is for can be imported
     "ocr": "rapidocr, onnxruntime",
     "train": "trl, datasets",
     "scale": "tensorboard",
-    "postgres": "psycopg, pgvector",
     "clinical": "radeval",
 }
 
