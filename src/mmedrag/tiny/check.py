@@ -27,6 +27,7 @@ from mmedrag.types import DataFolder, Trace, read_jsonl
 
 log = logging.getLogger(__name__)
 CHECK_SEED, STUDIES = 4000, 1200  # per domain; a quarter of them are test studies
+SOME = 1200  # closed questions that the single sets are measured on
 NOISE = "gaussian_clip"
 PLANS = {
     "none": Plan("none"),
@@ -101,6 +102,15 @@ def measure(folders: dict[str, Path]) -> dict[str, Any]:
     return out
 
 
+def _some(data: DataFolder) -> tuple[str, ...]:
+    """Ids of ``SOME`` closed questions of test patients, twins aside; the same at each call."""
+    rows = [
+        e.id for e in data.examples()
+        if e.split == "test" and e.answer_type == "closed" and not e.meta.get("twin_of")
+    ]  # fmt: skip
+    return tuple(rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:SOME])
+
+
 def report_scores(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Finding F1 of the reports per condition and domain, beside the best constant report's."""
     out: dict[str, Any] = {}
@@ -116,14 +126,15 @@ def report_scores(evaluation: dict[str, Any]) -> dict[str, Any]:
 def check(
     work: Path, weights: Path, adapter: str | None = None, plans: Sequence[str] = FULL
 ) -> dict[str, Any]:
-    """Answer unseen test patients under ``plans`` (not all of them: questions only)."""
+    """Answer unseen test patients under ``plans``; unless all: ``SOME`` of their questions."""
     data = DataFolder(_data(work))
     system = preference.pipeline(work, weights, data)
     if adapter:
         system.generator = load_generator("hf", weights / "vlm", weights / adapter, batch_size=64)
     name = adapter or "untuned"
     out = work / "check" / name
-    settings = RunSettings(split="test", chunk=512, task=None if plans == FULL else "vqa")
+    ids = () if plans == FULL else _some(data)
+    settings = RunSettings(split="test", chunk=512, ids=ids)
     described = {"row": name, "generator": {"model": "vlm", "adapter": adapter}}
     run_plans(system, data, {n: PLANS[n] for n in plans}, out, settings, 0, described)
     folders = {plan: out / plan for plan in plans}
