@@ -24,10 +24,10 @@ LAYERS = {
     "B": """encoders generators stores losses losses_contrastive embeddings domain domain_features
         domain_outliers checkpoints convert_source convert_tensors world""",
     "C": """index index_write retriever pipeline run retrieve evaluate pairs_run system train_dpo
-        dpo_cache dpo_card dpo_collator dpo_encode dpo_policy dpo_prepare dpo_trainer ablation tiny
+        dpo_cache dpo_card dpo_collator dpo_encode dpo_policy dpo_prepare dpo_trainer ablation
         convert train_domain domain_fit domain_tune train_retriever contrastive domain_eval
         retrieval_eval calibrate""",
-    "D": "cli report serve repro demo ask",
+    "D": "cli report serve repro demo ask tiny",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "open_clip", "timm",
