@@ -29,7 +29,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmedrag.images import decode_image, perceptual_hash, pixel_hash
+from mmedrag.images import decode_image, pixel_hash
+from mmedrag.images_alike import perceptual_hash
 from mmedrag.protocols import Encoder
 from mmedrag.types import UserError
 

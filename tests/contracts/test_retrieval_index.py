@@ -232,7 +232,8 @@ def test_the_same_image_is_excluded(built: Path, data: DataFolder) -> None:
 
 def test_near_identical_images_are_excluded(tmp_path: Path) -> None:
     """The same picture as a JPEG has other pixels, but hardly another perceptual hash."""
-    from mmedrag.images import hamming, load_image, perceptual_hash
+    from mmedrag.images import load_image
+    from mmedrag.images_alike import hamming, perceptual_hash
 
     rng = np.random.default_rng(3)
     folder = tmp_path / "d" / "images"

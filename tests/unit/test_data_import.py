@@ -13,7 +13,8 @@ from PIL import Image
 
 from mmedrag.datasets import export_released, import_data, splits
 from mmedrag.datasets.rows import read_rows
-from mmedrag.images import Look, load_image, pixel_hash
+from mmedrag.images import load_image, pixel_hash
+from mmedrag.images_alike import Look
 from mmedrag.types import BadRow, DataFolder, UserError, read_jsonl
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mmedrag import images
+from mmedrag.images_alike import Look, hamming, near_identical, perceptual_hash
 from mmedrag.types import Noise, UserError
 
 SECRET = b"Doe^Jane 1950-01-02"
@@ -183,20 +184,20 @@ def test_hashes_tell_same_similar_and_different() -> None:
     assert images.pixel_hash(base) == images.pixel_hash(images.decode_image(png))
     assert images.pixel_hash(base) != images.pixel_hash(images.decode_image(jpeg))
     assert images.pixel_hash(base) != images.pixel_hash(base.resize((240, 320)))
-    assert 0 <= images.perceptual_hash(base) < 1 << 64
+    assert 0 <= perceptual_hash(base) < 1 << 64
     near = [images.decode_image(jpeg), base.resize((160, 120)), base.point(lambda v: v * 0.85)]
     for other in near:
-        assert images.near_identical(images.Look.of(base), images.Look.of(other))
+        assert near_identical(Look.of(base), Look.of(other))
     for seed in range(2, 12):
         other = picture(seed, (320, 240))
-        assert images.hamming(images.perceptual_hash(base), images.perceptual_hash(other)) > 8
-        assert not images.near_identical(images.Look.of(base), images.Look.of(other))
+        assert hamming(perceptual_hash(base), perceptual_hash(other)) > 8
+        assert not near_identical(Look.of(base), Look.of(other))
 
 
 def test_uniform_pictures_are_alike_only_when_equal() -> None:
     black, white = (Image.new("RGB", (40, 40), c) for c in ((0, 0, 0), (255, 255, 255)))
-    assert not images.near_identical(images.Look.of(black), images.Look.of(white))
-    assert images.near_identical(images.Look.of(black), images.Look.of(black.copy()))
+    assert not near_identical(Look.of(black), Look.of(white))
+    assert near_identical(Look.of(black), Look.of(black.copy()))
 
 
 # --- noise

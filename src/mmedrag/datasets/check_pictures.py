@@ -9,7 +9,8 @@ from typing import Any
 from mmedrag.datasets.check_facts import Facts
 from mmedrag.datasets.check_report import CheckReport
 from mmedrag.datasets.splits import Groups, near_duplicates
-from mmedrag.images import Look, load_image
+from mmedrag.images import load_image
+from mmedrag.images_alike import Look
 from mmedrag.types import UserError
 
 

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from mmedrag.images import MAX_BITS, MIN_LIKENESS, Look, fine, near_identical
+from mmedrag.images_alike import MAX_BITS, MIN_LIKENESS, Look, fine, near_identical
 from mmedrag.types import Split
 
 SHARES: dict[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}

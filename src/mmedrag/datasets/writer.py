@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from mmedrag.datasets import splits
 from mmedrag.datasets.rows import Row
-from mmedrag.images import Look, clean_copy
+from mmedrag.images import clean_copy
+from mmedrag.images_alike import Look
 from mmedrag.types import (
     BadRow,
     Example,
