@@ -15,7 +15,8 @@ from typing import Any
 from mmedrag import runs, select
 from mmedrag.conditions import Plan, Pool
 from mmedrag.pipeline import Pipeline
-from mmedrag.run import TRACES, Worker
+from mmedrag.run import TRACES
+from mmedrag.run_worker import Worker
 from mmedrag.serve import evidence
 from mmedrag.types import Example, Trace, UserError, read_jsonl
 

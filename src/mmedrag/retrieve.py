@@ -12,7 +12,8 @@ from typing import Any
 
 from mmedrag.conditions import Plan, Pool
 from mmedrag.pipeline import Pipeline
-from mmedrag.run import Worker, chunks
+from mmedrag.run import chunks
+from mmedrag.run_worker import Worker
 from mmedrag.runs import write_rows
 from mmedrag.types import Example, Trace
 

@@ -4,28 +4,23 @@ Place in the picture: Example → pipeline → Trace, for thousands of rows. Row
 chunks (all questions of an image in one chunk, so its features are computed once); a chunk is
 routed and retrieved once and then answered under every asked condition in one call. A finished
 chunk is appended to a journal and fsynced; a killed run repeats at most one chunk, and the final
-file is the same, byte for byte. A failing row carries its ``error``; running out of memory
-halves the slice that is answered at a time (a generator may halve its own batches before
-that); both are recorded in ``timings.jsonl``.
+file is the same, byte for byte. What a chunk goes through is ``run_worker``.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmedrag import runs
 from mmedrag.conditions import Plan, Pool
 from mmedrag.pipeline import Pipeline
-from mmedrag.types import DataFolder, Example, Trace, UserError
+from mmedrag.run_worker import Worker
+from mmedrag.types import DataFolder, Example, UserError
 
-log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 TRACES, JOURNAL, TIMINGS, POSITIONS = (
     "traces.jsonl", "journal.log", "timings.jsonl", "positions.json"
@@ -185,156 +180,6 @@ def run_plans(
     return {"rows": len(ids) * len(plans), "failed": failed}
 
 
-class Worker:
-    """A chunk through the pipeline's stages, under every plan; remembers what memory allows."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        plans: Mapping[str, Plan],
-        pool: Pool,
-        at_a_time: int,
-        last: Literal["select", "answer"] = "answer",
-    ) -> None:
-        self.pipeline, self.plans, self.pool, self.at_a_time = pipeline, plans, pool, at_a_time
-        self.last = last
-        self.timing: dict[str, Any] = {}
-
-    def __call__(self, chunk: Sequence[Example]) -> dict[str, list[Trace]]:
-        self.timing = {"rows": len(chunk) * len(self.plans)}
-        base = [Trace.of(example) for example in chunk]
-        self._stage("route", self.pipeline.route, base)
-        if any(plan.references != "none" for plan in self.plans.values()):
-            self._stage("retrieve", self.pipeline.retrieve, base)
-        made = {name: [self._under(plan, t) for t in base] for name, plan in self.plans.items()}
-        every = [trace for group in made.values() for trace in group]
-        self._stage("references", self.substitute, every)
-        self._stage("select", self.pipeline.select, every)
-        if self.last == "select":
-            return made
-        self._stage("prompt", self.pipeline.prompt, every)
-        self._stage("answer", self.pipeline.answer, every)
-        if backoffs := self._backoffs():
-            self.timing["batch_backoffs"] = backoffs  # of this process so far
-        return made
-
-    def _backoffs(self) -> list[Any]:
-        """How the generators went to smaller batches by themselves when memory ran out."""
-        generators = [self.pipeline.generator, *self.pipeline.adapters.values()]
-        return [step for one in generators for step in getattr(one, "backoffs", ())]
-
-    def _under(self, plan: Plan, base: Trace) -> Trace:
-        """A fresh trace of the same example under a plan, with the shared first stages."""
-        assert base.example is not None
-        trace = Trace.of(base.example)
-        try:
-            trace.condition = plan.condition(base.example, self.pool)
-        except UserError as error:
-            trace.error = str(error)
-            return trace
-        trace.domain, trace.excluded, trace.hits = base.domain, base.excluded, list(base.hits)
-        if plan.references == "none":
-            trace.hits, trace.excluded = [], 0
-        if base.error:
-            trace.error = base.error
-        return trace
-
-    def substitute(self, traces: Sequence[Trace]) -> None:
-        """Replace the hits where the condition asks for other references than the retrieved."""
-        for trace in traces:
-            mode = trace.condition.references
-            if mode == "random":
-                trace.hits = self.pool.random(trace)
-            elif mode == "own":
-                trace.hits = self.pool.own(trace)
-            elif mode == "contradicting":
-                trace.hits = self.pool.contradicting(trace)
-        shuffled = [t for t in traces if t.condition.references == "shuffled"]
-        if shuffled:
-            self._shuffle(shuffled)
-
-    def _shuffle(self, traces: Sequence[Trace]) -> None:
-        """The hits of the partner example; none of them may be the example's own."""
-        partners = [self.pool.partner(t.example, "shuffle") if t.example else None for t in traces]
-        probes = [Trace.of(p) if p else None for p in partners]
-        for trace, probe in zip(traces, probes, strict=True):
-            if probe:
-                probe.domain = trace.domain
-        self.pipeline.retrieve([probe for probe in probes if probe])
-        for trace, probe in zip(traces, probes, strict=True):
-            trace.hits = list(probe.hits) if probe else []
-
-    def _stage(
-        self, name: str, step: Callable[[list[Trace]], None], traces: Sequence[Trace]
-    ) -> None:
-        start = time.perf_counter()
-        self._careful(step, [t for t in traces if not t.error])
-        self.timing[name] = round(time.perf_counter() - start, 4)
-
-    def _careful(self, step: Callable[[list[Trace]], None], traces: list[Trace]) -> None:
-        """Run a stage; what fails is halved until the failing rows stand alone."""
-        waiting = [traces]
-        while waiting:
-            part = waiting.pop(0)
-            if not part:
-                continue
-            if len(part) > self.at_a_time:
-                waiting[:0] = list(_slices(part, self.at_a_time))
-                continue
-            try:
-                step(part)
-                continue
-            except Exception as error:
-                short = out_of_memory(error)
-                if len(part) == 1:
-                    part[0].error = _one_line(error)
-                    log.warning("%s: %s", part[0].example_id, part[0].error)
-                    log.debug("traceback", exc_info=True)
-                    continue
-            if not short and self._unreadable(part):
-                waiting.insert(0, [trace for trace in part if not trace.error])
-                continue
-            half = (len(part) + 1) // 2
-            if short:
-                self.at_a_time = min(self.at_a_time, half)
-                self.timing["out_of_memory"] = {"rows": len(part), "now_at_most": half}
-                log.warning("out of memory with %d rows: now at most %d", len(part), half)
-                _free_memory()
-            waiting[:0] = [part[:half], part[half:]]
-
-    def _unreadable(self, traces: Sequence[Trace]) -> int:
-        """Give rows whose image cannot be read their error: the commonest failure, found without
-        answering the others again and again. Returns how many rows those are."""
-        from mmedrag.images import load_image
-
-        why: dict[Path, str | None] = {}
-        for trace in traces:
-            for path in trace.example.images if trace.example else []:
-                if path not in why:
-                    try:
-                        load_image(path)
-                        why[path] = None
-                    except Exception as error:
-                        why[path] = _one_line(error)
-                if why[path] and not trace.error:
-                    trace.error = why[path]
-        found = [trace for trace in traces if trace.error]
-        for trace in found:
-            log.warning("%s: %s", trace.example_id, trace.error)
-        return len(found)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of torch (any device) or Python means that memory ran out."""
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
-
-
 def merge(shards: Sequence[Path], out: Path) -> dict[str, Any]:
     """Put the shards of one run together; the result is the run that was never split."""
     configs = [runs.read_json(Path(path) / "config.json") for path in shards]
@@ -402,19 +247,3 @@ def _claim_all(
 def _failed(traces: Path) -> int:
     with open(traces, encoding="utf-8") as lines:
         return sum(bool(json.loads(line).get("error")) for line in lines)
-
-
-def _slices(rows: list[Trace], size: int) -> Iterator[list[Trace]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def _free_memory() -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

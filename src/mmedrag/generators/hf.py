@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from mmedrag import memory
 from mmedrag.generators.decoding import Decoding, SeededSampler, Verbalizers
 from mmedrag.generators.inputs import Inputs
 from mmedrag.generators.loading import attach, load
@@ -218,8 +219,8 @@ class HFGenerator:
                 part = order[at : at + math.ceil(left / math.ceil(left / self.batch_size))]
                 try:
                     done = work([requests[i] for i in part], part)
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error):
+                except (MemoryError, RuntimeError) as error:  # torch's own are the latter
+                    if not memory.ran_out(error):
                         raise
                     self._back_off(len(part), error)
                     continue
@@ -236,8 +237,7 @@ class HFGenerator:
         for kept in (self.inputs.features, self.inputs.prefixes):
             if kept is not None:
                 kept.clear()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        memory.free()
 
     def _answer(self, requests: Sequence[Request], begun: Sequence[Begun] | None) -> list[Answer]:
         inputs = self.inputs.continued(requests, begun) if begun else self.inputs(requests)
@@ -296,10 +296,3 @@ class HFGenerator:
             wanted = torch.tensor(tail, device=logp.device)
             sums.append(float(logp.gather(-1, wanted[:, None]).double().sum()))
         return sums
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    said = str(error).lower()
-    return "out of memory" in said or "can't allocate memory" in said

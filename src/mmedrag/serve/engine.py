@@ -1,8 +1,8 @@
 """Requests through the pipeline: the work of the batcher's one thread.
 
 Place in the picture: Example(image, question) → **Pipeline** → Trace, as ``mmedrag run`` does it
-(the same :class:`mmedrag.run.Worker`), but for rows that arrive one by one. A request's picture
-lies in a private folder under a random name while it is worked on. Nothing about it is kept
+(the same :class:`mmedrag.run_worker.Worker`), but for rows that arrive one by one. A request's
+picture lies in a private folder under a random name while it is worked on. Nothing about it is kept
 afterwards: neither the file nor its embedding. The answer carries the hash of the picture that
 the pipeline was given.
 """
@@ -28,7 +28,7 @@ from mmedrag import conditions
 from mmedrag.embeddings import EmbeddingCache
 from mmedrag.pipeline import Pipeline
 from mmedrag.prompts import neutralise
-from mmedrag.run import Worker
+from mmedrag.run_worker import Worker
 from mmedrag.serve import evidence
 from mmedrag.serve.audit import Audit
 from mmedrag.serve.decoder import Decoded, png
