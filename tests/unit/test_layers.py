@@ -18,15 +18,15 @@ import mmedrag
 
 LAYERS = {
     "A": """types protocols answers prompts select config runs conditions images images_alike dicom
-        memory controls metrics metrics_stats metrics_text reliance arms compare scoring subgroups pairs
-        pairs_export pairs_heldout pairs_import pairs_io pairs_judge metrics_clinical repro_checks
-        dpo_settings retriever_settings retrieval_metrics datasets phantom embedded""",
+        memory controls metrics metrics_stats metrics_text reliance arms compare scoring subgroups
+        pairs pairs_export pairs_heldout pairs_import pairs_io pairs_judge metrics_clinical
+        repro_checks dpo_settings retriever_settings retrieval_metrics datasets phantom embedded""",
     "B": """encoders generators stores losses losses_contrastive embeddings domain domain_features
         domain_outliers checkpoints convert_source convert_tensors world""",
-    "C": """index index_write retriever pipeline run run_worker retrieve evaluate pairs_run system train_dpo
-        dpo_cache dpo_card dpo_collator dpo_encode dpo_policy dpo_prepare dpo_trainer ablation
-        convert train_domain domain_fit domain_tune train_retriever contrastive domain_eval
-        retrieval_eval calibrate""",
+    "C": """index index_write retriever pipeline run run_worker retrieve evaluate pairs_run system
+        train_dpo dpo_cache dpo_card dpo_collator dpo_encode dpo_policy dpo_prepare dpo_trainer
+        ablation convert train_domain domain_fit domain_tune train_retriever contrastive
+        domain_eval retrieval_eval calibrate""",
     "D": "cli report serve repro demo ask tiny",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
