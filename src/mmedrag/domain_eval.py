@@ -10,7 +10,6 @@ Public function (stable)::
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ from PIL import Image
 
 from mmedrag import domain_features, domain_outliers
 from mmedrag.domain import DomainModel, embed, standardise
+from mmedrag.domain_fit import Row
 from mmedrag.images import apply_noise, load_image
+from mmedrag.metrics import calibration_rows, ece_of, proportion
+from mmedrag.metrics_stats import AnyStat, RankStat, Stat, intervals
 from mmedrag.types import UNKNOWN, DataFolder, Noise, UserError
 
 # pictures inside scikit-image and scikit-learn that show nothing medical
@@ -33,6 +35,7 @@ EVERYDAY = {
     ),
     "sklearn": ("china.jpg", "flower.jpg"),
 }  # fmt: skip
+CONFIDENCE_BINS = 15  # of the ECE (Guo et al. 2017)
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 
@@ -44,14 +47,16 @@ def evaluate_domain(
     leave_one_out: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Metrics over the pictures of ``split`` (each once) whose domain the data states.
+    """Metrics over the pictures of ``split`` (each once) whose domain the data states, each as
+    {value, low, high, n}: 95 % intervals from a bootstrap over patients.
 
     Returns:
         ``n`` · ``accuracy`` (called unknown counts as wrong) · ``accuracy_forced`` (the best
-        label, unknown or not) · ``recall`` per domain · ``lost`` (share called unknown) ·
-        ``ece`` of the forced label's confidence (15 bins) · ``unknown``: per kind of outlier
-        {n, flagged, auroc} and ``all`` · ``leave_one_source_out``: source -> accuracy of a head
-        that never saw it, None where it is its domain's only source.
+        label, unknown or not) · ``lost`` (share called unknown) · ``ece`` of the forced label's
+        confidence (15 bins) · ``confusion``: domain -> answer -> share, its diagonal also as
+        ``recall`` · ``unknown``: per kind of outlier and for ``all`` {flagged, auroc} ·
+        ``leave_one_source_out``: source -> accuracy of a head that never saw it, None where it
+        is its domain's only source.
     """
     from mmedrag.train_domain import features_of, labelled_rows
 
@@ -65,64 +70,67 @@ def evaluate_domain(
     threshold = model.config["threshold"]
     lost = known < threshold if threshold is not None else np.zeros(len(known), dtype=bool)
     answer = np.where(lost, UNKNOWN, forced)
-    right = forced == labels
+    right, confidence = forced == labels, np.exp(logits).max(axis=1)
+    patients = [r.patient for r in good]
+    stats: dict[str, AnyStat] = {
+        "accuracy": proportion(answer == labels),
+        "accuracy_forced": proportion(right),
+        "lost": proportion(lost),
+        "ece": Stat(calibration_rows(confidence, right, CONFIDENCE_BINS), ece_of,
+                    np.abs(confidence - right), biased=True),
+    }  # fmt: skip
+    said = sorted({*answer, *labels})
+    confusion = {}
+    for domain in sorted(set(labels)):
+        own = np.flatnonzero(labels == domain)
+        shares = {name: proportion(answer[own] == name) for name in said}
+        confusion[domain] = _cells(shares, [patients[i] for i in own], seed)
     result: dict[str, Any] = {
-        "n": len(labels),
-        "unreadable": len(rows) - len(good),
-        "accuracy": _share(answer == labels),
-        "accuracy_forced": _share(right),
-        "recall": {d: _share(answer[labels == d] == d) for d in sorted(set(labels))},
-        "lost": _share(lost),
-        "ece": round(calibration_error(np.exp(logits).max(axis=1), right), 6),
-        "confusion": _confusion(labels, answer),
-    }
+        "n": len(labels), "unreadable": len(rows) - len(good), **_cells(stats, patients, seed),
+        "recall": {domain: shares[domain] for domain, shares in confusion.items()},
+        "confusion": confusion,
+    }  # fmt: skip
     if outliers and threshold is not None:
-        result["unknown"] = _outliers(model, [r.images[0] for r in good], known, seed)
+        result["unknown"] = _outliers(model, good, known, seed)
     if leave_one_out:
-        result["leave_one_source_out"] = leave_one_source_out(model, data)
+        result["leave_one_source_out"] = leave_one_source_out(model, data, seed)
     return result
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over equal-width bins (Guo et al. 2017)."""
-    at = np.minimum((confidence * bins).astype(int), bins - 1)
-    parts = [at == b for b in range(bins)]
-    gaps = [abs(confidence[p].mean() - right[p].mean()) * p.mean() for p in parts if p.any()]
-    return float(sum(gaps))
+def _cells(
+    stats: Mapping[str, AnyStat], patients: Sequence[str | None], seed: int
+) -> dict[str, dict[str, Any]]:
+    return {name: cell.as_dict() for name, cell in intervals(stats, patients, seed=seed).items()}
 
 
 def _outliers(
-    model: DomainModel, paths: Sequence[Path], known: np.ndarray, seed: int
+    model: DomainModel, rows: Sequence[Row], known: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    from sklearn.metrics import roc_auc_score
-
-    kinds: dict[str, list[Image.Image]] = {
-        "noise": [_noise(path, n, seed) for n, path in enumerate(paths[:50])],
-        "blank": [_blank(n, seed) for n in range(50)],
-        "channel_swap": _swapped(paths),
-        "everyday": everyday(),
+    """Share flagged and AUROC of known against unknown, per kind; an outlier made from a picture
+    counts as its patient's."""
+    kinds: dict[str, list[tuple[str | None, Image.Image]]] = {
+        "noise": [(r.patient, _noise(r.images[0], n, seed)) for n, r in enumerate(rows[:50])],
+        "blank": [(None, _blank(n, seed)) for n in range(50)],
+        "channel_swap": [(r.patient, p) for r in rows for p in _swapped(r.images[0])],
+        "everyday": [(None, p) for p in everyday()],
     }
+    scored = {}
+    for kind, found in kinds.items():
+        if found:
+            features, _ = embed([p for _, p in found], model.encoder, model.config["statistics"])
+            scored[kind] = (model.scores(features)[1], [who for who, _ in found])
+    every = np.concatenate([scores for scores, _ in scored.values()])
+    scored["all"] = (every, [who for _, owners in scored.values() for who in owners])
     out: dict[str, Any] = {}
-    flagged: list[bool] = []
-    every: list[float] = []
-    for kind, pictures in kinds.items():
-        if not pictures:
-            out[kind] = {"n": 0, "flagged": None, "auroc": None}
-            continue
-        features, _ = embed(pictures, model.encoder, model.config["statistics"])
-        scores = model.scores(features)[1]
-        caught = scores < model.config["threshold"]
-        truth = np.repeat([1, 0], [len(known), len(scores)])
-        out[kind] = {
-            "n": len(scores),
-            "flagged": _share(caught),
-            "auroc": round(float(roc_auc_score(truth, np.concatenate([known, scores]))), 6),
+    for kind in (*kinds, "all"):
+        scores, owners = scored.get(kind, (np.empty(0), []))
+        outlying = np.repeat([False, True], [len(known), len(scores)])
+        joined = np.concatenate([known, scores])
+        stats: dict[str, AnyStat] = {
+            "flagged": proportion(joined < model.config["threshold"], outlying),
+            "auroc": RankStat(joined, ~outlying, joined),
         }
-        flagged += caught.tolist()
-        every += scores.tolist()
-    truth = np.repeat([1, 0], [len(known), len(every)])
-    auroc = roc_auc_score(truth, np.concatenate([known, every]))
-    out["all"] = {"n": len(every), "flagged": _share(np.array(flagged)), "auroc": round(auroc, 6)}
+        out[kind] = _cells(stats, [*(r.patient for r in rows), *owners], seed)
     return out
 
 
@@ -152,18 +160,16 @@ def _blank(number: int, seed: int) -> Image.Image:
     return Image.new("RGB", (128, 128), tuple(int(v) for v in colour))
 
 
-def _swapped(paths: Sequence[Path]) -> list[Image.Image]:
-    out = []
-    for path in paths:
-        picture = load_image(path)
-        if domain_features.is_coloured(picture):
-            picture.thumbnail((512, 512))
-            out += [domain_outliers.swap_channels(picture, o) for o in domain_outliers.SWAPS]
-    return out
+def _swapped(path: Path) -> list[Image.Image]:
+    picture = load_image(path)
+    if not domain_features.is_coloured(picture):
+        return []
+    picture.thumbnail((512, 512))
+    return [domain_outliers.swap_channels(picture, order) for order in domain_outliers.SWAPS]
 
 
 def leave_one_source_out(
-    model: DomainModel, data: Sequence[DataFolder]
+    model: DomainModel, data: Sequence[DataFolder], seed: int = 0
 ) -> dict[str, dict[str, Any] | None]:
     """Accuracy on each source of a head trained on all the others (same features, all splits).
 
@@ -187,15 +193,6 @@ def leave_one_source_out(
         fit = fit_head(standardise(x, arrays), labels[~held], names, DomainTraining())
         logits = standardise(features[held], arrays) @ fit["weight"].T + fit["bias"]
         right = np.array(names)[logits.argmax(axis=1)] == labels[held]
-        out[source] = {"n": int(held.sum()), "accuracy": _share(right)}
+        patients = [good[i].patient for i in np.flatnonzero(held)]
+        out[source] = _cells({"accuracy": proportion(right)}, patients, seed)
     return out
-
-
-def _share(values: np.ndarray) -> float:
-    return round(float(np.mean(values)), 6)
-
-
-def _confusion(truth: np.ndarray, answer: np.ndarray) -> Mapping[str, dict[str, int]]:
-    return {
-        d: dict(sorted(Counter(answer[truth == d].tolist()).items())) for d in sorted(set(truth))
-    }

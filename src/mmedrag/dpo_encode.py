@@ -38,7 +38,7 @@ class EncodedSide:
     """Model input of one side; ``key`` names ids and image, so it names the log-probability."""
 
     prompt: Ids  # image tokens expanded
-    answer: Ids  # end token included
+    answer: Ids  # end token included, unless it does not count
     view: View
     key: str
 
@@ -69,10 +69,14 @@ class Encoder:
         inputs: the generator's own text and token rules, so that both see the same prompt.
         image_tokens: how many tokens an image becomes.
         max_length: of prompt, image and answer together.
+        count_end: the end token belongs to an answer (see :class:`DpoTraining`).
     """
 
-    def __init__(self, inputs: Inputs, image_tokens: int, max_length: int) -> None:
+    def __init__(
+        self, inputs: Inputs, image_tokens: int, max_length: int, count_end: bool = True
+    ) -> None:
         self.inputs, self.image_tokens, self.max_length = inputs, image_tokens, max_length
+        self.end = inputs.tokenizer.eos_token_id if count_end else None
         self.truncated = 0
 
     def __call__(self, pairs: Sequence[Pair], redraw: bool | None = None) -> list[EncodedPair]:
@@ -120,8 +124,7 @@ class Encoder:
             raise UserError("answer has no tokens, every label would be masked")
         if self.inputs.image_token_id in ids:
             raise UserError(f"answer contains {self.inputs.image_token!r}")
-        end = tokenizer.eos_token_id
-        return ids if end is None else (*ids, end)
+        return ids if self.end is None else (*ids, self.end)
 
     def view(self, pair: Pair, side: Side) -> View:
         name = side.image if isinstance(side.image, str) else (side.image or [""])[0]

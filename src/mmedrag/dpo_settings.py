@@ -22,6 +22,9 @@ class DpoTraining:
         beta: strength of the pull to the reference policy (α in the paper).
         sft_weight: of the chosen texts' negative log-likelihood beside the preference loss; 0, as
             published: none (:func:`mmedrag.losses.chosen_nll`).
+        count_end: an answer's log-probability includes its end token, as published. Where one short
+            answer stands on both sides (``cross_modal``), the end token alone can satisfy the loss:
+            the model then goes on after the same yes or no on noise images (docs/log.md).
         learning_rate, projector_lr: of the adapter, and of the projector when it is trained
             (None: the same).
         epochs: passes over the pairs; ``max_steps`` > 0 stops earlier.
@@ -51,6 +54,7 @@ class DpoTraining:
 
     beta: float = 0.1
     sft_weight: float = 0.0
+    count_end: bool = True
     learning_rate: float = 1e-4
     projector_lr: float | None = None
     epochs: float = 3

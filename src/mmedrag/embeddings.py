@@ -175,18 +175,15 @@ class EmbeddingCache:
     def _take(self, records: np.ndarray) -> None:
         sound = _sound(records)
         self.rejected += int((~sound).sum())
-        for row in np.flatnonzero(sound):
-            self.at[_key(records["key"][row])] = (len(self.frames), int(row))
+        keys = records["key"].tobytes()  # an element would lose trailing zero bytes
+        for row in np.flatnonzero(sound).tolist():
+            self.at[keys[32 * row : 32 * row + 32]] = (len(self.frames), row)
         self.frames.append(records)
 
 
 def _sound(records: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(records["vector"], axis=1)
     return np.abs(norms - 1) < 1e-3  # False for NaN and inf, too
-
-
-def _key(stored: bytes) -> bytes:
-    return bytes(stored).ljust(32, b"\0")  # numpy strips trailing zero bytes
 
 
 @dataclass

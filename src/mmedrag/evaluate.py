@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ import numpy as np
 
 from mmedrag import controls as ctrl
 from mmedrag import metrics, metrics_text
-from mmedrag.arms import TASKS, Arm, load_arms, system_groups
+from mmedrag.arms import OVERALL, TASKS, Arm, load_arms, system_groups
 from mmedrag.compare import compare_arms, steps
 from mmedrag.controls import TrainingData
-from mmedrag.metrics_stats import RESAMPLES, AnyStat, clean
-from mmedrag.reliance import missing, reliance
+from mmedrag.metrics_stats import RESAMPLES, AnyStat, clean, intervals
+from mmedrag.reliance import label, missing, reliance, truth
+from mmedrag.retrieval_metrics import usage
 from mmedrag.runs import environment
 from mmedrag.scoring import Common, Facts, Scored, Scorer, said_by, score_all, tables
 from mmedrag.subgroups import subgroup_tables
@@ -97,7 +98,8 @@ def evaluate(
         ``runs`` {arm: {title, condition, plain, n, tasks {task: {overall|domain: {n, patients,
         failed, metrics {name: {value, low, high, n}}, controls {name: {metric: {...,
         difference}}}, not_computed {control: why}, marked {metric: control}}}},
-        retrieval {overall|domain: the same}}},
+        retrieval {overall|domain: the same, with rules}, and of plain arms ``confusion``,
+        ``routing``, ``reliability`` (see :func:`classification`)}},
         ``reliance`` {system: {title, model, metrics {name: {value, low, high, n, denominator}},
         not_computed}}, ``comparisons``,
         ``subgroups``, ``signatures``, ``environment``. Equal inputs and seed, equal bytes.
@@ -119,6 +121,7 @@ def evaluate(
             "n": len(arm.traces),
             "failed": sum(t.error is not None for t in arm.traces), "tasks": {},
             "retrieval": retrieval(arm, facts, resamples, seed) if arm.plain else {},
+            **(classification(arm, resamples, seed) if arm.plain else {}),
         }  # fmt: skip
         for task in tasks:
             log.debug("scoring %s: %s", arm.name, task)
@@ -165,18 +168,18 @@ def evaluate(
 
 
 def retrieval(arm: Arm, facts: Facts, resamples: int, seed: int) -> dict[str, Any]:
-    """What the references of an arm are worth, per domain, one row per distinct image.
+    """What the references of an arm are worth and which are used, per domain, one row per
+    distinct image.
 
     ``label_agreement``: share of findings that the top-1 reference's study has in common with
     the image's (present in both or absent in both); ``label_agreement_kept``: mean over the
     kept references; both on the benchmark, beside shuffled references. ``recall@k``, ``mrr``:
-    of the image's own report, where that may be retrieved at all.
+    of the image's own report, where that may be retrieved at all. Selection, hubness and
+    similarity: see :func:`mmedrag.retrieval_metrics.usage`. ``rules``: that selected.
     """
-    seen: dict[str, Trace] = {}
-    for trace in arm.traces:
-        if trace.hits and not trace.meta.get("twin_of"):
-            seen.setdefault(str(trace.image or trace.example_id), trace)
-    traces = list(seen.values())
+    traces = [t for t in one_per_image(arm.traces) if t.hits]
+    if not traces:
+        return {}
     agree = [[_agreement(t, h.id, facts) for h in t.hits] for t in traces]
     kept = [{i for i in t.selection.kept} if t.selection else set() for t in traces]
     first = ctrl.shuffled(traces, [t.hits[0].id for t in traces], seed)
@@ -195,9 +198,75 @@ def retrieval(arm: Arm, facts: Facts, resamples: int, seed: int) -> dict[str, An
     ranks = [next((h.rank for h in t.hits if _own(t, h.id, facts)), None) for t in traces]
     if any(rank is not None for rank in ranks):
         stats["model"] |= metrics.retrieval(ranks)
-    if not stats["model"]:
-        return {}
-    return tables(Scored("retrieval", traces, stats, {}), resamples, seed)
+    stats["model"] |= usage(traces)
+    scored = Scored("retrieval", traces, stats, {})
+    return {
+        group: {**found, "rules": sorted({_rule(traces[i]) for i in scored.rows(group)} - {""})}
+        for group, found in tables(scored, resamples, seed).items()
+    }
+
+
+def one_per_image(traces: Sequence[Trace]) -> list[Trace]:
+    """The first trace of each image, twins aside: retrieval sees images, not questions."""
+    seen: dict[str, Trace] = {}
+    for trace in traces:
+        if not trace.meta.get("twin_of"):
+            seen.setdefault(str(trace.image or trace.example_id), trace)
+    return list(seen.values())
+
+
+def _rule(trace: Trace) -> str:
+    if trace.selection is None:
+        return ""
+    params = ", ".join(f"{k} {v}" for k, v in sorted(trace.selection.params.items()))
+    return f"{trace.selection.rule} {params}".strip()
+
+
+def classification(arm: Arm, resamples: int, seed: int) -> dict[str, Any]:
+    """Which class each thing was put into, as shares with intervals.
+
+    ``confusion``: overall or domain -> truth -> answer -> share, of the closed questions (strict
+    parser); ``routing``: domain -> identified domain -> share of images; ``reliability``: points
+    of the reliability diagram, {p_yes, share_yes}.
+    """
+    closed = arm.of_task("vqa_closed")
+    groups = {OVERALL: closed} | {d: [] for d in sorted({ctrl.group_of(t) for t in closed})}
+    for trace in closed:
+        groups[ctrl.group_of(trace)].append(trace)
+    routed = [t for t in one_per_image(arm.traces) if t.target_domain and t.domain]
+    said = sorted({t.domain.label for t in routed if t.domain})
+    patients = [t.patient for t in closed]
+    points = metrics.reliability(
+        [t.answer.p_yes if t.answer else None for t in closed], [truth(t) for t in closed]
+    )
+    return {
+        "confusion": {
+            group: {side: _shares([t for t in own if truth(t) == side], label, metrics.LABELS,
+                                  resamples, seed) for side in metrics.LABELS[:2]}
+            for group, own in groups.items() if own
+        },
+        "routing": {
+            domain: _shares([t for t in routed if t.target_domain == domain],
+                            lambda t: t.domain.label if t.domain else "", said, resamples, seed)
+            for domain in sorted({str(t.target_domain) for t in routed})
+        },
+        "reliability": [
+            {name: cell.as_dict()
+             for name, cell in intervals(point, patients, resamples, seed).items()}
+            for point in points
+        ],
+    }  # fmt: skip
+
+
+def _shares(
+    traces: Sequence[Trace], of: Callable[[Trace], str], names: Sequence[str], resamples: int,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Share of the traces in each of the named classes."""
+    found = [of(t) for t in traces]
+    stats = {name: metrics.proportion([f == name for f in found]) for name in names}
+    made = intervals(stats, [t.patient for t in traces], resamples, seed)
+    return {name: cell.as_dict() for name, cell in made.items()}
 
 
 def _own(trace: Trace, reference: str, facts: Facts) -> bool:

@@ -327,5 +327,5 @@ def _shuffled(pixels: np.ndarray, patch: int, rng: np.random.Generator) -> np.nd
 
 def pixel_hash(picture: Image.Image) -> str:
     """sha256 of size and decoded RGB pixels: equal for the same picture in another container."""
-    rgb = picture.convert("RGB")
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
     return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()

@@ -34,8 +34,8 @@ def perceptual_hash(picture: Image.Image) -> int:
     grey = picture.convert("L").resize((32, 32), Image.Resampling.BOX)
     waves = _cosines()[1:]
     freq = np.round(waves @ np.asarray(grey, dtype=np.float64) @ waves.T, 3).ravel()
-    bits = freq > np.median(freq)
-    return int("".join("1" if bit else "0" for bit in bits), 2)
+    middle = np.partition(freq, (31, 32))[31:33].mean()  # the median of 64
+    return int.from_bytes(np.packbits(freq > middle).tobytes(), "big")
 
 
 def hamming(a: int, b: int) -> int:

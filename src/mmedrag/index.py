@@ -83,7 +83,7 @@ class Index:
     """A read-only view of a committed index; a writer's later commit does not disturb it.
 
     Attributes:
-        manifest, store, domain, ids; ``patients`` object [n] (None: unknown); ``pixels`` S32
+        manifest, store, domain, ids; ``patients`` strings [n] (None: unknown); ``pixels`` S32
         [n, views] and ``phash`` uint64 [n, views] of the rows' own images.
     """
 
@@ -95,17 +95,15 @@ class Index:
         if wrong:
             raise folder.Damaged(f"{path}: index is damaged: {'; '.join(wrong)}; {folder.REPAIR}")
         names = {name.split("-")[0]: path / name for name in manifest["files"]}
-        light = ["id", "domain", "patient", "split", "source", "date", "pixels", "phash"]
         # held open: a later commit may unlink the file, what was opened stays readable
         self._file = pq.ParquetFile(names["rows"], memory_map=True)
-        table = self._file.read(columns=light, use_threads=False)
-        self._texts: pa.ChunkedArray | None = None
-        self.ids: list[str] = table["id"].to_pylist()
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        self.ids: list[str] = self._read("id").to_pylist()
         store = resolve(manifest["store"], STORES, "store")
         self.store = store.open(names["vectors"], manifest["vectors"], self.ids)
-        self.patients = np.array(table["patient"].to_pylist(), dtype=object)
-        self.pixels, self.phash = _hash_arrays(table)
-        self.table = table.drop_columns(["id", "pixels", "phash"])  # kept once, as arrays
+        strings = np.dtypes.StringDType(na_object=None)
+        self.patients = np.array(self._read("patient").to_pylist(), dtype=strings)
+        self.pixels, self.phash = _hash_arrays(self._read("pixels"), self._read("phash"))
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
@@ -125,10 +123,8 @@ class Index:
         return len(self.ids)
 
     def texts(self, rows: Iterable[int]) -> list[str]:
-        if self._texts is None:
-            self._texts = self._file.read(columns=["text"])["text"]
-        wanted = list(rows)
-        return self._texts.take(wanted).to_pylist() if wanted else []
+        texts = self._column("text")
+        return [texts[row].as_py() for row in rows]
 
     def references(self) -> list[Reference]:
         """The stored rows, in order."""
@@ -137,6 +133,19 @@ class Index:
     def rows(self) -> list[dict[str, Any]]:
         """The stored rows with every column, in order."""
         return self._file.read().to_pylist()
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        """A stored column, kept from when it is first asked for."""
+        if name not in self._columns:
+            self._columns[name] = self._read(name)
+        return self._columns[name]
+
+    def _read(self, name: str) -> pa.ChunkedArray:
+        import pyarrow as pa
+
+        column = self._file.read(columns=[name], use_threads=False)[name]
+        pa.default_memory_pool().release_unused()  # unpacking took several times the column
+        return column
 
     def mask(self, wanted: Filter) -> np.ndarray:
         """bool [n]: rows that pass the filter (a row without the field does not)."""
@@ -148,14 +157,14 @@ class Index:
             values = getattr(wanted, name)
             if values is not None:
                 values = [values] if isinstance(values, str) else list(values)
-                found = pc.is_in(self.table[name], value_set=pa.array(values, pa.string()))
+                found = pc.is_in(self._column(name), value_set=pa.array(values, pa.string()))
                 keep &= found.to_numpy(zero_copy_only=False)
         for bound, compare in (
             (wanted.date_from, pc.greater_equal),
             (wanted.date_to, pc.less_equal),
         ):
             if bound is not None:
-                found = pc.fill_null(compare(self.table["date"], bound), False)
+                found = pc.fill_null(compare(self._column("date"), bound), False)
                 keep &= found.to_numpy(zero_copy_only=False)
         return keep
 
@@ -231,22 +240,29 @@ def _reference(row: dict[str, Any]) -> Reference:
     return Reference(**given, meta=json.loads(row["meta"]))
 
 
-def _hash_arrays(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def _hash_arrays(
+    pixels: pa.ChunkedArray, phash: pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray]:
     """sha256 S32 and perceptual hashes uint64 [n, views] of lists of either, b"" and 0 padded."""
     import pyarrow.compute as pc
 
-    counts = pc.list_value_length(table["pixels"]).to_numpy().astype(np.int64)
+    counts = _numbers(pc.list_value_length(pixels)).astype(np.int64)
     width, total = int(counts.max(initial=0)) or 1, int(counts.sum())
     row = np.repeat(np.arange(len(counts)), counts)
     column = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
     of_pixels = np.zeros((len(counts), width), "S32")
     of_phash = np.zeros((len(counts), width), np.uint64)
     if total:
-        flat = pc.list_flatten(table["pixels"])
+        flat = pc.list_flatten(pixels)
         digits = b"".join(_characters(chunk) for chunk in flat.chunks if len(chunk))
         of_pixels[row, column] = np.frombuffer(bytes.fromhex(digits.decode()), "S32")
-        of_phash[row, column] = pc.list_flatten(table["phash"]).to_numpy()
+        of_phash[row, column] = _numbers(pc.list_flatten(phash))
     return of_pixels, of_phash
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """As an array, by a way that does not import pandas (``to_numpy`` does: 25 MiB)."""
+    return np.from_dlpack(column.combine_chunks())
 
 
 def _characters(strings: pa.StringArray) -> bytes:

@@ -144,7 +144,9 @@ def closed(
     return out
 
 
-def proportion(hits: Sequence[bool], counted: Sequence[bool] | None = None) -> Stat:
+def proportion(
+    hits: Sequence[bool] | np.ndarray, counted: Sequence[bool] | np.ndarray | None = None
+) -> Stat:
     """Share of hits among the counted rows, as a resamplable metric."""
     hit = np.asarray(hits, dtype=float)
     base = np.ones(len(hit), bool) if counted is None else np.asarray(counted, dtype=bool)
@@ -152,12 +154,13 @@ def proportion(hits: Sequence[bool], counted: Sequence[bool] | None = None) -> S
     return Stat(rows, mean_of, np.where(base, hit, np.nan), base)
 
 
-def average(values: Sequence[float]) -> Stat:
-    """The mean of a per-row value; NaN rows are outside its denominator."""
+def average(values: Sequence[float] | np.ndarray, unit: bool = True) -> Stat:
+    """The mean of a per-row value; NaN rows are outside its denominator. ``unit``: it lies in
+    [0, 1]."""
     value = np.asarray(values, dtype=float)
     known = ~np.isnan(value)
     rows = np.stack([np.where(known, value, 0.0), known.astype(float)], axis=1)
-    return Stat(rows, mean_of, value, known)
+    return Stat(rows, mean_of, value, known, unit)
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -229,18 +232,19 @@ def findings(predicted: Sequence[set[str]], truth: Sequence[set[str]]) -> dict[s
 
 def reliability(
     p_yes: Sequence[float | None], labels: Sequence[str], bins: int = BINS
-) -> list[dict[str, float]]:
-    """Points of the reliability diagram: per non-empty bin, mean p_yes, share of yes, count.
+) -> list[dict[str, AnyStat]]:
+    """Points of the reliability diagram: per non-empty bin the mean ``p_yes`` and the
+    ``share_yes`` of the truth.
 
     Args:
         p_yes: P(yes) per row, None where unknown.
         labels: the truth, "yes" or "no" (see :func:`read_target`).
     """
     p = np.array([np.nan if v is None else v for v in p_yes], dtype=float)
-    positive = np.array([truth == "yes" for truth in labels])
-    sums = calibration_rows(p, positive, bins).sum(axis=0).reshape(bins, 3)
+    positive = [truth == "yes" for truth in labels]
+    member = calibration_rows(p, np.array(positive), bins)[:, ::3] > 0
     return [
-        {"n": int(n), "p_yes": float(total / n), "share_yes": float(yes / n)}
-        for n, total, yes in sums
-        if n
+        {"p_yes": average(np.where(own, p, np.nan)), "share_yes": proportion(positive, own)}
+        for own in member.T
+        if own.any()
     ]

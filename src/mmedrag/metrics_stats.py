@@ -3,7 +3,8 @@
 Place in the picture: between per-row scores and every table. A :class:`Stat` is a metric in
 the one form that makes resampling cheap: rows of additive statistics and a function that
 finishes their sum (accuracy, F1, MCC, ECE and corpus BLEU are all of that form), so that
-10,000 resamples are one matrix product. Ranks (AUROC) are the exception and have their own.
+10,000 resamples are one matrix product. Ranks (AUROC) and counts of references (hubness) are
+the exceptions and have their own.
 
 Rows of one patient are not independent, hence whole patients are drawn (cluster bootstrap:
 Davison & Hinkley 1997, §3.8). A resample is a multinomial weight per patient; all statistics
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
+from scipy.sparse import csr_array
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+NORMAL = np.array([NormalDist().inv_cdf(q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)])
 FEWEST = 6  # patients below which a difference is not claimed
 FEW_CLUSTERS, FEW_ROWS = 128, 2000  # up to which AUROC is resampled by pairs of clusters
 Finish = Callable[[np.ndarray], np.ndarray]
@@ -46,8 +50,8 @@ class Stat:
         values: float [n], the value shown per example (NaN where the row has none).
         counted: bool [n], rows in the metric's denominator (all by default).
         unit: the metric lies in [0, 1], so that a score of exactly 0 or 1 has exact bounds.
-        biased: resampling pushes the metric away from 0 (a sum of absolute gaps, such as ECE):
-            its interval is shifted back by the bootstrap's estimate of that bias.
+        biased: resampling pushes the metric to one side (a sum of absolute gaps, such as ECE,
+            away from 0): its interval is shifted back by the bootstrap's estimate of that bias.
     """
 
     rows: np.ndarray
@@ -127,7 +131,61 @@ class RankStat:
         return ratio(wins, (weights @ of_pos.sum(1)) * (weights @ of_neg.sum(1)))
 
 
-AnyStat = Stat | RankStat
+@dataclass(frozen=True)
+class UseStat:
+    """A metric of how often each reference comes up, such as the share of the most used one.
+
+    Args:
+        used: int [n, k], references of each query, -1 for none.
+        finish: (uses [references, b], queries [b]) -> [b].
+        biased: always, because in a resample the same queries come up twice: larger hubs.
+        jackknife: the metric counts references, of which repeated queries show no new ones, so
+            that a bootstrap interval is too narrow: its interval is the jackknife's.
+    """
+
+    used: np.ndarray
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    unit: bool = True
+    biased: bool = True
+    jackknife: bool = False
+
+    @property
+    def n(self) -> int:
+        return int((self.used >= 0).any(axis=1).sum())
+
+    @property
+    def values(self) -> np.ndarray:  # it is of all queries together
+        return np.full(len(self.used), np.nan)
+
+    def take(self, rows: np.ndarray, table: dict[int, np.ndarray] | None = None) -> UseStat:
+        return replace(self, used=self.used[rows])
+
+    def point(self) -> float:
+        return float(self.weighted(np.ones((1, len(self.used))))[0])
+
+    def weighted(self, weights: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """The metric under weights [b, n], or under weights [b, clusters] of ``groups``."""
+        query, place = np.nonzero(self.used >= 0)
+        if not len(query):
+            return np.full(len(weights), np.nan)
+        own = np.arange(len(self.used)) if groups is None else groups
+        asked = np.bincount(own[np.unique(query)], minlength=weights.shape[1])
+        ones = np.ones(len(query))
+        table = csr_array((ones, (self.used[query, place], own[query])),
+                          shape=(int(self.used.max()) + 1, weights.shape[1]))  # fmt: skip
+        return self.finish(table @ weights.T, weights @ asked)
+
+    def normal(self, groups: np.ndarray) -> tuple[float, float]:
+        """Normal interval around the value, with the standard error of the delete-one-cluster
+        jackknife (Efron & Stein 1981)."""
+        count = int(groups.max()) + 1
+        without = self.weighted(1.0 - np.eye(count), groups)
+        bounds = np.round(self.point() + NORMAL * np.sqrt((count - 1) * without.var()), 12)
+        low, high = np.clip(bounds, 0.0, 1.0) if self.unit else bounds
+        return float(low), float(high)
+
+
+AnyStat = Stat | RankStat | UseStat
 
 
 @dataclass(frozen=True)
@@ -213,7 +271,8 @@ def interval(stat: AnyStat, samples: np.ndarray, groups: np.ndarray) -> Interval
 
     With fewer than two clusters there is no interval. A score of exactly 0 or 1 has no spread
     to resample: its bound is the exact binomial one for that many clusters (Clopper-Pearson),
-    so that 5 right answers of 5 do not print as certainty.
+    so that 5 right answers of 5 do not print as certainty. The same bound holds what queries
+    could show of references that none has shown yet, where each has come up more than once.
     """
     value, n = stat.point(), stat.n
     kept = np.unique(groups if getattr(stat, "counted", None) is None else groups[stat.counted])  # type: ignore[union-attr]
@@ -221,20 +280,22 @@ def interval(stat: AnyStat, samples: np.ndarray, groups: np.ndarray) -> Interval
     if count < 2 or not np.isfinite(value):
         return Interval(value, None, None, n)
     if getattr(stat, "biased", False):
-        samples = unbias(samples, value)
-    low_, high_ = percentile(samples)
-    if stat.unit and value in (0.0, 1.0) and low_ == high_:
+        samples = unbias(samples, value, stat.unit)
+    own = isinstance(stat, UseStat) and stat.jackknife
+    low_, high_ = stat.normal(groups) if own else percentile(samples)  # type: ignore[union-attr]
+    if stat.unit and (own or value in (0.0, 1.0)) and low_ == high_:
         bound = ((1 - LEVEL) / 2) ** (1 / count)
-        low, high = (bound, 1.0) if value else (0.0, 1.0 - bound)
+        low, high = (bound, 1.0) if value == 1.0 else (value, min(value + 1.0 - bound, 1.0))
         return Interval(value, low, high, n)
     return Interval(value, low_, high_, n)
 
 
-def unbias(samples: np.ndarray, value: float) -> np.ndarray:
-    """Bootstrap values shifted so that their mean is the value, cut off at 0 and 1 (additive
-    bias correction: Davison & Hinkley 1997, §2.1)."""
+def unbias(samples: np.ndarray, value: float, unit: bool = True) -> np.ndarray:
+    """Bootstrap values shifted so that their mean is the value, those of a ``unit`` metric cut
+    off at 0 and 1 (additive bias correction: Davison & Hinkley 1997, §2.1)."""
     defined = samples[np.isfinite(samples)]
-    return np.clip(defined + (value - defined.mean() if len(defined) else 0.0), 0.0, 1.0)
+    shifted = defined + (value - defined.mean() if len(defined) else 0.0)
+    return np.clip(shifted, 0.0, 1.0) if unit else shifted
 
 
 def percentile(samples: np.ndarray, level: float = LEVEL) -> tuple[float | None, float | None]:

@@ -70,10 +70,12 @@ class Pipeline:
         """x_r candidates: the k nearest reports of the domain, own studies excluded."""
         if not self.retrievers:
             return
-        for key in {self._key(t) for t in traces}:
-            group = [t for t in traces if self._key(t) == key and _example(t).images]
-            if key is None or not group:
-                continue
+        groups: dict[str, list[Trace]] = {}
+        for trace in traces:
+            key = self._key(trace)
+            if key is not None and _example(trace).image:
+                groups.setdefault(key, []).append(trace)
+        for key, group in groups.items():
             hits, excluded = self.retrievers[key].search([_example(t) for t in group], self.k)
             unread = getattr(self.retrievers[key], "errors", {})
             for trace, found, own in zip(group, hits, excluded, strict=True):
@@ -81,7 +83,11 @@ class Pipeline:
                 trace.error = trace.error or unread.get(trace.example_id)
 
     def select(self, traces: list[Trace]) -> None:
-        """Adaptive retrieved-context selection (paper §3.2): how many hits to keep."""
+        """Adaptive retrieved-context selection (paper §3.2): how many hits to keep.
+
+        Traces with the same hits (the questions of a picture) share one selection.
+        """
+        made: dict[tuple[tuple[str, float], ...], Selection] = {}
         for trace in traces:
             if trace.condition.references == "none":
                 trace.selection = Selection(rule="none", reason="references switched off")
@@ -89,7 +95,10 @@ class Pipeline:
                 kept = [hit.id for hit in trace.hits]
                 trace.selection = Selection(rule="all", kept=kept, reason="every hit kept")
             else:
-                trace.selection = self.rule(trace.hits)
+                hits = tuple((hit.id, hit.score) for hit in trace.hits)
+                if hits not in made:
+                    made[hits] = self.rule(trace.hits)
+                trace.selection = made[hits]
 
     def prompt(self, traces: list[Trace]) -> None:
         """x_t + x_r as one prompt; unknown domain or nothing kept → no references."""

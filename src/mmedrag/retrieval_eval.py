@@ -7,7 +7,7 @@ Place in the picture: beside ``retriever.py``. Two questions over the rows of on
   best reference's labels agree with the picture's, against random references, and hubness.
 
 Beside every value stand chance (computed), the same encoder with its pictures shuffled, and the
-same architecture untrained.
+same architecture untrained. All have n and a 95 % interval (bootstrap over patients).
 
 Public function (stable)::
 
@@ -26,7 +26,8 @@ import numpy as np
 
 from mmedrag.embeddings import EmbeddingCache, embed_images, embed_texts
 from mmedrag.encoders import load_encoder
-from mmedrag.metrics_stats import Stat, intervals, mean_of
+from mmedrag.metrics import average
+from mmedrag.metrics_stats import intervals
 from mmedrag.protocols import Encoder
 from mmedrag.retrieval_metrics import chance, hubness, per_query, relevant
 from mmedrag.types import DataFolder, Reference, Truth, UserError
@@ -45,12 +46,13 @@ def evaluate_retriever(
     seed: int = 0,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Every metric with its 95 % interval (bootstrap over patients) and its controls.
+    """Every metric with its controls, each as {value, low, high, n}.
 
     Returns:
-        ``paired``: metric -> {value, low, high, n, chance, shuffled, untrained {…}} ·
-        ``agreement``: of the best reference -> {value, low, high, n, random, difference {…}} ·
-        ``hubness`` · ``n``, ``gallery``, ``skipped`` · ``encoder``.
+        ``paired``: metric -> {value, low, high, n, chance {…}, shuffled {…}, untrained {…}} ·
+        ``agreement``: of the best reference -> {value, low, high, n, random {…},
+        difference {…}} · ``hubness``: metric of :func:`mmedrag.retrieval_metrics.hubness` ->
+        {value, low, high, n} · ``n``, ``gallery``, ``skipped`` · ``encoder``.
 
     Raises:
         UserError: fewer than two rows with picture and text.
@@ -68,22 +70,18 @@ def evaluate_retriever(
     patients = [r.patient for r in rows]
     right = relevant([r.text for r in rows], range(len(rows)))
 
-    values = per_query(images @ own_texts.T, right)
-    paired = _intervals(values, patients, resamples, seed)
-    expected = chance(right)
+    paired = _intervals(per_query(images @ own_texts.T, right), patients, resamples, seed)
     order = np.random.default_rng(seed).permutation(len(rows))
-    mixed = per_query(images[order] @ own_texts.T, right)
-    for name, entry in paired.items():
-        entry["chance"] = round(expected[name], 6)
-        entry["shuffled"] = round(float(mixed[name].mean()), 6)
+    beside = {"chance": chance(right), "shuffled": per_query(images[order] @ own_texts.T, right)}
     if untrained and hasattr(model, "towers"):
         with reinitialised(model, seed):
             blind = (
                 model.images([r.images[0] for r in rows]) @ model.texts([r.text for r in rows]).T
             )
-        base = _intervals(per_query(blind, right), patients, resamples, seed)
-        for name, entry in paired.items():
-            entry["untrained"] = base[name]
+        beside["untrained"] = per_query(blind, right)
+    for control, values in beside.items():
+        for name, cell in _intervals(values, patients, resamples, seed).items():
+            paired[name][control] = cell
 
     result: dict[str, Any] = {
         "encoder": {"spec": getattr(model, "spec", ""), "fingerprint": model.fingerprint},
@@ -96,7 +94,8 @@ def evaluate_retriever(
         scores = np.where(allowed, scores, -np.inf)
         top = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(gallery))]
         top = np.where(np.take_along_axis(allowed, top, axis=1), top, -1)
-        result["hubness"] = hubness(top, len(gallery))
+        uses = intervals(hubness(top, len(gallery)), patients, resamples, seed)
+        result["hubness"] = {name: cell.as_dict() for name, cell in uses.items()}
         result["agreement"] = {
             name: _agreement(matrix, top[:, 0], allowed, patients, resamples, seed)
             for name, matrix in agreements(data, rows, gallery).items()
@@ -180,7 +179,7 @@ def rows_of(data: Sequence[DataFolder], split: str, domain: str | None) -> list[
 def _intervals(
     values: Mapping[str, np.ndarray], patients: Sequence[str | None], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    stats = {n: Stat(np.stack([v, np.ones(len(v))], axis=1), mean_of, v) for n, v in values.items()}
+    stats = {name: average(row) for name, row in values.items()}
     return {n: i.as_dict() for n, i in intervals(stats, patients, resamples, seed).items()}
 
 
@@ -201,16 +200,13 @@ def _agreement(
     best = np.where(top >= 0, matrix[np.arange(len(top)), np.maximum(top, 0)], np.nan)
     known = ~np.isnan(best)
     if not known.any():
-        return {"value": None, "n": 0}
+        return {"value": None, "low": None, "high": None, "n": 0}
     random = np.nanmean(matrix[known], axis=1)
     chosen = [p for p, keep in zip(patients, known, strict=True) if keep]
-    found = _intervals({"value": best[known], "random": random}, chosen, resamples, seed)
-    gain = best[known] - random
-    rows = np.stack([gain, np.ones(len(gain))], axis=1)
-    difference = intervals(
-        {"d": Stat(rows, mean_of, gain, unit=False)}, chosen, resamples, seed
-    )["d"].as_dict()  # fmt: skip
-    return {**found["value"], "random": found["random"]["value"], "difference": difference}
+    stats = {"value": average(best[known]), "random": average(random),
+             "difference": average(best[known] - random, unit=False)}  # fmt: skip
+    found = {n: i.as_dict() for n, i in intervals(stats, chosen, resamples, seed).items()}
+    return {**found.pop("value"), **found}
 
 
 def _present(truth: Mapping[str, Truth], row: Reference) -> dict[str, bool]:

@@ -83,7 +83,8 @@ class Retriever:
         groups: dict[tuple[Any, ...], list[int]] = {}
         for n, e in enumerate(examples):
             patient = e.patient if self.exclude.patient else None
-            groups.setdefault((patient, *e.images), []).append(n)
+            views = e.image if isinstance(e.image, str) else tuple(e.image or ())
+            groups.setdefault((patient, e.root, views), []).append(n)
         firsts = [examples[members[0]] for members in groups.values()]
         found = self.embed(firsts)
         members_of = list(groups.values())
@@ -96,15 +97,14 @@ class Retriever:
         hits: list[list[Hit]] = [[] for _ in examples]
         own = [0] * len(examples)
         for g, members in enumerate(groups.values()):
+            ranked = enumerate(zip(rows[g].tolist(), scores[g].tolist(), strict=True))
+            shared = [
+                Hit(id=self.index.ids[r], text=text[r], score=s, rank=rank)
+                for rank, (r, s) in ranked
+                if r >= 0
+            ]
             for n in members:
-                own[n] = int(excluded[g])
-                hits[n] = [
-                    Hit(id=self.index.ids[r], text=text[r], score=float(s), rank=rank)
-                    for rank, (r, s) in enumerate(
-                        zip(rows[g].tolist(), scores[g].tolist(), strict=True)
-                    )
-                    if r >= 0
-                ]
+                own[n], hits[n] = int(excluded[g]), list(shared)
         return hits, own
 
     def _search(

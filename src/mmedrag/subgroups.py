@@ -14,6 +14,7 @@ from mmedrag.compare import PRIMARY, rival
 from mmedrag.metrics_stats import (
     RESAMPLES,
     AnyStat,
+    Interval,
     RankStat,
     Stat,
     clean,
@@ -49,8 +50,8 @@ def subgroup_tables(
     relabelling of the patients gives as large a gap.
 
     Returns:
-        field -> metric -> ``values`` {group: {value, low, high, n, control {name, value} or
-        None, marked}} and ``gap``; or field -> ``not_computed``.
+        field -> metric -> ``values`` {group: {value, low, high, n, control {name, value, low,
+        high, n} or None, marked}} and ``gap``; or field -> ``not_computed``.
     """
     out: dict[str, Any] = {}
     primary = [m for m in PRIMARY[scored.task] if m in scored.stats["model"]]
@@ -81,7 +82,9 @@ def subgroup_tables(
 def _cell(group: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """A value with the control that it is held against, as in every other table."""
     best = rival(group["controls"], metric)
-    control = {"name": best[0], "value": best[1]} if best else None
+    control = {"name": best[0], **group["controls"][best[0]][metric]} if best else None
+    if control:
+        del control["difference"]
     return {**group["metrics"][metric], "control": control, "marked": metric in group["marked"]}
 
 
@@ -89,7 +92,7 @@ def _fairness(
     stat: AnyStat, names: Sequence[str], member: np.ndarray, groups: np.ndarray,
     resamples: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """``gap`` {value, low, high, p}; None, with a ``note``, below two groups of 10 rows."""
+    """``gap`` {value, low, high, n, p}; None, with a ``note``, below two groups of 10 rows."""
     large = [i for i in range(len(names)) if np.sum(member == i) >= SMALLEST]
     if len(large) < 2:
         return {"gap": None, "note": f"fewer than two groups of {SMALLEST} rows"}
@@ -98,10 +101,8 @@ def _fairness(
     spread = draws.max(axis=0) - draws.min(axis=0)
     gap = _gap(stat, member, large)
     low, high = percentile(unbias(spread, gap))
-    return {
-        "gap": {"value": clean(gap), "low": clean(low), "high": clean(high),
-                "p": clean(_gap_p(stat, member, groups, large, gap, seed))},
-    }  # fmt: skip
+    cell = Interval(gap, low, high, int(np.isin(member, large).sum())).as_dict()
+    return {"gap": {**cell, "p": clean(_gap_p(stat, member, groups, large, gap, seed))}}
 
 
 def _masked(stat: AnyStat, keep: np.ndarray) -> AnyStat:

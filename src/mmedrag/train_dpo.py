@@ -94,7 +94,7 @@ def train_dpo(
     folders = fingerprints(model, init_adapter)
     context = getattr(loaded.model.config.text_config, "max_position_embeddings", None)
     longest = min(settings.max_length, context or settings.max_length)
-    encoder = Encoder(inputs, image_tokens(loaded), longest)
+    encoder = Encoder(inputs, image_tokens(loaded), longest, settings.count_end)
     encoded = encoder(pairs, settings.redraw_noise)
     identity = _identity(settings, folders, reference, encoded)
     done = _claim(out, identity, resume, world) if not prepare_only else None

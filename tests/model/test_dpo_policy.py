@@ -76,6 +76,18 @@ def test_logps_equal_a_naive_loop(setup: Setup, share: bool) -> None:
     assert found == pytest.approx([naive(setup, side) for side in sides], abs=2e-5)
 
 
+def test_an_end_that_does_not_count_is_left_out(setup: Setup) -> None:
+    whole = setup.logps()
+    bare = Encoder(setup.inputs, image_tokens(setup.loaded), 512, count_end=False)(setup.pairs)
+    sides = [p.chosen for p in setup.encoded] + [p.rejected for p in setup.encoded]
+    short = [p.chosen for p in bare] + [p.rejected for p in bare]
+    end = setup.inputs.tokenizer.eos_token_id
+    assert [side.answer for side in sides] == [(*side.answer, end) for side in short]
+    found = setup.logps(bare).tolist()
+    assert found == pytest.approx([naive(setup, side) for side in short], abs=2e-5)
+    assert all(part > all_of_it for part, all_of_it in zip(found, whole.tolist(), strict=True))
+
+
 def questions_of_one_picture(setup: Setup) -> list[EncodedPair]:
     """Three pairs about one picture with the same references, one of them against noise."""
     pairs = []

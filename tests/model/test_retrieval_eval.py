@@ -3,7 +3,9 @@ chance where there is not; the rule fitted on validation pictures keeps its word
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,14 +51,25 @@ def test_a_good_encoder_stands_out_from_its_controls(data: list[DataFolder]) -> 
     found = evaluate_retriever(data, ColourEncoder(), "radiology", resamples=200)
     assert (found["n"], found["gallery"], found["skipped"]) == (40, 120, 0)
     recall = found["paired"]["recall@5"]
-    assert recall["chance"] == pytest.approx(5 / 40)
+    assert recall["chance"]["value"] == pytest.approx(5 / 40)
     assert recall["low"] <= recall["value"] <= recall["high"]
-    assert recall["low"] > 3 * recall["chance"]
-    assert recall["shuffled"] < 0.4 < recall["value"]
+    assert recall["low"] > 3 * recall["chance"]["value"]
+    assert recall["shuffled"]["high"] < 0.4 < recall["value"]
     gain = found["agreement"]["finding_accuracy"]
     assert gain["difference"]["low"] > 0.1
-    assert gain["value"] - gain["random"] == pytest.approx(gain["difference"]["value"], abs=1e-3)
-    assert 1 < found["hubness"]["distinct"] <= 40
+    gap = gain["value"] - gain["random"]["value"]
+    assert gap == pytest.approx(gain["difference"]["value"], abs=1e-3)
+    assert 1 / 40 < found["hubness"]["distinct_share"]["value"] <= 1
+    cells = [c for c in nested(found) if "value" in c]
+    assert len(cells) > 20 and all(c["n"] and c["low"] <= c["high"] for c in cells)
+
+
+def nested(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A dict and all dicts in it."""
+    yield found
+    for value in found.values():
+        if isinstance(value, dict):
+            yield from nested(value)
 
 
 def test_a_blind_encoder_is_at_chance(data: list[DataFolder], tmp_path: Path) -> None:

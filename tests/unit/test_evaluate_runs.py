@@ -223,7 +223,10 @@ def test_subgroups_show_the_gap(tmp_path):
     assert cell["values"]["m"]["value"] == 1.0 and cell["values"]["f"]["value"] == 0.5
     assert cell["gap"]["value"] == 0.5 and cell["gap"]["p"] < 0.01
     # the score of a group is held against its controls as in every other table
-    assert cell["values"]["m"]["control"] == {"name": "always_yes", "value": 1.0}
+    control = cell["values"]["m"]["control"]
+    assert (control["name"], control["value"]) == ("always_yes", 1.0)
+    assert control["low"] < control["high"] == 1.0 and control["n"] == cell["values"]["m"]["n"]
+    assert cell["gap"]["n"] == sum(group["n"] for group in cell["values"].values())
     assert cell["values"]["m"]["marked"] and cell["values"]["f"]["marked"]
 
 

@@ -110,8 +110,9 @@ def test_retrieval_metrics():
 
 def test_reliability_points():
     points = metrics.reliability([0.95, 0.91, 0.1, None], ["yes", "no", "no", "yes"])
-    assert [p["n"] for p in points] == [1, 2]
-    assert points[1]["p_yes"] == pytest.approx(0.93) and points[1]["share_yes"] == 0.5
+    assert [(p["p_yes"].n, p["share_yes"].n) for p in points] == [(1, 1), (2, 2)]
+    assert points[1]["p_yes"].point() == pytest.approx(0.93)
+    assert points[1]["share_yes"].point() == 0.5
 
 
 def test_every_contract_name_is_computed_somewhere():

@@ -10,30 +10,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedrag.arms import Arm
+from mmedrag.evaluate import classification, retrieval
 from mmedrag.report import gallery, svg, tables, view
 from mmedrag.report.tables import Cell, Table
-from mmedrag.types import Answer, Condition, Hit, Prompt, Selection, Trace
+from mmedrag.scoring import Facts
+from mmedrag.types import Answer, Condition, Domain, Hit, Prompt, Selection, Trace
 
 
 def table():
     rows = [
-        [Cell("a & b_c"), Cell("x"), Cell("0.5† [0.4, 0.6]", 0.5, 0.4, 0.6, "note", True)],
-        [Cell("a & b_c"), Cell("y"), Cell("–")],
-        [Cell("other, with comma"), Cell("z"), Cell("0.7", 0.7)],
-    ]
-    return Table("t", "Caption with 95 %", ["row", "group", "score_1"], rows, heads=2)
+        [Cell("a & b_c"), Cell("x"), Cell("0.5† [0.4, 0.6]", 0.5, 0.4, 0.6, 12, "note", True),
+         tables.count(12)],
+        [Cell("a & b_c"), Cell("y"), Cell("–"), tables.count(0)],
+        [Cell("other, with comma"), Cell("z"), Cell("0.7", 0.7), tables.count(3)],
+    ]  # fmt: skip
+    return Table("t", "Caption with 95 %", ["row", "group", "score_1", "n"], rows, heads=2)
 
 
 def test_csv_has_bounds_in_columns_of_their_own():
     rows = list(csv.DictReader(io.StringIO(table().csv())))
     assert rows[0]["score_1"] == "0.5" and rows[0]["score_1 low"] == "0.4"
+    assert rows[0]["score_1 n"] == "12" and "n low" not in rows[0]
     assert rows[1]["score_1"] == "" and rows[2]["row"] == "other, with comma"
 
 
 def test_latex_escapes_what_latex_reads():
     text = table().latex()
-    assert r"a \& b\_c & x & 0.5$^\dagger$ [0.4, 0.6] \\" in text
-    assert r"\caption{Caption with 95 \%}" in text and r"\begin{tabular}{llr}" in text
+    assert r"a \& b\_c & x & 0.5$^\dagger$ [0.4, 0.6] & 12 \\" in text
+    assert r"\caption{Caption with 95 \%}" in text and r"\begin{tabular}{llrr}" in text
 
 
 def test_repeated_row_names_span_their_rows():
@@ -142,15 +146,59 @@ def test_cases_are_spread_over_outcomes_and_seeded():
     assert [c.id for c in few] != [c.id for c in other]
 
 
+def scored(rows):
+    """The part of the evaluation that the tables of retrieval and of classes read."""
+    return {"runs": {a.name: {"title": a.title, "retrieval": retrieval(a, Facts(), 200, 0),
+                              **classification(a, 200, 0)} for a in rows}}  # fmt: skip
+
+
 def test_hubness_counts_images_not_questions():
     rows = arms()
     for i, trace in enumerate(rows[1].traces):
         trace.image = f"images/{i // 2}.png"
         trace.hits = [Hit(id="hub" if i < 16 else f"r{i // 2}", text="", score=1.0, rank=0)]
-    _, table_ = view.hubness(rows)
-    names = dict(zip(table_.columns, table_.rows[0], strict=True))
-    assert names["images"].value == 10 and names["distinct top-1 references"].value == 3
-    assert names["share of the most used"].value == 0.8
+    found = {table_.id: table_ for table_ in tables.retrieval(scored(rows))}["hubness"]
+    names = dict(zip(found.columns, found.rows[0], strict=True))
+    assert names["images"].value == 10
+    distinct, top = (names[tables.HUBNESS[m]] for m in ("distinct_share", "top_share"))
+    assert distinct.value == 0.3 and distinct.n == 10 and distinct.low < 0.3 < distinct.high
+    assert top.value == 0.8 and top.low < 0.8 < top.high
+
+
+def test_selection_says_the_rule_and_every_share_has_bounds():
+    found = {table_.id: table_ for table_ in tables.retrieval(scored(arms()))}
+    selection = found["selection"]
+    names = dict(zip(selection.columns, selection.rows[0], strict=True))
+    assert names["rule"].text == "log_ratio" and names["images"].value == 20
+    assert names["mean kept"].value == 1.0 and names["all kept"].value == 0.0
+    assert names["all kept"].low == 0.0 < names["all kept"].high
+    assert found["similarity"].columns[3:] == ["similarity@1", "similarity@2"]
+    assert [cell.value for cell in found["similarity"].rows[0][3:]] == [0.9, 0.2]
+
+
+@pytest.mark.parametrize("made", [tables.retrieval, tables.classification])
+def test_every_estimate_of_the_retrieval_and_class_tables_has_n_and_an_interval(made):
+    rows = arms()
+    for arm in rows:
+        for trace in arm.traces:
+            trace.answer.p_yes = 0.3
+            trace.domain = Domain(label="radiology" if trace.example_id < "e015" else "unknown")
+    cells = [cell for table_ in made(scored(rows)) for row in table_.rows for cell in row]
+    estimates = [c for c in cells if c.n is not None]
+    assert len(estimates) >= 18
+    assert all(c.n and c.low is not None and c.low <= c.value <= c.high for c in estimates)
+    counts = [c for c in cells if c.value is not None and c.n is None]
+    assert all(c.value == int(c.value) for c in counts)
+
+
+def test_domains_are_shown_against_those_identified():
+    rows = arms()
+    for i, trace in enumerate(rows[1].traces):
+        trace.domain = Domain(label="radiology" if i < 15 else "unknown")
+    found = {table_.id: table_ for table_ in tables.classification(scored(rows))}["routing"]
+    assert found.columns == ["domain", "images", "identified as radiology",
+                             "identified as unknown"]  # fmt: skip
+    assert [c.value for c in found.rows[0][1:]] == [20, 0.75, 0.25]
 
 
 def test_reliance_before_the_tuning_stays_among_many_tuned_systems():
@@ -184,15 +232,17 @@ def test_what_is_missing_says_where():
 
 
 def test_confusion_counts_every_answer():
-    found = view.confusion(arms())
-    counts = {(r[0].text, r[2].text): [c.value for c in r[3:6]] for r in found.rows}
-    assert counts["base", "yes"] == [10, 0, 0] and counts["rag", "yes"] == [0, 10, 0]
+    found = tables.classification(scored(arms()))[0]
+    cells = {(r[0].text, r[2].text): [c.value for c in r[3:]] for r in found.rows}
+    assert cells["base", "yes"] == [10, 1, 0, 0] and cells["rag", "yes"] == [10, 0, 1, 0]
 
 
 def test_number_cells():
     assert tables.number(None).text == "–"
-    cell = tables.number({"value": 0.5, "low": 0.4, "high": 0.6}, marked=True)
+    half = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    cell = tables.number(half, marked=True, rows=9)
     assert cell.text == "0.500† [0.400, 0.600]" and cell.marked
+    assert tables.number(half, rows=10).text == "0.500 [0.400, 0.600] (n 9)"
 
 
 def test_style_colours_have_enough_contrast():

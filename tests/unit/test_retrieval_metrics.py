@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import skew
 
 from mmedrag.encoders.windows import sentences, windows
-from mmedrag.retrieval_metrics import chance, hubness, per_query, ranks, relevant
+from mmedrag.metrics_stats import AnyStat, intervals
+from mmedrag.retrieval_metrics import chance, hubness, hubs, per_query, ranks, relevant, usage
+from mmedrag.types import Hit, Selection, Trace
 
 
 def test_hand_computed() -> None:
@@ -39,16 +42,78 @@ def test_chance_is_what_random_orders_give(n: int, m: int) -> None:
     many = np.repeat(right, 4000, axis=0)
     measured = per_query(rng.random((4000, n)), many)
     for name, value in measured.items():
-        assert value.mean() == pytest.approx(expected[name], abs=0.03), name
+        assert expected[name].shape == (1,)
+        assert value.mean() == pytest.approx(expected[name][0], abs=0.03), name
 
 
 def test_hubness() -> None:
-    found = hubness(np.array([[0, 1], [0, 2], [0, 3], [4, -1]]), references=10)
-    assert found["distinct"] == 2
-    assert found["distinct@2"] == 5
-    assert found["possible"] == 4
-    assert found["top_share"] == 0.75
-    assert found["skewness"] > 1
+    stats = hubness(np.array([[0, 1], [0, 2], [0, 3], [4, -1]]), references=10)
+    found = {name: stat.point() for name, stat in stats.items()}
+    uses = [3, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert found == pytest.approx(
+        {"distinct_share": 2 / 4, "coverage@2": 5 / 10, "top_share": 3 / 4, "top_ten_share": 1.0,
+         "skewness": skew(uses)}
+    )  # fmt: skip
+    assert {stat.n for stat in stats.values()} == {4}
+    nothing = hubness(np.array([[-1], [-1]]), references=3)["top_share"]
+    assert nothing.n == 0 and np.isnan(nothing.point())
+
+
+def test_hubs_of_whole_patients_are_resampled_as_repeated_queries() -> None:
+    rng = np.random.default_rng(1)
+    first = rng.integers(0, 40, size=60)
+    weights = rng.integers(0, 3, size=(5, 20))  # of 20 patients with three queries each
+    groups = np.arange(60) // 3
+    for name, stat in hubs(first).items():
+        found = stat.weighted(weights.astype(float), groups)
+        again = [hubs(np.repeat(first, w[groups]))[name].point() for w in weights]
+        assert found == pytest.approx(again), name
+
+
+def test_intervals_of_hubness_hold_what_other_queries_would_give() -> None:
+    rng = np.random.default_rng(2)
+    odds = 1 / np.arange(1, 301)
+
+    def found() -> dict[str, AnyStat]:
+        rows = [rng.choice(300, 3, replace=False, p=odds / odds.sum()) for _ in range(60)]
+        return hubness(np.array(rows), references=300)
+
+    wanted = {name: 0.0 for name in found()}
+    for _ in range(200):
+        for name, stat in found().items():
+            wanted[name] += stat.point() / 200
+    held = dict.fromkeys(wanted, 0)
+    for _ in range(60):
+        for name, cell in intervals(found(), [None] * 60, resamples=200).items():
+            held[name] += cell.low <= wanted[name] <= cell.high
+            assert cell.n == 60
+    assert min(held.values()) >= 50, held  # 57 of 60 on average where all is well
+
+
+def test_one_reference_for_all_does_not_print_as_certainty() -> None:
+    found = intervals(hubs([0] * 20), [None] * 20)
+    unseen = 1 - 0.025 ** (1 / 20)
+    distinct, top = found["distinct_share"], found["top_share"]
+    assert (distinct.low, distinct.high) == pytest.approx((1 / 20, 1 / 20 + unseen))
+    assert (top.low, top.high) == pytest.approx((1 - unseen, 1.0))
+
+
+def test_usage_counts_each_image_once_and_says_what_is_kept() -> None:
+    def trace(i: int, kept: list[str] | None, excluded: int) -> Trace:
+        return Trace(
+            example_id=str(i), task="vqa", excluded=excluded,
+            hits=[Hit(id="a", text="", score=0.9, rank=0),
+                  Hit(id="b", text="", score=0.1 * i, rank=1)],
+            selection=None if kept is None else Selection(rule="r", kept=kept),
+        )  # fmt: skip
+
+    stats = usage([trace(1, ["a", "b"], 3), trace(2, [], 1), trace(3, None, 0)])
+    found = {name: (stat.point(), stat.n) for name, stat in stats.items()}
+    assert found["kept"] == (1.0, 2)  # one image was not selected from
+    assert found["kept_all"] == found["kept_none"] == (0.5, 2)
+    assert found["excluded"] == (pytest.approx(4 / 3), 3)
+    assert found["similarity@2"] == (pytest.approx(0.2), 3)
+    assert found["top_share"] == (1.0, 3) and "similarity@3" not in found
 
 
 def words(text: str) -> int:

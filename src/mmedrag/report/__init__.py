@@ -121,12 +121,11 @@ def sections(
     parts.append(Section("comparisons", "Tests between rows", "", [],
                          [], [tables.comparisons(result)]))  # fmt: skip
     parts.append(Section("calibration", "Calibration and confusion", "",
-                         [*view.calibration(plain), *view.confusion_chart(plain)], [],
-                         [view.confusion(plain)]))  # fmt: skip
-    drawn, selection = view.similarity(plain)
-    hubs, hubness = view.hubness(plain)
-    parts.append(Section("retrieval", "Retrieval", "", [*drawn, *hubs], [],
-                         [tables.retrieval(result), selection, hubness]))  # fmt: skip
+                         [*view.calibration(result), *view.confusion_chart(plain)], [],
+                         tables.classification(result)))  # fmt: skip
+    parts.append(Section("retrieval", "Retrieval", "",
+                         [*view.similarity(plain), *view.hubness(plain)], [],
+                         tables.retrieval(result)))  # fmt: skip
     parts.append(Section("training", "Training curves", "", view.training(logs)))
     parts.append(Section("subgroups", "Subgroups", "", [], [], [tables.subgroups(result)]))
     parts.append(Section("not-computed", "Not computed", "", [], [], [tables.not_computed(result)]))

@@ -1,7 +1,7 @@
 """Tables of the report, each as HTML cells, CSV and LaTeX from the same rows.
 
 Place in the picture: the evaluation's dict -> tables. A cell is text for people and, for CSV, a
-value with its bounds in columns of their own.
+value with its bounds and n in columns of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mmedrag.compare import rival
+from mmedrag.metrics import LABELS
 
 MARK = "†"
 TASK_NAMES = {"vqa_closed": "Closed questions", "vqa_open": "Open questions", "report": "Reports"}
@@ -29,12 +30,13 @@ SECOND = {"report": "rouge_l", "vqa_closed": "accuracy", "vqa_open": "exact_matc
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: the number with bounds (None: text only), a note under it, a mark."""
+    """One cell: the number with bounds and n (None: text or a count), a note under it, a mark."""
 
     text: str
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    n: int | None = None
     note: str = ""
     marked: bool = False
 
@@ -50,20 +52,21 @@ class Table:
     heads: int = 1
 
     def csv(self) -> str:
-        """One column per text cell; value, low and high for each numeric column."""
-        numeric = [any(row[i].value is not None for row in self.rows)
-                   for i in range(len(self.columns))]  # fmt: skip
+        """One column for text and for counts; value, low, high and n for each estimate."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
+        numeric = [any(c.value is not None for c in cells) for cells in columns]
+        bounded = [any(c.n is not None for c in cells) for cells in columns]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         header: list[str] = []
-        for name, number in zip(self.columns, numeric, strict=True):
-            header += [name, f"{name} low", f"{name} high"] if number else [name]
+        for name, more in zip(self.columns, bounded, strict=True):
+            header += [name, f"{name} low", f"{name} high", f"{name} n"] if more else [name]
         writer.writerow(header)
         for row in self.rows:
             line: list[Any] = []
-            for cell, number in zip(row, numeric, strict=True):
-                bounds = [cell.value, cell.low, cell.high]
-                line += ["" if v is None else v for v in bounds] if number else [cell.text]
+            for cell, number, more in zip(row, numeric, bounded, strict=True):
+                values = [cell.value, cell.low, cell.high, cell.n][: 4 if more else 1]
+                line += ["" if v is None else v for v in values] if number else [cell.text]
             writer.writerow(line)
         return out.getvalue()
 
@@ -110,31 +113,46 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
-def number(cell: Mapping[str, Any] | None, marked: bool = False, note: str = "") -> Cell:
-    """A metric's value with its interval; "–" where it is not defined."""
+def number(
+    cell: Mapping[str, Any] | None, marked: bool = False, note: str = "", rows: int | None = None
+) -> Cell:
+    """A metric's value with its interval; "–" where it is not defined. Its n is printed where
+    it is not that of the row (``rows``)."""
     if not cell or cell.get("value") is None:
         return Cell("–", note=note)
-    value, low, high = cell["value"], cell.get("low"), cell.get("high")
-    text = f"{value:.3f}{MARK if marked else ''}"
-    if low is not None and high is not None:
-        text += f" [{low:.3f}, {high:.3f}]"
-    return Cell(text, value, low, high, note, marked)
+    value, low, high, n = cell["value"], cell.get("low"), cell.get("high"), cell["n"]
+    text = f"{value:.3f}{MARK if marked else ''}{_bounds(low, high)}"
+    if rows is not None and n != rows:
+        text += f" (n {n})"
+    return Cell(text, value, low, high, n, note, marked)
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
 
 
 def count(value: int) -> Cell:
     return Cell(str(value), float(value))
 
 
-def best_control(group: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
-    """The control that a metric is held against: (name, value)."""
-    return rival(group["controls"], metric)
+def best_control(group: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
+    """The control that a metric is held against: {name, value, low, high, n}."""
+    best = rival(group["controls"], metric)
+    return {"name": best[0], **group["controls"][best[0]][metric]} if best else None
+
+
+def beside(control: Mapping[str, Any] | None) -> str:
+    """A control in words, for the note below a value."""
+    if not control:
+        return ""
+    bounds = _bounds(control["low"], control["high"])
+    return f"{control['name'].replace('_', ' ')} {control['value']:.3f}{bounds}"
 
 
 def metric_cell(group: Mapping[str, Any], metric: str) -> Cell:
     """A metric beside its best control."""
-    best = best_control(group, metric)
-    note = f"{best[0].replace('_', ' ')} {best[1]:.3f}" if best else ""
-    return number(group["metrics"].get(metric), metric in group["marked"], note)
+    note = beside(best_control(group, metric))
+    return number(group["metrics"].get(metric), metric in group["marked"], note, group["n"])
 
 
 def of_task(result: Mapping[str, Any], task: str) -> dict[str, dict[str, Any]]:
@@ -189,16 +207,17 @@ def controls(result: Mapping[str, Any], task: str, arms: Sequence[str]) -> Table
     columns = [c for m in metrics for c in (m, f"{m}: row − control")]
     table = Table(
         f"controls-{task}", f"{TASK_NAMES[task]}: every control, overall",
-        ["row", "control", *columns], heads=2,
+        ["row", "control", "n", *columns], heads=2,
     )  # fmt: skip
     for name, groups in of_task(result, task).items():
         if name not in arms:
             continue
+        n = groups["overall"]["n"]
         for control, cells in sorted(groups["overall"]["controls"].items()):
-            row = [Cell(result["runs"][name]["title"]), Cell(control.replace("_", " "))]
+            row = [Cell(result["runs"][name]["title"]), Cell(control.replace("_", " ")), count(n)]
             for metric in metrics:
                 cell = cells.get(metric)
-                row += [number(cell), number(cell and cell["difference"])]
+                row += [number(cell, rows=n), number(cell and cell["difference"], rows=n)]
             table.rows.append(row)
     return table
 
@@ -220,23 +239,90 @@ def comparisons(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def retrieval(result: Mapping[str, Any]) -> Table:
-    """What the references of each row are worth, by domain."""
-    columns: list[str] = []
+SELECTION = {"kept": "mean kept", "kept_all": "all kept", "kept_none": "none kept",
+             "excluded": "own or near-identical, excluded per image"}  # fmt: skip
+HUBNESS = {"distinct_share": "distinct top-1 references per image",
+           "top_share": "images served by the most used",
+           "top_ten_share": "images served by the ten most used"}  # fmt: skip
+
+
+def retrieval(result: Mapping[str, Any]) -> list[Table]:
+    """What the references of each row are worth, how many are kept, whether a few come up for
+    everyone, and how similar they are; by domain."""
+    groups = [g for arm in result["runs"].values() for g in arm.get("retrieval", {}).values()]
+    found = {metric: metric for group in groups for metric in group["metrics"]}
+    similar = {m: m for m in found if m.startswith("similarity@")}
+    worth = {m: m for m in found if m not in {*SELECTION, *HUBNESS, *similar}}
+    return [
+        _per_image(result, "retrieval", "Retrieved references: agreement of their study's "
+                   "findings with the image's, shuffled references below it; recall of the "
+                   "image's own report", worth),
+        _per_image(result, "selection", "Selection: how many references are kept, and what was "
+                   "left out", {m: name for m, name in SELECTION.items() if m in found}, True),
+        _per_image(result, "hubness", "Hubness: do a few references come up for everyone?",
+                   {m: name for m, name in HUBNESS.items() if m in found}),
+        _per_image(result, "similarity", "Similarity of retrieved references by rank: mean over "
+                   "images", similar),
+    ]  # fmt: skip
+
+
+def _per_image(
+    result: Mapping[str, Any], name: str, caption: str, metrics: Mapping[str, str],
+    rules: bool = False,
+) -> Table:  # fmt: skip
+    """Metrics of ``retrieval`` under the given names; empty without any."""
+    extra = ["rule"] if rules else []
+    table = Table(name, caption, ["row", "domain", *extra, "images", *metrics.values()], heads=2)
     for arm in result["runs"].values():
-        for group in arm.get("retrieval", {}).values():
-            columns += [m for m in group["metrics"] if m not in columns]
-    table = Table(
-        "retrieval", "Retrieved references: agreement of their study's findings with the image's, "
-        "shuffled references below it; recall of the image's own report",
-        ["row", "domain", "images", *columns], heads=2,
-    )  # fmt: skip
-    for arm in result["runs"].values():
-        for domain, group in arm.get("retrieval", {}).items():
+        for domain, group in arm.get("retrieval", {}).items() if metrics else ():
+            rule = [Cell("; ".join(group["rules"]))] if rules else []
             table.rows.append(
-                [Cell(arm["title"]), Cell(domain), count(group["n"]),
-                 *(metric_cell(group, m) for m in columns)]
+                [Cell(arm["title"]), Cell(domain), *rule, count(group["n"]),
+                 *(metric_cell(group, m) for m in metrics)]
             )  # fmt: skip
+    return table
+
+
+def classification(result: Mapping[str, Any]) -> list[Table]:
+    """Confusion of closed questions, of domains, and the points of the reliability diagram."""
+    confusion = Table(
+        "confusion", "Confusion of closed questions by domain (strict parser): share of each "
+        "answer", ["row", "domain", "truth", "n", *(f"said {said}" for said in LABELS)], heads=3,
+    )  # fmt: skip
+    reliability = Table(
+        "reliability", "Reliability: share of yes among the questions of a bin of P(yes)",
+        ["row", "P(yes), mean of the bin", "share of yes", "n"],
+    )  # fmt: skip
+    routing: Table | None = None
+    for arm in result["runs"].values():
+        for domain, sides in arm.get("confusion", {}).items():
+            for side, shares in sides.items():
+                confusion.rows.append(
+                    [Cell(arm["title"]), Cell(domain), Cell(side), count(shares["yes"]["n"]),
+                     *(number(shares[said]) for said in LABELS)]
+                )  # fmt: skip
+        for point in arm.get("reliability", []):
+            reliability.rows.append(
+                [Cell(arm["title"]), number(point["p_yes"]), number(point["share_yes"]),
+                 count(point["share_yes"]["n"])]
+            )  # fmt: skip
+        routing = _routing(arm) or routing
+    return [confusion, reliability, *([routing] if routing else [])]
+
+
+def _routing(arm: Mapping[str, Any]) -> Table | None:
+    """Domain against the one that was identified, of one row: most rows share their model."""
+    found = arm.get("routing")
+    if not found:
+        return None
+    labels = list(next(iter(found.values())))
+    table = Table(
+        "routing", f"{arm['title']}: domain of each image against the one that was identified",
+        ["domain", "images", *(f"identified as {label}" for label in labels)],
+    )  # fmt: skip
+    for domain, shares in found.items():
+        cells = [number(shares[label]) for label in labels]
+        table.rows.append([Cell(domain), count(shares[labels[0]]["n"]), *cells])
     return table
 
 
@@ -272,20 +358,14 @@ def subgroups(result: Mapping[str, Any]) -> Table:
                 start = [Cell(result["runs"][arm]["title"]), Cell(TASK_NAMES[task]), Cell(path)]
                 for metric, cell in metrics.items():
                     for name, value in cell["values"].items():
-                        table.rows.append([*start, Cell(name), Cell(metric), _held(value),
+                        held = number(value, value["marked"], beside(value["control"]))
+                        table.rows.append([*start, Cell(name), Cell(metric), held,
                                            count(value["n"])])  # fmt: skip
                     if cell["gap"]:
                         gap = f"gap (p = {cell['gap']['p']:.3f})"
                         table.rows.append([*start, Cell(gap), Cell(metric), number(cell["gap"]),
-                                           Cell("")])  # fmt: skip
+                                           count(cell["gap"]["n"])])  # fmt: skip
     return table
-
-
-def _held(value: Mapping[str, Any]) -> Cell:
-    """A subgroup's value beside its control."""
-    best = value["control"]
-    note = f"{best['name'].replace('_', ' ')} {best['value']:.3f}" if best else ""
-    return number(value, value["marked"], note)
 
 
 def not_computed(result: Mapping[str, Any]) -> Table:

@@ -1,6 +1,6 @@
 """Figures of the report: calibration, similarity, reliance, hubness, confusion, training.
 
-Place in the picture: arms and the evaluation's dict -> SVG and tables for the template.
+Place in the picture: arms and the evaluation's dict -> SVG for the template.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 from mmedrag import metrics
 from mmedrag.arms import Arm
 from mmedrag.controls import group_of
+from mmedrag.evaluate import one_per_image
 from mmedrag.reliance import label, truth
 from mmedrag.report import svg
-from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Cell, Table, best_control, count
+from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Table, best_control
 from mmedrag.system import located
 from mmedrag.types import Trace, UserError
 
@@ -58,7 +59,7 @@ def score_dots(result: Mapping[str, Any], task: str, names: Sequence[str]) -> li
             best = best_control(group, metric)
             rows.append(
                 svg.Dot(result["runs"][name]["title"], cell["value"], cell["low"], cell["high"],
-                        best[1] if best else None, metric in group["marked"])
+                        best["value"] if best else None, metric in group["marked"])
             )  # fmt: skip
         if rows:
             title = f"{TASK_NAMES[task]}: {metric}"
@@ -70,16 +71,14 @@ def score_dots(result: Mapping[str, Any], task: str, names: Sequence[str]) -> li
     return out
 
 
-def calibration(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """Reliability diagram of the closed questions: the first arm and the last ones."""
-    series = []
-    shown = arms if len(arms) <= MOST_LINES else [arms[0], *arms[1 - MOST_LINES :]]
-    for arm in shown:
-        traces = arm.of_task("vqa_closed")
-        p = [t.answer.p_yes if t.answer else None for t in traces]
-        points = metrics.reliability(p, [truth(t) for t in traces])
-        if points:
-            series.append((arm.title, [(q["p_yes"], q["share_yes"]) for q in points]))
+def calibration(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Reliability diagram of the closed questions: the first row and the last ones."""
+    found = [arm for arm in result["runs"].values() if arm.get("reliability")]
+    shown = found if len(found) <= MOST_LINES else [found[0], *found[1 - MOST_LINES :]]
+    series = [
+        (arm["title"], [(q["p_yes"]["value"], q["share_yes"]["value"]) for q in arm["reliability"]])
+        for arm in shown
+    ]
     if not series:
         return []
     drawn = svg.lines(series, "Reliability diagram", "predicted P(yes)", "share of yes",
@@ -95,42 +94,10 @@ def by_domain(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
     return dict(sorted(out.items()))
 
 
-def one_per_image(traces: Sequence[Trace]) -> list[Trace]:
-    """The first trace of each image: retrieval sees images, not questions."""
-    seen: dict[str, Trace] = {}
-    for trace in traces:
-        seen.setdefault(str(trace.image) if trace.image else trace.example_id, trace)
-    return list(seen.values())
-
-
-def similarity(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], Table]:
+def similarity(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     """Similarity by rank with the mean cut, per domain, of the last arm that selects."""
-    table = Table(
-        "selection", "Selection: how many references are kept, and what was left out",
-        ["row", "domain", "rule", "images", "mean kept", "all kept", "none kept",
-         "own or near-identical, excluded"], heads=2,
-    )  # fmt: skip
-    figures: list[tuple[str, str]] = []
-    for arm in arms:
-        for domain, traces in by_domain(arm.traces).items():
-            rows = [t for t in one_per_image(traces) if t.hits and t.selection]
-            if not rows:
-                continue
-            kept = [len(t.selection.kept) for t in rows if t.selection]
-            full = np.mean([k == len(t.hits) for k, t in zip(kept, rows, strict=True)])
-            first = rows[0].selection
-            assert first is not None
-            params = ", ".join(f"{k} {v}" for k, v in sorted(first.params.items()))
-            table.rows.append(
-                [Cell(arm.title), Cell(domain), Cell(f"{first.rule} {params}".strip()),
-                 count(len(rows)), _plain(np.mean(kept)), _plain(float(full)),
-                 _plain(np.mean([k == 0 for k in kept])),
-                 count(sum(t.excluded for t in rows))]
-            )  # fmt: skip
     chosen = [a for a in arms if any(t.hits and t.selection for t in a.traces)]
-    if chosen:
-        figures = _similarity_chart(chosen[-1])
-    return figures, table
+    return _similarity_chart(chosen[-1]) if chosen else []
 
 
 def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
@@ -159,10 +126,6 @@ def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
              "line is the mean cut: what stands right of it is left out. Without one, every "
              "reference is kept.",
              drawn)]  # fmt: skip
-
-
-def _plain(value: Any) -> Cell:
-    return Cell(f"{value:.2f}", round(float(value), 6))
 
 
 def reliance_bars(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -196,13 +159,8 @@ def _before_and_after(result: Mapping[str, Any], titles: Sequence[str]) -> list[
     return [before, *titles[1 - MOST_LINES :]]
 
 
-def hubness(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], Table]:
+def hubness(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     """How few references answer how many images."""
-    table = Table(
-        "hubness", "Hubness: do a few references come up for everyone?",
-        ["row", "domain", "images", "distinct top-1 references", "share of the most used",
-         "images served by the top ten"], heads=2,
-    )  # fmt: skip
     series: list[tuple[str, list[tuple[float, float]]]] = []
     seen: set[str] = set()
     for arm in arms:
@@ -211,10 +169,6 @@ def hubness(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], Table]:
             if not rows:
                 continue
             used = [n for _, n in Counter(t.hits[0].id for t in rows).most_common()]
-            table.rows.append(
-                [Cell(arm.title), Cell(domain), count(len(rows)), count(len(used)),
-                 _plain(used[0] / len(rows)), _plain(sum(used[:10]) / len(rows))]
-            )  # fmt: skip
             shares = np.cumsum(used) / len(rows)
             key = f"{domain}{shares.tolist()}"
             if key not in seen:  # rows that share their retrieval draw one line
@@ -222,13 +176,13 @@ def hubness(arms: Sequence[Arm]) -> tuple[list[tuple[str, str]], Table]:
                 points = [((i + 1) / len(used), float(s)) for i, s in enumerate(shares)]
                 series.append((f"{domain}, {arm.title}", thin([(0.0, 0.0), *points], 60)))
     if not series:
-        return [], table
+        return []
     drawn = svg.lines(
         series[:MOST_LINES], "Hubness of retrieval", "share of the references that are ever first",
         "share of images served", unit=True, diagonal=True,
     )  # fmt: skip
     return [("Share of images whose first reference is among the most used; on the dashed line "
-             "every reference serves as many images as any other.", drawn)], table  # fmt: skip
+             "every reference serves as many images as any other.", drawn)]  # fmt: skip
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -236,25 +190,6 @@ def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, 
     if len(points) <= most:
         return list(points)
     return [points[i] for i in np.unique(np.linspace(0, len(points) - 1, most).astype(int))]
-
-
-def confusion(arms: Sequence[Arm]) -> Table:
-    """Truth against answer of the closed questions, by domain."""
-    table = Table(
-        "confusion", "Confusion of closed questions by domain (strict parser)",
-        ["row", "domain", "truth", "answer yes", "answer no", "unclear", "right"], heads=3,
-    )  # fmt: skip
-    for arm in arms:
-        for domain, traces in by_domain(arm.of_task("vqa_closed")).items():
-            cells = Counter((truth(t), label(t)) for t in traces)
-            for side in ("yes", "no"):
-                row = [cells[side, said] for said in metrics.LABELS]
-                right = cells[side, side] / sum(row) if sum(row) else float("nan")
-                table.rows.append(
-                    [Cell(arm.title), Cell(domain), Cell(side), *map(count, row),
-                     _plain(right) if sum(row) else Cell("–")]
-                )  # fmt: skip
-    return table
 
 
 def confusion_chart(arms: Sequence[Arm]) -> list[tuple[str, str]]:

@@ -141,7 +141,8 @@ class FaissStore:
     ) -> FaissStore:
         """Memory-mapped: opening reads almost nothing, search reads what it touches.
 
-        ``writable``: into memory instead, so that rows can be added and removed.
+        ``writable``: into memory instead, so that rows can be added and removed; else ``ids``
+        are not copied.
         """
         faiss = _faiss()
         try:
@@ -151,7 +152,8 @@ class FaissStore:
         if index.ntotal != len(ids):
             raise UserError(f"{path}: {index.ntotal} vectors, expected {len(ids)}")
         store = cls(index.d, settings["engine"], settings["recall"])
-        store.ids, store._index, store._kind = list(ids), index, settings["kind"]
+        store.ids = list(ids) if writable or not isinstance(ids, list) else ids
+        store._index, store._kind = index, settings["kind"]
         store._trained_on = settings.get("trained_on", 0)
         keys = ("nprobe", "efSearch", "recall_at_10")
         store.measured = {key: settings[key] for key in keys if key in settings}

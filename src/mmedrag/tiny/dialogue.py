@@ -34,7 +34,8 @@ from mmedrag.types import Domain, Hit, Task, Trace
 
 Turn = tuple[str, str]  # user text, answer
 QUOTES = 2  # of the turns beside a stray image
-OWN = 0.7  # share of first references that are the study's own report
+OWN = 0.6  # share of references that are the study's own report, in words of their own
+MORE = (0.3, 0.15, 0.15, 0.4)  # how often none, one, two, three follow the first reference
 
 
 @dataclass
@@ -151,23 +152,28 @@ class Writer:
         """References that mostly agree with the study; with ``practice``, beside a stray image.
         Questions about it, or its report (``count`` 0).
 
-        One to three references. The first is the study's own report or that of a case with the
-        same phenotype, as retrieval finds them: mostly right, sometimes wrong.
+        One to four references, each the study's own report or that of a case with the same
+        phenotype, as retrieval finds them: mostly right, sometimes wrong. Beside a stray image
+        the first is the study's own, and half of the questions are about what it states; the
+        others teach that a report is silent about what is not there.
         """
-        study = self.studies.studies[row]
+        study, stray = self.studies.studies[row], dice.chance(practice)
         mates = self.alike[self._phenotype(study)]
-        mate = lambda: self.report(self.studies.studies[dice.choice(mates)], dice)  # noqa: E731
-        own, stray = self.report(study, dice), count > 0 and dice.chance(practice)
+        more = 0 if practice == 1 else dice.weighted((0, 1, 2, 3), MORE)
+        references = []
+        for i in range(1 + more):
+            own = dice.chance(OWN) or (stray and i == 0)
+            whose = study if own else self.studies.studies[dice.choice(mates)]
+            references.append(self.report(whose, dice))
         if stray:
-            references, asked = [own], self.mentioned(study, own, dice, count - QUOTES)
+            stated = (count - QUOTES) // 2 if count else 0
+            asked = self.mentioned(study, references[0], dice, stated)
+            asked += self.questions(study.findings, dice, count - QUOTES - stated if count else 0)
             row = dice.integer(0, len(self.studies.studies) - 1)
         else:
-            references = [own if dice.chance(OWN) else mate()]
             asked = self.questions(study.findings, dice, count)
-        more = 0 if practice == 1 else dice.weighted((0, 1, 2), (0.5, 0.3, 0.2))
-        references += [mate() for _ in range(more)]
         turns = [(self.prompt("vqa", q.text, q.closed, references), q.answer) for q in asked]
-        if stray:
+        if stray and count:
             turns += self.quoted(references, dice, QUOTES)
         if not count:
             turns.append((self.prompt("report", None, False, references), self.structured(study)))

@@ -121,7 +121,7 @@ def spell(work: Path, out: Path) -> None:
 
 def read(work: Path, out: Path) -> None:
     plan = vlm.Plan(
-        READ_STEPS, rate=1.2e-3, seed=2, reports=lambda done: 0.25, reading=lambda done: 0.65,
+        READ_STEPS, rate=1.2e-3, seed=3, reports=lambda done: 0.3, reading=lambda done: 0.75,
         practice=lambda done: 0.4,
     )  # fmt: skip
     trained = _dialogues(work, "read", plan, "spell.pt")
