@@ -93,8 +93,8 @@ def headline(result: Mapping[str, Any]) -> str:
     """The table in words: closed questions and reports, overall, clean images."""
     lines = [
         f"{result['examples']} examples; balanced accuracy of closed questions and finding F1 "
-        "(ROUGE-L without exact findings) of reports, with 95 % intervals",
-        f"{'':<48} {'closed questions':<24} reports",
+        "(ROUGE-L without exact findings) of reports, with 95 % intervals and n",
+        f"{'':<48} {'closed questions':<30} reports",
     ]
     for arm in result["runs"].values():
         if arm["plain"]:
@@ -103,7 +103,7 @@ def headline(result: Mapping[str, Any]) -> str:
             )
             second = _cell(report, "finding_f1") or _cell(report, "rouge_l")
             lines.append(
-                f"{arm['title']:<48} {_cell(closed, 'balanced_accuracy') or '-':<24} "
+                f"{arm['title']:<48} {_cell(closed, 'balanced_accuracy') or '-':<30} "
                 f"{second or '-'}"
             )
     lines += [f"{title:<48} not run: {why}" for title, why in result["not_run"].items()]
@@ -118,4 +118,4 @@ def _cell(table: Mapping[str, Any] | None, metric: str) -> str:
         return ""
     mark = "*" if metric in (table or {}).get("marked", {}) else ""
     bounds = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['value']:.3f}{bounds}{mark}"
+    return f"{found['value']:.3f}{bounds}{mark} n={found['n']}"

@@ -301,9 +301,12 @@ def _gather(
             continue
         keys = [key_of[path] for path in item]
         found = cache.get(keys)
-        mean = found["vector"].astype(np.float64).mean(axis=0)
-        norm = np.linalg.norm(mean)
-        out.vectors[i] = mean / norm if len(keys) > 1 and norm > 0 else found["vector"][0]
+        out.vectors[i] = found["vector"][0]
+        if len(keys) > 1:
+            mean = found["vector"].astype(np.float64).mean(axis=0)
+            norm = np.linalg.norm(mean)
+            if norm > 0:
+                out.vectors[i] = mean / norm
         out.pixels[i, : len(keys)] = found["pixels"]
         out.phash[i, : len(keys)] = found["phash"]
     return out

@@ -112,7 +112,7 @@ def _upright_rgb(opened: Image.Image, name: str) -> Image.Image:
         rgba = turned.convert("RGBA")
         turned = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
     # a new image from the bare pixels: nothing of the old ``info`` (comments, EXIF) comes along
-    rgb = turned.convert("RGB")
+    rgb = turned if turned.mode == "RGB" else turned.convert("RGB")
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 

@@ -240,9 +240,7 @@ def _reference(row: dict[str, Any]) -> Reference:
     return Reference(**given, meta=json.loads(row["meta"]))
 
 
-def _hash_arrays(
-    pixels: pa.ChunkedArray, phash: pa.ChunkedArray
-) -> tuple[np.ndarray, np.ndarray]:
+def _hash_arrays(pixels: pa.ChunkedArray, phash: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """sha256 S32 and perceptual hashes uint64 [n, views] of lists of either, b"" and 0 padded."""
     import pyarrow.compute as pc
 

@@ -1,6 +1,8 @@
 """The index folder and the retriever over it: what is found, excluded, counted, and refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,29 @@ def test_the_folder_is_inspectable(built: Path, data: DataFolder) -> None:
     assert [r["id"] for r in table] == [r.id for r in data.corpus()]
     assert table[3]["patient"] == "p1" and table[3]["date"] == "2020-01-04"
     assert [r.text for r in Index.open(built).references()] == [r.text for r in data.corpus()]
+
+
+def test_opening_and_reading_do_not_import_pandas(built: Path) -> None:
+    """It takes 25 MiB and a third of a second, for nothing that an index needs."""
+    code = (
+        "import sys; from mmedrag.index import Index\n"
+        f"index = Index.open({str(built)!r})\n"
+        "print(index.texts([3, 1]), index.patients[3], len(index.pixels[0][0]))\n"
+        "print('pandas' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    texts = Index.open(built).texts([3, 1])
+    assert said.stdout.splitlines() == [f"{texts} p1 32", "False"]
+
+
+def test_columns_are_read_from_the_state_that_was_opened(built: Path, data: DataFolder) -> None:
+    index = Index.open(built)
+    change(data, s0003="Another text.")
+    update_index(built, [data], encoder=ColourEncoder())
+    assert not (built / "rows-000001.parquet").exists()
+    assert index.texts([3])[0].startswith("Study 3.")
+    assert "Another text." in Index.open(built).texts(range(40))
+    assert index.mask(Filter(patient=["p1"])).sum() == 2
 
 
 def test_only_the_split_and_the_domain(tmp_path: Path) -> None:
@@ -214,6 +239,14 @@ def test_a_null_patient_matches_nobody(built: Path, data: DataFolder, tmp_path: 
         row.patient = None
     write_jsonl(data.path / "corpus.jsonl", rows)
     build_index([data], tmp_path / "nobody", None, ColourEncoder())
+    rows[1].patient = "p0"
+    write_jsonl(data.path / "corpus.jsonl", rows)
+    build_index([data], tmp_path / "one", None, ColourEncoder())
+    hits, excluded = open_retriever(tmp_path / "one", ColourEncoder(), exclude=Exclusion()).search(
+        [data.examples()[0]], 40
+    )
+    assert excluded == [2]  # its own image, and the one reference of a patient who is known
+    assert {"s0000", "s0001"}.isdisjoint(h.id for h in hits[0])
     example = data.examples()[0].model_copy(update={"patient": None})
     exclude = Exclusion(True, False, None)
     for path in (built, tmp_path / "nobody"):

@@ -99,7 +99,7 @@ def test_a_fine_tuned_encoder_is_saved_beside_its_head(data: DataFolder, tmp_pat
 def test_labels_confidence_and_unknown(trained: Path, data: DataFolder, tmp_path: Path) -> None:
     model = open_domain(trained)
     found = evaluate_domain(model, [data], "test")
-    assert found["accuracy_forced"]["value"] == 1.0 > found["accuracy_forced"]["low"] > 0.8
+    assert found["accuracy_forced"]["value"] == 1.0 > found["accuracy_forced"]["low"] > 0.7
     assert found["lost"]["value"] <= 0.1
     outliers = found["unknown"]
     assert outliers["all"]["flagged"]["value"] >= 0.9

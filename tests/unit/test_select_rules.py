@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedrag import select
+from mmedrag.pipeline import Pipeline
 from mmedrag.select import RuleSpec
-from mmedrag.types import Hit, UserError
+from mmedrag.types import Hit, Selection, Trace, UserError
 
 NAN = float("nan")
 
@@ -124,6 +125,23 @@ def test_kept_is_a_prefix_without_odd_values(values: list[float], rule: RuleSpec
     assert count <= rule.params.get("k", len(values))
     if rule.rule.endswith("ratio"):
         assert all(v > 0 for v in values[:count])
+
+
+def test_questions_with_the_same_hits_are_cut_once() -> None:
+    """The rule is asked once per list of hits, and each trace still gets its own list's cut."""
+    asked = []
+
+    def rule(found: list[Hit]) -> Selection:
+        asked.append(found)
+        return Selection(rule="first", kept=[found[0].id] if found else [])
+
+    lists = [hits(0.4, 0.3), hits(0.4, 0.3), hits(0.3, 0.4), [], hits(0.4, 0.3)]
+    traces = [Trace(example_id=f"e{n}", task="report", hits=h) for n, h in enumerate(lists)]
+    lists[2][0].id = "other"
+    Pipeline(rule=rule).select(traces)  # type: ignore[arg-type]
+    kept = [trace.selection.kept for trace in traces if trace.selection]
+    assert kept == [["r0"], ["r0"], ["other"], [], ["r0"]]
+    assert len(asked) == 3
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=12), st.floats(0, 3), st.floats(0, 3))

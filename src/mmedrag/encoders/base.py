@@ -27,6 +27,7 @@ from mmedrag.types import UserError
 
 log = logging.getLogger(__name__)
 IMAGE_BATCH, TEXT_BATCH, THREADS = 64, 128, 2
+CPU_TEXT_BATCH = 32  # the activations stay in the processor's cache, and less is padded
 Tokens = dict[str, torch.Tensor]
 
 
@@ -124,8 +125,9 @@ class TorchEncoder:
             return np.zeros((0, self.dim), np.float32)
         embedded = np.zeros((len(pieces), self.dim), np.float32)
         order = np.argsort(np.asarray(lengths), kind="stable")  # similar lengths pad less
-        for start in range(0, len(order), TEXT_BATCH):
-            rows = order[start : start + TEXT_BATCH]
+        batch = CPU_TEXT_BATCH if self.device.type == "cpu" else TEXT_BATCH
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
             embedded[rows] = self._embed_texts([pieces[r] for r in rows])
         if len(pieces) == len(texts):
             return embedded

@@ -137,7 +137,7 @@ class FaissStore:
 
     @classmethod
     def open(
-        cls, path: Path, settings: dict[str, Any], ids: Sequence[str], writable: bool = False
+        cls, path: Path, settings: dict[str, Any], ids: list[str], writable: bool = False
     ) -> FaissStore:
         """Memory-mapped: opening reads almost nothing, search reads what it touches.
 
@@ -152,7 +152,7 @@ class FaissStore:
         if index.ntotal != len(ids):
             raise UserError(f"{path}: {index.ntotal} vectors, expected {len(ids)}")
         store = cls(index.d, settings["engine"], settings["recall"])
-        store.ids = list(ids) if writable or not isinstance(ids, list) else ids
+        store.ids = list(ids) if writable else ids
         store._index, store._kind = index, settings["kind"]
         store._trained_on = settings.get("trained_on", 0)
         keys = ("nprobe", "efSearch", "recall_at_10")

@@ -27,7 +27,7 @@ from mmedrag.types import DataFolder, Trace, read_jsonl
 
 log = logging.getLogger(__name__)
 CHECK_SEED, STUDIES = 4000, 1200  # per domain; a quarter of them are test studies
-SOME = 1200  # closed questions that the single sets are measured on
+SOME = 600  # closed questions that the single sets are measured on
 NOISE = "gaussian_clip"
 PLANS = {
     "none": Plan("none"),
