@@ -18,6 +18,7 @@ def fresh():
 def radeval(monkeypatch, build):
     module = types.ModuleType("radeval")
     module.RadEval = build
+    monkeypatch.setitem(sys.modules, "RadEval", module)
     monkeypatch.setitem(sys.modules, "radeval", module)
 
 
@@ -26,6 +27,25 @@ def test_without_the_package_each_metric_says_what_to_install(monkeypatch):
     found, missing = metrics_clinical.clinical(["a"], ["a"])
     assert found == {} and set(missing) == {"radgraph", "f1chexbert", "ratescore"}
     assert all("mmedrag[clinical]" in why for why in missing.values())
+
+
+def test_a_library_that_does_not_load_is_one_line(monkeypatch, capsys, caplog):
+    def build(metrics, per_sample, show_progress):
+        print("[nltk_data] Error loading punkt_tab")
+        print("a warning", file=sys.stderr)
+        if metrics == ["radgraph"]:
+            raise ModuleNotFoundError("No module named 'RadEval'", name="RadEval")
+        raise ValueError("numpy.dtype size changed, may indicate binary incompatibility.")
+
+    radeval(monkeypatch, build)
+    caplog.set_level("INFO")
+    found, missing = metrics_clinical.clinical(["a"], ["a"])
+    assert found == {} and capsys.readouterr() == ("", "") and caplog.records == []
+    assert missing["radgraph"] == (
+        "RadGraph F1 cannot be loaded by the installed RadEval (No module named 'RadEval')"
+    )
+    assert missing["ratescore"].endswith("use Python 3.12, or 'numpy<2' and 'pandas<3'")
+    assert all("\n" not in why for why in missing.values())
 
 
 def test_one_metric_without_weights_does_not_cost_the_others(monkeypatch):

@@ -291,7 +291,7 @@ def classification(result: Mapping[str, Any]) -> list[Table]:
     )  # fmt: skip
     reliability = Table(
         "reliability", "Reliability: share of yes among the questions of a bin of P(yes)",
-        ["row", "P(yes), mean of the bin", "share of yes", "n"],
+        ["row", "P(yes), mean of the bin", "share of yes", "n"], heads=2,
     )  # fmt: skip
     routing: Table | None = None
     for arm in result["runs"].values():

@@ -184,9 +184,9 @@ def _accuracy_table(figures: dict[str, Any]) -> list[str]:
     plans = [k.removeprefix(told) for k in next(iter(figures.values())) if k.startswith(told)]
     rows = [["domain", "n", *plans, "flips asked / other"]]
     for domain, f in figures.items():
-        flip = [f"{f['flips'].get(kind, 0):.3f}" for kind in ("asked", "other")]
+        flip = [_cell(f["flips"].get(kind)) for kind in ("asked", "other")]
         rows.append([domain, str(f["questions"]), *(_cell(f[told + p]) for p in plans),
-                     " / ".join(flip)])  # fmt: skip
+                     " / ".join(filter(None, flip))])  # fmt: skip
     return _markdown(rows)
 
 
