@@ -109,6 +109,7 @@ def _masked(stat: AnyStat, keep: np.ndarray) -> AnyStat:
     """The metric over some rows, still as one statistic over all rows (paired draws)."""
     if isinstance(stat, RankStat):
         return RankStat(np.where(keep, stat.scores, np.nan), stat.positive, stat.values)
+    assert isinstance(stat, Stat)  # references are counted over whole runs, not over subgroups
     return Stat(stat.rows * keep[:, None], stat.finish, stat.values)
 
 
