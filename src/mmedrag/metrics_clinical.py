@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 NAMES = {"radgraph": "RadGraph F1", "f1chexbert": "F1CheXbert", "ratescore": "RaTEScore"}
 NEEDS_PACKAGE = "needs RadEval: pip install 'mmedrag[clinical]'"
 # RadEval's medspacy takes a spaCy before 3.8 below Python 3.12, and that is built for numpy 1
-OLD_SPACY = "; its spaCy is built for numpy 1: use Python 3.12, or 'numpy<2' and 'pandas<3'"
+OLD_SPACY = "; its spaCy is built for numpy 1 below Python 3.12"
 
 
 @lru_cache(maxsize=8)

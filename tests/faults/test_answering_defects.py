@@ -79,7 +79,7 @@ def test_b1_views_of_one_study_do_not_reach_its_neighbours(folder, pictures):
 
 
 def test_b5_a_model_is_loaded_as_what_it_is(folder, tmp_path):
-    """A llava_mistral checkpoint was loaded as LLaMA behind an ``except: pass``."""
+    """A llava_mistral checkpoint was loaded as LLaMA, its error swallowed."""
     settings = json.loads((folder / "config.json").read_text())
     assert settings["text_config"]["model_type"] == "mistral"
     assert type(load_generator("hf", folder).model.model.language_model).__name__ == "MistralModel"

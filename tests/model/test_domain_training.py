@@ -28,7 +28,7 @@ from mmedrag.types import UNKNOWN, DataFolder, Example, UserError, write_jsonl
 from retrieval_tools import paint, tiny_clip
 
 pytestmark = pytest.mark.model
-SMALL = DomainTraining(variants=1, swaps=2, outliers=200, trees=60)
+SMALL = DomainTraining(variants=1, swaps=4, outliers=200, trees=60)
 NOTICE = "a model of this test"
 
 
@@ -102,7 +102,7 @@ def test_labels_confidence_and_unknown(trained: Path, data: DataFolder, tmp_path
     assert found["accuracy_forced"]["value"] == 1.0 > found["accuracy_forced"]["low"] > 0.7
     assert found["lost"]["value"] <= 0.1
     outliers = found["unknown"]
-    assert outliers["all"]["flagged"]["value"] >= 0.85  # 0.89 or more, by the processor
+    assert outliers["all"]["flagged"]["value"] >= 0.9
     for kind in ("noise", "blank"):
         assert outliers[kind]["flagged"]["value"] == 1.0 and outliers[kind]["flagged"]["low"] > 0.5
     assert outliers["all"]["flagged"]["n"] + found["n"] == outliers["all"]["auroc"]["n"]

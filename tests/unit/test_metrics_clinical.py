@@ -44,7 +44,7 @@ def test_a_library_that_does_not_load_is_one_line(monkeypatch, capsys, caplog):
     assert missing["radgraph"] == (
         "RadGraph F1 cannot be loaded by the installed RadEval (No module named 'RadEval')"
     )
-    assert missing["ratescore"].endswith("use Python 3.12, or 'numpy<2' and 'pandas<3'")
+    assert missing["ratescore"].endswith("built for numpy 1 below Python 3.12")
     assert all("\n" not in why for why in missing.values())
 
 
