@@ -49,7 +49,7 @@ meteor: $(CORE) ## lay out WordNet for METEOR, from Debian's wordnet-base (fetch
 	  dir=$$(mktemp -d) && (cd $$dir && apt-get download -q wordnet-base && dpkg -x *.deb .) && \
 	  $(BIN)/python -m mmedrag.metrics_text $$dir/usr/share/wordnet && rm -r $$dir; fi
 
-tiny: $(ALL) ## train the embedded models again from seed (about two hours on two cores)
+tiny: $(ALL) ## train the embedded models again from seed (three to four hours)
 	$(BIN)/python -m mmedrag.tiny
 
 clean: ## remove the virtual environment and caches
