@@ -49,6 +49,12 @@ def rival(controls: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[str, 
     return (max(found)[1], sign * max(found)[0]) if found else None
 
 
+def best_control(group: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
+    """The control that a group's metric is held against: {name, value, low, high, n, ...}."""
+    best = rival(group["controls"], metric)
+    return {"name": best[0], **group["controls"][best[0]][metric]} if best else None
+
+
 def marked(
     lows: Mapping[str, float | None], controls: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmedrag.compare import PRIMARY, rival
+from mmedrag.compare import PRIMARY, best_control
 from mmedrag.metrics_stats import (
     RESAMPLES,
     AnyStat,
@@ -81,8 +81,7 @@ def subgroup_tables(
 
 def _cell(group: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """A value with the control that it is held against, as in every other table."""
-    best = rival(group["controls"], metric)
-    control = {"name": best[0], **group["controls"][best[0]][metric]} if best else None
+    control = best_control(group, metric)
     if control:
         del control["difference"]
     return {**group["metrics"][metric], "control": control, "marked": metric in group["marked"]}

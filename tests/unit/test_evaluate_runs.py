@@ -113,7 +113,10 @@ def test_per_example_scores_lie_beside_and_average_to_the_metric(skilled, tmp_pa
 def test_the_command_s_lines_have_the_best_control_and_bear_one_patient(skilled, tmp_path):
     said = headline(evaluate([skilled], resamples=50), tmp_path)
     line = next(x for x in said.splitlines() if "vqa_closed/overall  balanced_accuracy" in x)
-    assert re.search(r"0\.9\d+ \[0\.\d+, [01]\.\d+\] n=80  control always_(yes|no) 0\.500$", line)
+    assert re.search(
+        r"0\.9\d+ \[0\.\d+, [01]\.\d+\] n=80  control always (yes|no) 0\.500 \[0\.\d+, 0\.\d+\]$",
+        line,
+    )
     rows = [closed_trace(i, "yes", "yes" if i else "no") for i in range(2)]  # both of p0
     alone = headline(evaluate([write_run(tmp_path / "one", rows)], resamples=50), tmp_path)
     assert "balanced_accuracy 0.500 no interval n=2" in alone and "not clearly below" in alone

@@ -55,15 +55,16 @@ def headline(result: dict, out: Path) -> str:
 
 
 def score(found: dict, metric: str) -> str:
-    """A value with its interval (where there is one), n and best control; "" without a value."""
-    from mmedrag.compare import rival
+    """A value and its best control, each with its interval, and n; "" without a value."""
+    from mmedrag.compare import best_control
+    from mmedrag.report.tables import beside
 
     value = found["metrics"].get(metric)
     if not value or value["value"] is None:
         return ""
     low, high = value["low"], value["high"]
     bounds = "no interval" if low is None else f"[{low:.3f}, {high:.3f}]"
-    best = rival(found["controls"], metric)
-    beside = f"  control {best[0]} {best[1]:.3f}" if best else ""
-    mark = ", not clearly below" if beside and metric in found.get("marked", {}) else ""
-    return f"{value['value']:.3f} {bounds} n={value['n']}{beside}{mark}"
+    control = beside(best_control(found, metric))
+    against = f"  control {control}" if control else ""
+    mark = ", not clearly below" if control and metric in found.get("marked", {}) else ""
+    return f"{value['value']:.3f} {bounds} n={value['n']}{against}{mark}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from mmedrag.compare import rival
+from mmedrag.compare import best_control
 from mmedrag.metrics import LABELS
 
 MARK = "†"
@@ -133,12 +133,6 @@ def _bounds(low: float | None, high: float | None) -> str:
 
 def count(value: int) -> Cell:
     return Cell(str(value), float(value))
-
-
-def best_control(group: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
-    """The control that a metric is held against: {name, value, low, high, n}."""
-    best = rival(group["controls"], metric)
-    return {"name": best[0], **group["controls"][best[0]][metric]} if best else None
 
 
 def beside(control: Mapping[str, Any] | None) -> str:

@@ -17,11 +17,12 @@ import numpy as np
 
 from mmedrag import metrics
 from mmedrag.arms import Arm
+from mmedrag.compare import best_control
 from mmedrag.controls import group_of
 from mmedrag.evaluate import one_per_image
 from mmedrag.reliance import label, truth
 from mmedrag.report import svg
-from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Table, best_control
+from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Table
 from mmedrag.system import located
 from mmedrag.types import Trace, UserError
 
