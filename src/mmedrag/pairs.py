@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mmedrag.pairs_even import even_answers
 from mmedrag.pairs_heldout import HeldOut
 from mmedrag.pairs_judge import Criterion, Verdict, judge
 from mmedrag.types import Noise, Pair, PairKind, Prompt, Side, Trace, UserError
@@ -108,6 +109,7 @@ def build_pairs(
     criterion: Criterion | None = None,
     prompts: Literal["with_references", "own"] = "with_references",
     balance: float | None | Literal["mode"] = "mode",
+    even: bool = False,
     root: Path | None = None,
 ) -> PairSet:
     """Build preference pairs from traces, joined by example id (never by position).
@@ -124,6 +126,8 @@ def build_pairs(
             as at test time); ``own`` gives each side the prompt its text was produced with.
         balance: D_cm is sampled down to this share of the other two sets together; ``"mode"``:
             0.5 in ``released``, no sampling in ``paper``.
+        even: first draw ``copy`` and ``resist`` pairs whose answers give nothing away (see
+            :func:`mmedrag.pairs_even.even_answers`), by ``seed``.
         root: DATA folder that image paths are relative to.
 
     Raises:
@@ -159,6 +163,14 @@ def build_pairs(
                 refused[kind][violation] += 1
                 continue
             built[kind].append(pair)
+    if even:
+        drawn = [pair for kind in kinds for pair in built[kind]]
+        random.Random(seed).shuffle(drawn)
+        kept = {pair.id for pair in even_answers(drawn)}
+        for kind in kinds:
+            if uneven := sum(pair.id not in kept for pair in built[kind]):
+                dropped[kind]["uneven"] = uneven
+            built[kind] = [pair for pair in built[kind] if pair.id in kept]
     share = (0.5 if mode == "released" else None) if balance == "mode" else balance
     if share is not None and "cross_modal" in built:
         rest = sum(len(built.get(kind, [])) for kind in ("resist", "copy"))

@@ -31,7 +31,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
 
 @dataclass(frozen=True)
 class PairSettings:
-    """How pairs are made (recipe table ``[pairs]``); see :func:`mmedrag.pairs.build_pairs`."""
+    """How pairs are made (recipe table ``[pairs]``); see :func:`mmedrag.pairs.build_pairs`.
+
+    ``even_answers``: draw pairs so that the answer does not tell whether references were right
+    (:func:`mmedrag.pairs_even.even_answers`).
+    """
 
     mode: Mode = "paper"
     kinds: tuple[PairKind, ...] = PAPER_KINDS
@@ -42,6 +46,7 @@ class PairSettings:
     limit: int | None = None
     prompts: Literal["with_references", "own"] = "with_references"
     balance_seed: int = 42
+    even_answers: bool = False
     chunk: int = 128
 
 
@@ -86,7 +91,7 @@ def make_pairs(
         guard.add_trained(folder)
     found = build_pairs(
         by_condition(traces), settings.mode, settings.kinds, settings.balance_seed,
-        held_out=guard, prompts=settings.prompts, root=data.path,
+        held_out=guard, prompts=settings.prompts, even=settings.even_answers, root=data.path,
     )  # fmt: skip
     made_with = {
         **asdict(settings), "seed": seed, "system": described,

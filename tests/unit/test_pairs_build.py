@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,28 @@ def test_released_mode() -> None:
     assert all(p.meta["redraw_noise"] for p in found.pairs)
     dropped = build(*groups).counts["dropped"]  # paper mode: the hedge is unclear
     assert {kind: dropped[kind]["unclear"] for kind in dropped} == dict.fromkeys(PAPER_KINDS, 5)
+
+
+def test_even_answers_do_not_tell_whether_references_were_right() -> None:
+    """In each domain and kind as many yes as no, and as many copy as resist pairs."""
+    groups = [four(f"r{i}", "Yes.", "No.", "", "") for i in range(7)]
+    groups += [four(f"s{i}", "No.", "Yes.", "", "", target="No") for i in range(3)]
+    groups += [four(f"c{i}", "No.", "Yes.", "", "") for i in range(4)]
+    groups += [four(f"d{i}", "Yes.", "No.", "", "", target="No") for i in range(9)]
+    other = dict(target_domain="pathology")
+    groups += [four(f"e{i}", "No.", "Yes.", "", "", **other) for i in range(2)]  # copy, yes alone
+    groups += [four("open", "left", "right", "", "", target="left", answer_type="open")]
+    groups += [report("t", ["It is so.", "No.", "", ""], "It is so.")]
+    found = build(*groups, kinds=("resist", "copy"), even=True)
+    told = Counter((p.kind, p.chosen.text, p.meta["task"]) for p in found.pairs)
+    even = {(k, a, "vqa"): 3 for k in ("copy", "resist") for a in ("Yes", "No")}
+    assert told == {**even, ("resist", "It is so.", "report"): 1}
+    assert found.counts["pairs"] == {"resist": 7, "copy": 6}
+    assert found.counts["dropped"] == {"resist": {"uneven": 5}, "copy": {"uneven": 9}}
+    again = build(*groups, kinds=("resist", "copy"), even=True)
+    assert [p.id for p in again.pairs] == [p.id for p in found.pairs]
+    alone = build(*groups, kinds=("resist",), even=True).pairs  # yes and no; the open one stays
+    assert Counter(p.chosen.text for p in alone) == {"Yes": 3, "No": 3, "left": 1, "It is so.": 1}
 
 
 def test_released_noise_is_the_trainer_s() -> None:

@@ -19,6 +19,7 @@ from mmedrag.domain import open_domain
 from mmedrag.dpo_settings import DpoTraining
 from mmedrag.generators import load_generator
 from mmedrag.index_write import build_index
+from mmedrag.pairs_even import even_answers
 from mmedrag.pairs_io import read_pairs
 from mmedrag.pairs_run import PairSettings, make_pairs
 from mmedrag.phantom.build import build
@@ -34,20 +35,19 @@ from mmedrag.types import DataFolder, Pair
 log = logging.getLogger(__name__)
 PAIR_SEEDS, PAIR_STUDIES = tuple(range(3000, 3006)), 1500  # benchmarks that pairs come from
 # No model was trained on these benchmarks, so all but their test patients are held out. Two of
-# them give more cross-modal pairs, and more reports, than are used.
+# them give more cross-modal pairs than are used.
 PAIRS = PairSettings(split="train", task="vqa", chunk=512)
 FEWER = replace(PAIRS, kinds=("copy", "resist"))
-REPORTS = replace(PAIRS, task="report")
 SIMILARITY = embedded.CORPUS["similarity"]
 # One pass over many pairs: three over a few are learned by heart and help nobody. Answers of one
 # word: an end token that counts satisfies cross-modal pairs by itself (docs/log.md).
 SETTINGS = DpoTraining(
-    lora_r=16, lora_alpha=32, learning_rate=2e-3, epochs=1, beta=0.3, sft_weight=1.0,
+    lora_r=16, lora_alpha=32, learning_rate=2e-3, epochs=1, beta=1.0, sft_weight=1.0,
     count_end=False, log_steps=50,
 )  # fmt: skip
 VALIDATION_SEED, VALIDATION_STUDIES = 3500, 1200  # settings and thresholds are chosen on these
 ANSWERED = 0.85  # accuracy that answers above the abstention threshold shall reach
-CROSS_MODAL, REPORT_PAIRS = 10_000, 500  # at most so many: questions; reports of each kind
+MOST = {"cross_modal": 12_000}  # pairs of a kind
 K = 4
 
 
@@ -74,52 +74,28 @@ def pipeline(work: Path, weights: Path, data: DataFolder) -> Pipeline:
 
 def make(work: Path, weights: Path) -> list[Pair]:
     """Preference pairs of all kinds; their traces stay beside them."""
-    plan = [(f"pairs-{seed}", seed, PAIRS if seed in PAIR_SEEDS[:2] else FEWER)
-            for seed in PAIR_SEEDS]  # fmt: skip
-    plan += [(f"reports-{seed}", seed, REPORTS) for seed in PAIR_SEEDS[:2]]
     pairs = []
-    for name, seed, settings in plan:
-        data, out = data_folder(work, seed), work / name
+    for seed in PAIR_SEEDS:
+        data, out = data_folder(work, seed), work / f"pairs-{seed}"
         if not (out / "pairs.jsonl").exists():
             assemble = partial(pipeline, work, weights, data)
+            settings = PAIRS if seed in PAIR_SEEDS[:2] else FEWER
             log.info("pairs %s", make_pairs(assemble, data, out, settings))
         pairs += read_pairs(out)
     return pairs
 
 
 def choose(pairs: Sequence[Pair], kinds: Sequence[str]) -> list[Pair]:
-    """The pairs of ``kinds`` that are tuned on, drawn so that the answer gives nothing away.
+    """The pairs of ``kinds`` that are tuned on, drawn so that their answers give nothing away.
 
-    Of questions' ``copy`` and ``resist`` pairs each domain keeps as many with the one kind as with
-    the other for every answer, and as many yes as no. As they come, yes is the right answer of
-    58 % of ``resist`` and 47 % of ``copy`` pairs: saying yes more often then looks like knowing
-    when to trust references (docs/log.md).
+    As they come, yes is the right answer of 58 % of ``resist`` and 47 % of ``copy`` pairs.
     """
-    drawn = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
-    cells: dict[tuple[str, str, str, str], list[Pair]] = {}
-    for pair in drawn:
-        answer = pair.chosen.text.lower() if pair.meta["task"] == "vqa" else ""
-        cells.setdefault((pair.kind, pair.meta["task"], pair.meta["domain"], answer), []).append(
-            pair
-        )
-    even = [kind for kind in kinds if kind != "cross_modal"]
-
-    def room(domain: str, answer: str) -> int:
-        answers = ("yes", "no") if answer in ("yes", "no") else (answer,)
-        return min(len(cells.get((k, "vqa", domain, a), [])) for k in even for a in answers)
-
+    order = np.random.default_rng(0).permutation(len(pairs))
+    drawn = even_answers([pairs[i] for i in order if pairs[i].kind in kinds])
     chosen = []
     for kind in kinds:
-        asked, reports = [], []
-        for (of, task, domain, answer), cell in sorted(cells.items()):
-            if of == kind and task == "report":
-                reports += cell
-            elif of == kind:
-                asked += cell if kind == "cross_modal" else cell[: room(domain, answer)]
-        order = {id(pair): n for n, pair in enumerate(drawn)}
-        for found, most in ((asked, CROSS_MODAL if kind == "cross_modal" else None),
-                            (reports, REPORT_PAIRS)):  # fmt: skip
-            chosen += sorted(found, key=lambda pair: order[id(pair)])[:most]
+        own = [pair for pair in drawn if pair.kind == kind]
+        chosen += own[: MOST.get(kind)]
     return chosen
 
 
