@@ -1,0 +1,120 @@
+"""What the references could give at most: fusers fitted to what the reader sees and is told.
+
+``python -m mmedrag.tiny.fusion [WORK]``, after the pairs are made (stage ``adapter``): a fuser gets
+the untuned model's p(yes) without references, and how many references say yes, no or nothing of
+the asked finding. No tuning of this reader on these references can do much better.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedrag.phantom.grammar import DOMAINS, has, label_report, load_domain
+from mmedrag.reliance import right, truth
+from mmedrag.tiny.preference import PAIR_SEEDS
+from mmedrag.types import Finding, Trace, read_jsonl
+
+TEST_SEED = 3001
+LEAN = (0.5, 1.0, 2.0)  # log-odds by which a fuser is made to lean to the picture's answer
+
+
+def questions(folder: Path) -> Iterator[tuple[Trace, Trace]]:
+    """Closed questions of a PAIRS folder: the untuned answers without and with references."""
+    rows = {
+        name: {
+            t.example_id: t for t in read_jsonl(folder / "traces" / name / "traces.jsonl", Trace)
+        }
+        for name in ("clean", "clean-references")
+    }
+    for key, none in rows["clean"].items():
+        told = rows["clean-references"].get(key)
+        if told and none.answer_type == "closed" and none.answer and none.answer.p_yes is not None:
+            yield none, told
+
+
+@cache
+def _findings(domain: str, text: str) -> Any:
+    return label_report(domain, text)["findings"]
+
+
+def said(trace: Trace) -> list[float]:
+    """Per reference: 1 it says yes to the question, -1 no, half of it uncertainly, 0 nothing."""
+    domain, name = str(trace.target_domain), trace.meta.get("finding")
+    sign = -1 if trace.meta.get("form") == "negated" else 1
+    out = []
+    for hit in trace.hits:
+        if found := _findings(domain, hit.text).get(name):
+            state = Finding(present=found["present"], side=found["side"])
+            there = has(load_domain(domain), state, trace.meta.get("side"))
+            out.append(sign * (1 if there else -1) * (0.5 if found["uncertain"] else 1.0))
+        else:
+            out.append(0.0)
+    return out
+
+
+def features(pairs: list[tuple[Trace, Trace]]) -> tuple[np.ndarray, np.ndarray]:
+    """float [n, features], and the log-odds of yes without references [n]."""
+    odds = np.array([_odds(none.answer.p_yes) for none, _ in pairs])  # type: ignore
+    rows = []
+    for (none, told), own in zip(pairs, odds, strict=True):
+        words = np.array(said(told) or [0.0])
+        silent = (words == 0).sum() * (-1 if none.meta.get("form") == "negated" else 1)
+        base = [own, own * abs(own), (words > 0).sum(), (words < 0).sum(), silent, words[0],
+                words.sum() / len(words), silent / len(words), np.sign(silent)]  # fmt: skip
+        here = [float(none.target_domain == name) for name in DOMAINS]
+        rows.append([*base, *(value * flag for value in base for flag in here), *here])
+    return np.array(rows, dtype=float), odds
+
+
+def _odds(p: float) -> float:
+    p = float(np.clip(p, 1e-4, 1 - 1e-4))
+    return float(np.log(p / (1 - p)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mmedrag.tiny.fusion", description=__doc__)
+    parser.add_argument("work", type=Path, nargs="?", default=Path("build/tiny"))
+    work = parser.parse_args().work
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    train = [row for seed in PAIR_SEEDS if seed != TEST_SEED for row in questions(_of(work, seed))]
+    test = list(questions(_of(work, TEST_SEED)))
+    without = np.array([right(none) for none, _ in test])
+    yes = np.array([truth(none) == "yes" for none, _ in test])
+
+    def say(name: str, correct: np.ndarray) -> None:
+        harm = (~correct)[without].mean()
+        print(f"{name:<34} right {correct.mean():.3f}  over-reliance {harm:.3f}")
+
+    print(f"fitted on {len(train)} questions, measured on {len(test)} (seed {TEST_SEED})")
+    say("without references", without)
+    say("untuned, with references", np.array([right(told) for _, told in test]))
+    sides = [truth(none) == "yes" for none, _ in train]
+    (seen, _), (asked, odds) = features(train), features(test)
+    models: dict[str, Any] = {
+        "logistic regression": LogisticRegression(max_iter=3000, C=0.3),
+        "boosted trees": HistGradientBoostingClassifier(
+            max_depth=4, max_iter=200, learning_rate=0.05, random_state=0
+        ),
+    }
+    for name, model in models.items():
+        decide: Callable[[np.ndarray], np.ndarray] = model.fit(seen, sides).decision_function
+        scores = decide(asked)
+        say(name, (scores > 0) == yes)
+        for lean in LEAN:
+            say(f"{name}, leaning {lean}", (scores + lean * np.sign(odds) > 0) == yes)
+
+
+def _of(work: Path, seed: int) -> Path:
+    return work / f"pairs-{seed}"
+
+
+if __name__ == "__main__":
+    main()
