@@ -2,23 +2,24 @@
 
 ``python -m mmedrag.tiny.fusion [WORK]``, after the pairs are made (stage ``adapter``): a fuser gets
 the untuned model's p(yes) without references, and how many references say yes, no or nothing of
-the asked finding. No tuning of this reader on these references can do much better.
+the asked finding. It shows what this evidence is worth; a tuned reader that gets more out of the
+picture than its own p(yes) says may do better.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmedrag.phantom.grammar import DOMAINS, has, label_report, load_domain
+from mmedrag.controls import read_reference, stated
+from mmedrag.phantom.grammar import DOMAINS
 from mmedrag.reliance import right, truth
 from mmedrag.tiny.preference import PAIR_SEEDS
-from mmedrag.types import Finding, Trace, read_jsonl
+from mmedrag.types import Trace, read_jsonl
 
 TEST_SEED = 3001
 LEAN = (0.5, 1.0, 2.0)  # log-odds by which a fuser is made to lean to the picture's answer
@@ -38,23 +39,13 @@ def questions(folder: Path) -> Iterator[tuple[Trace, Trace]]:
             yield none, told
 
 
-@cache
-def _findings(domain: str, text: str) -> Any:
-    return label_report(domain, text)["findings"]
-
-
 def said(trace: Trace) -> list[float]:
     """Per reference: 1 it says yes to the question, -1 no, half of it uncertainly, 0 nothing."""
-    domain, name = str(trace.target_domain), trace.meta.get("finding")
-    sign = -1 if trace.meta.get("form") == "negated" else 1
     out = []
     for hit in trace.hits:
-        if found := _findings(domain, hit.text).get(name):
-            state = Finding(present=found["present"], side=found["side"])
-            there = has(load_domain(domain), state, trace.meta.get("side"))
-            out.append(sign * (1 if there else -1) * (0.5 if found["uncertain"] else 1.0))
-        else:
-            out.append(0.0)
+        found = stated(str(trace.target_domain), hit.text).get(trace.meta["finding"])
+        weight = 0.0 if found is None else 0.5 if found["uncertain"] else 1.0
+        out.append(weight if read_reference(trace, hit.text) == "yes" else -weight)
     return out
 
 
@@ -84,8 +75,9 @@ def main() -> None:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
-    train = [row for seed in PAIR_SEEDS if seed != TEST_SEED for row in questions(_of(work, seed))]
-    test = list(questions(_of(work, TEST_SEED)))
+    folders = {seed: work / f"pairs-{seed}" for seed in PAIR_SEEDS}
+    test = list(questions(folders.pop(TEST_SEED)))
+    train = [row for folder in folders.values() for row in questions(folder)]
     without = np.array([right(none) for none, _ in test])
     yes = np.array([truth(none) == "yes" for none, _ in test])
 
@@ -110,10 +102,6 @@ def main() -> None:
         say(name, (scores > 0) == yes)
         for lean in LEAN:
             say(f"{name}, leaning {lean}", (scores + lean * np.sign(odds) > 0) == yes)
-
-
-def _of(work: Path, seed: int) -> Path:
-    return work / f"pairs-{seed}"
 
 
 if __name__ == "__main__":
