@@ -364,13 +364,16 @@ def released(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def pair_building(work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """``pairs`` from the data to the written pairs (its retrieval too), against answering the
-    same prompts condition after condition and row by row, as released; there without retrieval.
+    """``pairs`` of the paper's three sets, from the data to the written pairs (its retrieval too),
+    against answering row by row, condition after condition, as released; there without retrieval.
 
-    Measured is a drawn part of the passes one by one; they are all of one kind.
+    Both are asked for the same pairs. The released procedure answers four conditions, whatever
+    they are for; ours the three that these sets compare (``four_conditions``: all four, for
+    stage 1 as well). Measured is a drawn part of the passes one by one.
     """
     from mmedrag.generators.hf import HFGenerator
     from mmedrag.index_write import build_index
+    from mmedrag.pairs import PAPER_KINDS
     from mmedrag.pairs_run import PairSettings, make_pairs
     from mmedrag.pipeline import Pipeline
     from mmedrag.retriever import open_retriever
@@ -394,16 +397,20 @@ def pair_building(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     pipeline()(data.examples()[:4])  # start-up
     generator.inputs = generator.inputs.fresh()
-    asked, kinds = pipeline(), ("cross_modal", "resist", "copy", "stage1")
+    asked = pipeline()
     found: dict[str, Any] = {}
     for task in (None, "vqa"):
-        generator.inputs = generator.inputs.fresh()
-        out = work / f"built-{task}"
-        began, worked = time.perf_counter(), time.process_time()
-        counts = make_pairs(
-            lambda: asked, data, out, PairSettings(split=None, task=task, kinds=kinds)
-        )
-        spent = time.perf_counter() - began, time.process_time() - worked
+        spent, counts = {}, {}
+        for name, kinds in (("", PAPER_KINDS), ("four_conditions_", (*PAPER_KINDS, "stage1"))):
+            generator.inputs = generator.inputs.fresh()
+            out = work / f"built-{name}{task}"
+            began, worked = time.perf_counter(), time.process_time()
+            made = make_pairs(
+                lambda: asked, data, out, PairSettings(split=None, task=task, kinds=kinds)
+            )
+            spent[f"{name}seconds"] = time.perf_counter() - began
+            spent[f"{name}cpu_seconds"] = time.process_time() - worked
+            counts[f"{name}pairs"] = made["pairs"]
         traces: list[Trace] = []
         for condition in sorted(p for p in (out / "traces").iterdir() if p.is_dir()):
             traces += read_jsonl(condition / TRACES, Trace)
@@ -420,8 +427,7 @@ def pair_building(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         texts = [trace.answer.text for trace in part if trace.answer]
         found[task or "all"] = {
-            "answers": len(traces), "pairs": counts["pairs"],
-            "seconds": spent[0], "cpu_seconds": spent[1],
+            "answers": len(traces), **counts, **spent,
             "one_by_one_seconds": each[0] * len(traces),
             "one_by_one_cpu_seconds": each[1] * len(traces), "one_by_one_measured": len(part),
             "same_answers": sum(a == b for a, b in zip(texts, said, strict=True)) / len(part),
@@ -516,8 +522,14 @@ def claims(found: dict[str, Any]) -> list[Claim]:
         rows.append(Claim(f"share of vision in the time of {what}", row["vision_share"]))
     for task, built in found.get("pair_building", {}).items():
         what = "questions and reports" if task == "all" else "questions alone"
-        ratio = built["one_by_one_seconds"] / built["seconds"]
-        rows.append(Claim(f"pairs, {what}: ours : four passes one by one", ratio, ">=5"))
+        whole = built["one_by_one_seconds"]
+        rows.append(
+            Claim(f"pairs, {what}: ours : four passes one by one", whole / built["seconds"], ">=5")
+        )  # fmt: skip
+        rows.append(
+            Claim(f"pairs, {what}: ours with stage 1 : the same",
+                  whole / built["four_conditions_seconds"])
+        )  # fmt: skip
     return rows
 
 

@@ -1,4 +1,4 @@
-"""RAG-PT preference pairs: traces under four conditions become D_cm, D_oa1, D_oa2 and stage 1.
+"""RAG-PT preference pairs: traces under four conditions become D_cm, D_oa1, D_oa2 and more.
 
 Place in the picture: traces × {clean, noise} × {with, without references} ─► pairs ─► train_dpo.
 
@@ -8,8 +8,11 @@ Paper, Algorithm 1 (x* is the noisy image, x_r the references, y the ground trut
     copy         M(x, q+x_r) = y  and  M(x, q) ≠ y               y ≻ M(x, q)              D_oa1
     resist       M(x, q) = y      and  M(x, q+x_r) ≠ y           y ≻ M(x, q+x_r)          D_oa2
     stage1       M(x, q) = y      and  M(x*, q) ≠ y       (x, y) ≻ (x*, M(x*, q))    released only
+    unaided      M(x, q) = y      and  M(x, q) ≠ y        y ≻ M(x, q), two draws  ours, optional
 
-The four kinds differ only in the table ``KINDS``. ``mode="paper"`` prefers the ground truth and
+``unaided`` pairs keep what the model can without references: the others' prompts carry them.
+
+The kinds differ only in the table ``KINDS``. ``mode="paper"`` prefers the ground truth and
 reads answers strictly; ``mode="released"`` follows the released construction script: the chosen
 text is the model's own right answer (reports: the ground truth), its permissive parser, reports
 right by first-sentence BLEU against the mean, and D_cm sampled down to half of the rest.
@@ -25,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mmedrag.pairs_draw import can_draw, draw_answer
 from mmedrag.pairs_even import even_answers
 from mmedrag.pairs_heldout import HeldOut
 from mmedrag.pairs_judge import Criterion, Verdict, judge
@@ -46,6 +50,7 @@ class Kind(NamedTuple):
     verdict: Verdict
     prompt: str  # condition whose prompt both sides carry (as released)
     reason: str
+    drawn: bool = False  # answers are drawn by p(yes); otherwise they may be
 
 
 KINDS: dict[PairKind, Kind] = {
@@ -64,6 +69,10 @@ KINDS: dict[PairKind, Kind] = {
     "stage1": Kind(
         CLEAN, NOISE, "wrong", CLEAN,
         "without references right on the clean image, wrong on the noise image",
+    ),
+    "unaided": Kind(
+        CLEAN, CLEAN, "wrong", CLEAN,
+        "without references, a right draw of the answer over a wrong one", drawn=True,
     ),
 }  # fmt: skip
 PAPER_KINDS: tuple[PairKind, ...] = ("cross_modal", "resist", "copy")  # order as released: a, b, c
@@ -109,6 +118,7 @@ def build_pairs(
     criterion: Criterion | None = None,
     prompts: Literal["with_references", "own"] = "with_references",
     balance: float | None | Literal["mode"] = "mode",
+    drawn: Sequence[PairKind] = (),
     even: bool = False,
     root: Path | None = None,
 ) -> PairSet:
@@ -119,13 +129,15 @@ def build_pairs(
             the conditions that the asked ``kinds`` compare need to be there.
         mode: ``paper`` or ``released`` (see the module's text).
         kinds: which sets to build, in output order.
-        seed: of the D_cm sample.
+        seed: of the D_cm sample and of drawn answers.
         held_out: patients and images that no pair may come from; test traces are always refused.
         criterion: when a report or an open answer is right.
         prompts: ``with_references`` gives both sides the with-references prompt (as released and
             as at test time); ``own`` gives each side the prompt its text was produced with.
         balance: D_cm is sampled down to this share of the other two sets together; ``"mode"``:
             0.5 in ``released``, no sampling in ``paper``.
+        drawn: kinds of which only closed questions are taken, answers drawn by the model's p(yes)
+            (see :mod:`mmedrag.pairs_draw`); ``unaided`` always is.
         even: first draw ``copy`` and ``resist`` pairs whose answers give nothing away (see
             :func:`mmedrag.pairs_even.even_answers`), by ``seed``.
         root: DATA folder that image paths are relative to.
@@ -144,6 +156,12 @@ def build_pairs(
     for kind in kinds:
         rule = KINDS[kind]
         better, worse = _aligned(index[rule.better], index[rule.worse], dropped[kind])
+        if rule.drawn or kind in drawn:
+            both = [two for two in zip(better, worse, strict=True) if all(map(can_draw, two))]
+            if undrawn := len(better) - len(both):
+                dropped[kind]["no_probability"] += undrawn
+            better = [draw_answer(trace, f"{seed}/{kind}/better") for trace, _ in both]
+            worse = [draw_answer(trace, f"{seed}/{kind}/worse") for _, trace in both]
         verdicts, means[kind] = judge(better, worse, mode, criterion)
         built[kind] = []
         for first, second, verdict in zip(better, worse, verdicts, strict=True):
@@ -164,9 +182,9 @@ def build_pairs(
                 continue
             built[kind].append(pair)
     if even:
-        drawn = [pair for kind in kinds for pair in built[kind]]
-        random.Random(seed).shuffle(drawn)
-        kept = {pair.id for pair in even_answers(drawn)}
+        shuffled = [pair for kind in kinds for pair in built[kind]]
+        random.Random(seed).shuffle(shuffled)
+        kept = {pair.id for pair in even_answers(shuffled)}
         for kind in kinds:
             if uneven := sum(pair.id not in kept for pair in built[kind]):
                 dropped[kind]["uneven"] = uneven
@@ -293,7 +311,7 @@ def _unusable(pair: Pair, kind: PairKind, better: Trace, worse: Trace) -> str | 
         return "empty"
     if not pair.chosen.image:
         return "no_image"
-    if kind != "stage1" and not pair.reference_ids:
+    if KINDS[kind].prompt != CLEAN and not pair.reference_ids:
         return "no_references"  # unknown domain or nothing kept: the conditions do not differ
     if kind == "cross_modal" and _text(better.prompt) != _text(worse.prompt):
         return "prompts_differ"  # x_r must be the clean image's on both sides

@@ -26,6 +26,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
     "copy": ("clean", "clean-references"),
     "resist": ("clean", "clean-references"),
     "stage1": ("clean", "noise"),
+    "unaided": ("clean",),
 }
 
 
@@ -33,6 +34,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
 class PairSettings:
     """How pairs are made (recipe table ``[pairs]``); see :func:`mmedrag.pairs.build_pairs`.
 
+    ``drawn``: kinds whose answers are drawn by the model's p(yes) (:mod:`mmedrag.pairs_draw`).
     ``even_answers``: draw pairs so that the answer does not tell whether references were right
     (:func:`mmedrag.pairs_even.even_answers`).
     """
@@ -46,6 +48,7 @@ class PairSettings:
     limit: int | None = None
     prompts: Literal["with_references", "own"] = "with_references"
     balance_seed: int = 42
+    drawn: tuple[PairKind, ...] = ()
     even_answers: bool = False
     chunk: int = 128
 
@@ -91,7 +94,8 @@ def make_pairs(
         guard.add_trained(folder)
     found = build_pairs(
         by_condition(traces), settings.mode, settings.kinds, settings.balance_seed,
-        held_out=guard, prompts=settings.prompts, even=settings.even_answers, root=data.path,
+        held_out=guard, prompts=settings.prompts, drawn=settings.drawn,
+        even=settings.even_answers, root=data.path,
     )  # fmt: skip
     made_with = {
         **asdict(settings), "seed": seed, "system": described,

@@ -24,7 +24,7 @@ Split = Literal["train", "val", "test"]
 AnswerType = Literal["closed", "open"]
 Label = Literal["yes", "no", "unclear"]
 NoiseKind = Literal["gaussian_clip", "additive", "blank", "other_patient", "shuffle_patches"]
-PairKind = Literal["cross_modal", "copy", "resist", "stage1"]
+PairKind = Literal["cross_modal", "copy", "resist", "stage1", "unaided"]
 
 
 class UserError(Exception):

@@ -19,7 +19,7 @@ import mmedrag
 LAYERS = {
     "A": """types protocols answers prompts select config runs conditions images images_alike dicom
         memory controls metrics metrics_stats metrics_text reliance arms compare scoring subgroups
-        pairs pairs_even pairs_export pairs_heldout pairs_import pairs_io pairs_judge
+        pairs pairs_draw pairs_even pairs_export pairs_heldout pairs_import pairs_io pairs_judge
         metrics_clinical
         repro_checks dpo_settings retriever_settings retrieval_metrics datasets phantom embedded""",
     "B": """encoders generators stores losses losses_contrastive embeddings domain domain_features

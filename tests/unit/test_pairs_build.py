@@ -143,6 +143,40 @@ def test_even_answers_do_not_tell_whether_references_were_right() -> None:
     assert Counter(p.chosen.text for p in alone) == {"Yes": 3, "No": 3, "left": 1, "It is so.": 1}
 
 
+def test_unaided_pairs_are_drawn_as_often_as_the_model_is_unsure() -> None:
+    """Right draw over wrong draw with probability p(1 - p), whichever side the truth is on."""
+    asked = [
+        trace(f"q{i}", "clean", "Yes.", target=("Yes", "No")[i % 2]).model_copy(
+            update={"answer": Answer(text="Yes.", p_yes=p)}
+        )
+        for i, p in enumerate([0.8] * 1000 + [1.0] * 50 + [0.0] * 50)
+    ]
+    lost = [trace("words", "clean", "Yes, there is."), trace("silent", "clean", "No.")]
+    lost[0] = lost[0].model_copy(update={"answer": Answer(text="Yes, there is.", p_yes=0.5)})
+    found = build(asked, lost, kinds=("unaided",))
+    told = Counter((p.chosen.text, p.rejected.text) for p in found.pairs)
+    assert set(told) == {("Yes", "No."), ("No", "Yes.")}
+    for count in told.values():  # 500 × 0.16 = 80, standard deviation 8
+        assert 50 < count < 110
+    assert all(p.chosen.prompt == p.rejected.prompt for p in found.pairs)
+    assert found.counts["dropped"] == {"unaided": {"no_probability": 2}}
+    again = build(asked, lost, kinds=("unaided",))
+    assert [p.id for p in again.pairs] == [p.id for p in found.pairs]
+
+
+def test_drawn_copy_pairs_are_as_many_as_probability_says() -> None:
+    """Wrong without references (0.4) and right with them (0.7); the likelier answers agree."""
+    asked = []
+    for i in range(1000):
+        for condition, p in (("clean", 0.6), ("clean+references", 0.7)):
+            answer = Answer(text="Yes", p_yes=p)
+            asked.append(trace(f"q{i}", condition, "").model_copy(update={"answer": answer}))
+    assert not build(asked, kinds=("copy",)).pairs
+    found = build(asked, kinds=("copy",), drawn=("copy",))
+    assert 230 < len(found.pairs) < 330  # 280, standard deviation 14
+    assert {(p.chosen.text, p.rejected.text) for p in found.pairs} == {("Yes", "No")}
+
+
 def test_released_noise_is_the_trainer_s() -> None:
     """Generation may add noise to the picture; the released trainer always used pure noise."""
     group = four("a", "Yes.", "Yes.", "No.", "Yes.")

@@ -23,7 +23,7 @@ noun.default = "build"  # type: ignore[attr-defined]
 @click.option("--out", type=FOLDER, required=True, help="PAIRS folder.")
 @with_system
 @click.option("--mode", type=click.Choice(["paper", "released"]), help="Construction rules.")
-@click.option("--kind", "kinds", multiple=True, help="cross_modal, resist, copy, stage1.")
+@click.option("--kind", "kinds", multiple=True, help="cross_modal, resist, copy, stage1, unaided.")
 @click.option("--noise", metavar="KIND", help="How images are degraded.")
 @click.option("--split", help="Examples to take.  [default: val]")
 @click.option("--task", type=click.Choice(["vqa", "report"]), help="Only this task.")

@@ -172,10 +172,10 @@ def domain(work: Path, out: Path) -> None:
 
 
 def adapter(work: Path, out: Path) -> None:
-    """RAG-PT on all pairs, and for the ablation on each set alone and on two at a time."""
+    """RAG-PT on all pairs, and for the ablation on each of its sets alone and on two at a time."""
     from mmedrag.tiny import preference
 
-    preference.tune(work, out, "adapter", SETS)
+    preference.tune(work, out, "adapter", (*SETS, "unaided"))
     for name in (*SETS, *PAIRWISE):
         preference.tune(work, out, f"adapter-{name}", name.split("+"))
     log.info("abstention: %s", preference.abstention(work, out))
