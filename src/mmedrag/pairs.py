@@ -147,6 +147,8 @@ def build_pairs(
     """
     if mode not in ("paper", "released"):
         raise UserError(f"pairs: mode {mode!r} is not known, expected paper or released")
+    if stray := [kind for kind in drawn if kind not in kinds]:
+        raise UserError(f"pairs: drawn has {stray[0]!r}, expected some of {', '.join(kinds)}")
     index = _index(traces_by_condition, kinds)
     criterion = criterion or Criterion()
     dropped: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}

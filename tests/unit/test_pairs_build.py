@@ -172,6 +172,8 @@ def test_drawn_copy_pairs_are_as_many_as_probability_says() -> None:
             answer = Answer(text="Yes", p_yes=p)
             asked.append(trace(f"q{i}", condition, "").model_copy(update={"answer": answer}))
     assert not build(asked, kinds=("copy",)).pairs
+    with pytest.raises(UserError, match="drawn has 'resist', expected some of copy"):
+        build(asked, kinds=("copy",), drawn=("resist",))
     found = build(asked, kinds=("copy",), drawn=("copy",))
     assert 230 < len(found.pairs) < 330  # 280, standard deviation 14
     assert {(p.chosen.text, p.rejected.text) for p in found.pairs} == {("Yes", "No")}
