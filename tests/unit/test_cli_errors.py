@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,8 @@ def test_interrupt_is_one_line(tmp_path: Path) -> None:
     child = subprocess.Popen(
         [*RUN, "data", "phantom", str(tmp_path / "d"), "--studies", "5000", "--size", "32"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # a background job of a shell starts with the signal ignored, and so would this child
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 20
     while not (tmp_path / "d" / "phantom.json").exists() and time.monotonic() < deadline:
