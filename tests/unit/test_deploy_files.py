@@ -127,3 +127,12 @@ def test_the_health_check_tells_alive_from_dead() -> None:
         )()  # noqa: E501
         assert check(port) != 0
     assert check(port) != 0
+
+
+def test_what_ships_names_no_folder_of_the_machine_that_made_it() -> None:
+    shipped = ROOT / "src" / "mmedrag" / "embedded"
+    found = sorted(shipped.glob("adapter*/adapter_config.json"))
+    assert len(found) == 7
+    for path in found:
+        base = json.loads(path.read_text())["base_model_name_or_path"]
+        assert base == "src/mmedrag/embedded/vlm", path

@@ -28,7 +28,7 @@ from mmedrag.phantom.grammar import DOMAINS
 from mmedrag.pipeline import Pipeline
 from mmedrag.retriever import open_retriever
 from mmedrag.run import RunSettings, run_plans
-from mmedrag.runs import write_json
+from mmedrag.runs import read_json, write_json
 from mmedrag.select import RuleSpec
 from mmedrag.train_dpo import train_dpo
 from mmedrag.types import DataFolder, Pair
@@ -55,6 +55,7 @@ ANSWERED = 0.85  # accuracy that answers above the abstention threshold shall re
 # references are followed more, and are right more often (docs/log.md).
 MOST = {"cross_modal": 6000, "copy": 1500, "unaided": 6000}
 K = 4
+BASE = "src/mmedrag/embedded/vlm"  # the base model's place in the repository
 
 
 def data_folder(work: Path, seed: int, studies: int = PAIR_STUDIES) -> DataFolder:
@@ -134,8 +135,10 @@ def ship(trained: Path, folder: Path) -> None:
     weights = "adapter_model.safetensors"
     tensors = {key: value.half() for key, value in load_file(trained / weights).items()}
     save_file(tensors, folder / weights, {"format": "pt"})
-    for name in ("adapter_config.json", "result.json", "training_log.jsonl"):
+    for name in ("result.json", "training_log.jsonl"):
         shutil.copy(trained / name, folder / name)
+    config = read_json(trained / "adapter_config.json")  # peft notes where the base lay when tuned
+    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": BASE})
     card = (trained / "README.md").read_text()
     seeds = f"{PAIR_SEEDS[0]} to {PAIR_SEEDS[-1]}"
     rows = f"train patients of benchmark seeds {seeds}, {PAIR_STUDIES} studies a domain each"
