@@ -10,7 +10,7 @@ Paper, Algorithm 1 (x* is the noisy image, x_r the references, y the ground trut
     stage1       M(x, q) = y      and  M(x*, q) ≠ y       (x, y) ≻ (x*, M(x*, q))    released only
     unaided      M(x, q) = y      and  M(x, q) ≠ y        y ≻ M(x, q), two draws  ours, optional
 
-``unaided`` pairs keep what the model can without references: the others' prompts carry them.
+``unaided`` pairs hold what the model can without references; the paper's three sets never ask so.
 
 The kinds differ only in the table ``KINDS``. ``mode="paper"`` prefers the ground truth and
 reads answers strictly; ``mode="released"`` follows the released construction script: the chosen
