@@ -95,7 +95,7 @@ def make(work: Path, weights: Path) -> list[Pair]:
 def choose(pairs: Sequence[Pair], kinds: Sequence[str]) -> list[Pair]:
     """The pairs of ``kinds`` that are tuned on, drawn so that their answers give nothing away.
 
-    As they come, yes is the right answer of 60 % of ``resist`` and 47 % of ``copy`` pairs.
+    As they come, yes is the right answer of 58 % of ``resist`` and 47 % of ``copy`` pairs.
     """
     shuffle = np.random.default_rng(0).permutation
     drawn = even_answers([pairs[i] for i in shuffle(len(pairs)) if pairs[i].kind in kinds])
