@@ -45,9 +45,9 @@ repro: $(ALL) ## re-derive published and own numbers; writes docs/reproduce.md
 
 WORDNET ?= /usr/share/wordnet
 meteor: $(CORE) ## lay out WordNet for METEOR, from Debian's wordnet-base (fetched if absent, no root)
-	@if [ -f $(WORDNET)/data.noun ]; then $(BIN)/python -m mmedrag.metrics_text $(WORDNET); else \
+	@if [ -f $(WORDNET)/data.noun ]; then $(BIN)/python -m mmedrag.evaluation.metrics.text $(WORDNET); else \
 	  dir=$$(mktemp -d) && (cd $$dir && apt-get download -q wordnet-base && dpkg -x *.deb .) && \
-	  $(BIN)/python -m mmedrag.metrics_text $$dir/usr/share/wordnet && rm -r $$dir; fi
+	  $(BIN)/python -m mmedrag.evaluation.metrics.text $$dir/usr/share/wordnet && rm -r $$dir; fi
 
 tiny: $(ALL) ## train the embedded models again from seed (three to four hours)
 	$(BIN)/python -m mmedrag.tiny

@@ -44,9 +44,9 @@ def requests_of(data: Path, short: bool) -> dict[str, list[Any]]:
 
     Each condition is one list; rows are in the same order, all questions of a study together.
     """
-    from mmedrag.prompts import TemplateSet
-    from mmedrag.protocols import Request
-    from mmedrag.types import DataFolder, Domain, Hit, Noise, Trace
+    from mmedrag.answering import TemplateSet
+    from mmedrag.records import Domain, Hit, Noise, Request, Trace
+    from mmedrag.runtime import DataFolder
 
     folder, templates = DataFolder(data), TemplateSet()
     corpus = [row for row in folder.corpus() if row.text]
@@ -66,9 +66,11 @@ def requests_of(data: Path, short: bool) -> dict[str, list[Any]]:
         noise = Noise(kind="gaussian_clip", seed=sum(str(example.image).encode()))
         limit = TOKENS["closed" if closed else "report"] if short else 16 if closed else 256
         for name, refs, seen in (
-            ("clean", [], None), ("clean+references", hits, None),
-            ("noise", [], noise), ("noise+references", hits, noise),
-        ):  # fmt: skip
+            ("clean", [], None),
+            ("clean+references", hits, None),
+            ("noise", [], noise),
+            ("noise+references", hits, noise),
+        ):
             found.setdefault(name, []).append(
                 Request(
                     templates.render(trace, refs, None), tuple(example.images), seen, closed, limit
@@ -214,10 +216,21 @@ def memory(model: Path, data: Path, options: argparse.Namespace) -> dict[str, An
     found = {}
     for times in (1, 4):
         out = subprocess.run(
-            [sys.executable, __file__, "--memory", str(times), "--model", str(model),
-             "--data", str(data), *(["--short"] if options.short else [])],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                __file__,
+                "--memory",
+                str(times),
+                "--model",
+                str(model),
+                "--data",
+                str(data),
+                *(["--short"] if options.short else []),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         found[times] = json.loads(out.stdout.splitlines()[-1])
     grown = found[4]["peak_mib"] - found[1]["peak_mib"]
     rows = found[4]["rows"] - found[1]["rows"]
@@ -229,7 +242,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
     """A batch run's loop over ``--memory`` copies of the data, answers thrown away."""
     import psutil
 
-    from mmedrag.generators import load_generator
+    from mmedrag.answering.generators import load_generator
 
     rows = requests_of(options.data, options.short)["clean+references"]
     pictures = {path for r in rows for path in r.images}
@@ -263,16 +276,30 @@ def claims(found: dict[str, Any]) -> list[Claim]:
     """The figures that the comparison is about, each beside its target and bound."""
     speed, four = found["throughput"], found["four_conditions"]
     rows = [
-        Claim("ours : bare generate, several questions a picture",
-              speed["as_they_come"]["ratio_to_bare"], ">=0.95"),
-        Claim("ours : bare generate, every picture once",
-              speed["every_picture_once"]["ratio_to_bare"], ">=0.95"),
+        Claim(
+            "ours : bare generate, several questions a picture",
+            speed["as_they_come"]["ratio_to_bare"],
+            ">=0.95",
+        ),
+        Claim(
+            "ours : bare generate, every picture once",
+            speed["every_picture_once"]["ratio_to_bare"],
+            ">=0.95",
+        ),
         Claim("ours : one by one as released", speed["one_by_one"]["ratio"], ">=5"),
-        Claim("four conditions together : four passes of bare generate",
-              four["ratio"]["bare_passes"], ">=1.6", four["bound"]["bare_passes"]),
-        Claim("four conditions together : four passes of ours",
-              four["ratio"]["passes"], None, four["bound"]["passes"]),
-    ]  # fmt: skip
+        Claim(
+            "four conditions together : four passes of bare generate",
+            four["ratio"]["bare_passes"],
+            ">=1.6",
+            four["bound"]["bare_passes"],
+        ),
+        Claim(
+            "four conditions together : four passes of ours",
+            four["ratio"]["passes"],
+            None,
+            four["bound"]["passes"],
+        ),
+    ]
     if "memory" in found:
         rows.append(
             Claim("peak memory: four times the rows : the rows", found["memory"]["ratio"], "<=1.05")
@@ -295,9 +322,8 @@ def main() -> None:
     if options.memory:
         print(json.dumps(measure_memory(options)))
         return
-    from mmedrag.generators import load_generator
-    from mmedrag.generators.random_model import random_llava
-    from mmedrag.phantom.build import build
+    from mmedrag.answering.generators import load_generator, random_llava
+    from mmedrag.phantom import build
 
     facts = machine()
     if options.model is None and not options.random:

@@ -34,8 +34,10 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 import httpx  # noqa: E402
 
-from mmedrag.serve.app import create_app  # noqa: E402
-from mmedrag.serve.settings import ServeSettings  # noqa: E402
+from mmedrag.serve import (
+    ServeSettings,  # noqa: E402
+    create_app,  # noqa: E402
+)
 from serve_hostile import attack  # noqa: E402
 from serve_tools import (  # noqa: E402
     Live,
@@ -146,9 +148,11 @@ def stop(requests: int = 8) -> dict[str, Any]:
 
         def ask() -> None:
             answer = httpx.post(
-                server.url + "/v1/ask", files={"image": ("a.png", encoded(picture(5)))},
-                data={"question": "Is it so?"}, timeout=60,
-            )  # fmt: skip
+                server.url + "/v1/ask",
+                files={"image": ("a.png", encoded(picture(5)))},
+                data={"question": "Is it so?"},
+                timeout=60,
+            )
             statuses.append(answer.status_code)
 
         threads = [threading.Thread(target=ask) for _ in range(requests)]
@@ -161,11 +165,7 @@ def stop(requests: int = 8) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         for thread in threads:
             thread.join(60)
-    return {
-        "running": requests,
-        "answered": statuses.count(200),
-        "seconds": round(seconds, 2),
-    }
+    return {"running": requests, "answered": statuses.count(200), "seconds": round(seconds, 2)}
 
 
 def machine() -> dict[str, Any]:
@@ -198,24 +198,34 @@ def page(found: dict[str, Any]) -> str:
         return f"{row['answered']:,} answered, {row['lost']} lost, {row['mixed']} mixed"
 
     rows = [
-        (f"{loaded['clients']} clients on the model, {loaded['seconds']:g} s, "
-         f"{loaded['cases']} questions with {loaded['distinct']} different p(yes)",
-         f"{counts(loaded)}; seconds to the answer: median "
-         f"{loaded['seconds_p50']}, 95 % under {loaded['seconds_p95']}"),
-        ("batches of up to 16 against one question at a time",
-         f"{together['ratio']}× as many answers (rounds: "
-         f"{', '.join(map(str, together['ratios']))})"),
-        (f"{over['clients']} clients, 8 places, {over['seconds']:g} s",
-         f"{counts(over)}; {over['told_to_wait']:,} times 429, all of them came back"),
-        (f"{upload['sent']:,} mutated uploads",
-         f"{refused}; {upload['still_readable']} × 200 that Pillow or pydicom reads whole too; "
-         f"{upload['answered_though_unreadable']} answered though not readable, "
-         f"{upload['refused_though_readable']} refused though readable; "
-         f"{upload['server_errors_or_hangs']} server errors or hangs; slowest "
-         f"{upload['slowest_seconds']} s; {upload['decoders_replaced']} decoders replaced"),
-        (f"stop with {stopped['running']} requests inside",
-         f"{stopped['answered']} answered, stopped after {stopped['seconds']} s"),
-    ]  # fmt: skip
+        (
+            f"{loaded['clients']} clients on the model, {loaded['seconds']:g} s, "
+            f"{loaded['cases']} questions with {loaded['distinct']} different p(yes)",
+            f"{counts(loaded)}; seconds to the answer: median "
+            f"{loaded['seconds_p50']}, 95 % under {loaded['seconds_p95']}",
+        ),
+        (
+            "batches of up to 16 against one question at a time",
+            f"{together['ratio']}× as many answers (rounds: "
+            f"{', '.join(map(str, together['ratios']))})",
+        ),
+        (
+            f"{over['clients']} clients, 8 places, {over['seconds']:g} s",
+            f"{counts(over)}; {over['told_to_wait']:,} times 429, all of them came back",
+        ),
+        (
+            f"{upload['sent']:,} mutated uploads",
+            f"{refused}; {upload['still_readable']} × 200 that Pillow or pydicom reads whole too; "
+            f"{upload['answered_though_unreadable']} answered though not readable, "
+            f"{upload['refused_though_readable']} refused though readable; "
+            f"{upload['server_errors_or_hangs']} server errors or hangs; slowest "
+            f"{upload['slowest_seconds']} s; {upload['decoders_replaced']} decoders replaced",
+        ),
+        (
+            f"stop with {stopped['running']} requests inside",
+            f"{stopped['answered']} answered, stopped after {stopped['seconds']} s",
+        ),
+    ]
     return "\n".join(
         [
             f"Model: {found['model']}. {facts['cpu']}, {facts['cores']} cores, "
@@ -235,8 +245,9 @@ def write_page(path: Path, found: dict[str, Any]) -> None:
     """Put the figures between the marks of the page."""
     text = path.read_text(encoding="utf-8")
     block = f"{MARKS[0]}\n{page(found)}\n{MARKS[1]}"
-    made, count = re.subn(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), lambda _: block, text,
-                          flags=re.DOTALL)  # fmt: skip
+    made, count = re.subn(
+        re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), lambda _: block, text, flags=re.DOTALL
+    )
     if count != 1:
         sys.exit(f"{path}: expected the marks {MARKS[0]} and {MARKS[1]} once")
     path.write_text(made, encoding="utf-8")

@@ -69,7 +69,8 @@ def make_data(
     folder: Path, questions: int, images: int, texts: int, side: int, pictured: bool = True
 ) -> Any:
     """``questions`` over ``images`` (split test), and a corpus of ``texts`` (split train)."""
-    from mmedrag.types import DataFolder, Example, Reference, write_jsonl
+    from mmedrag.records import Example, Reference
+    from mmedrag.runtime import DataFolder, write_jsonl
 
     (folder / "images").mkdir(parents=True)
     for n in range(images):
@@ -80,15 +81,29 @@ def make_data(
         if image:
             draw(folder / image, 1_000_000 + n, side)
         corpus.append(
-            Reference(id=f"c{n}", text=report(n), image=image, patient=f"c{n}",
-                      domain="ophthalmology", split="train")
-        )  # fmt: skip
+            Reference(
+                id=f"c{n}",
+                text=report(n),
+                image=image,
+                patient=f"c{n}",
+                domain="ophthalmology",
+                split="train",
+            )
+        )
     examples = [
-        Example(id=f"e{n}", task="vqa", question=f"Is there {FINDINGS[n % 8]}?", answer="Yes.",
-                answer_type="closed", image=f"images/q{n * images // questions}.jpg",
-                patient=f"q{n * images // questions}", domain="ophthalmology", split="test")
+        Example(
+            id=f"e{n}",
+            task="vqa",
+            question=f"Is there {FINDINGS[n % 8]}?",
+            answer="Yes.",
+            answer_type="closed",
+            image=f"images/q{n * images // questions}.jpg",
+            patient=f"q{n * images // questions}",
+            domain="ophthalmology",
+            split="test",
+        )
         for n in range(questions)
-    ]  # fmt: skip
+    ]
     write_jsonl(folder / "corpus.jsonl", corpus)
     write_jsonl(folder / "examples.jsonl", examples)
     return DataFolder(folder)
@@ -96,7 +111,7 @@ def make_data(
 
 def random_clip(folder: Path, width: int = 256, layers: int = 4, side: int = 96) -> Path:
     """A CLIP with random weights, large enough that the model's part outweighs the files'."""
-    from mmedrag.encoders import torchvision_shim
+    from mmedrag.runtime import torchvision_shim
 
     torchvision_shim.ready()
     import torch
@@ -112,14 +127,20 @@ def random_clip(folder: Path, width: int = 256, layers: int = 4, side: int = 96)
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        unk_token="<unk>", model_max_length=77,
-    )  # fmt: skip
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=77,
+    )
     torch.manual_seed(0)
     shape = dict(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
         num_attention_heads=width // 64,
-    )  # fmt: skip
+    )
     ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     text = dict(vocab_size=len(vocab), max_position_embeddings=77, **shape, **ids)
     vision = dict(image_size=side, patch_size=16, **shape)
@@ -175,13 +196,11 @@ class Clock:
 def start_up() -> None:
     """Imports of everything that is measured: they belong to no measurement."""
     import faiss  # noqa: F401
-    import pyarrow.compute  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-
     import mmedrag.index_write
-    import mmedrag.pipeline
     import mmedrag.retrieve
     import mmedrag.retriever  # noqa: F401
+    import pyarrow.compute  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
 
 
 class Counted:
@@ -208,9 +227,10 @@ class Counted:
 
     def take(self) -> dict[str, Any]:
         found = {
-            "encoded": dict(self.rows), "tower_seconds": dict(self.seconds),
+            "encoded": dict(self.rows),
+            "tower_seconds": dict(self.seconds),
             "tower_processor_seconds": dict(self.processor),
-        }  # fmt: skip
+        }
         for kind in self.rows:
             self.rows[kind], self.seconds[kind], self.processor[kind] = 0, 0.0, 0.0
         return found
@@ -232,8 +252,8 @@ def released(encoder: Any, data: Any, counted: Counted) -> tuple[list[list[str]]
     """
     import torch
 
-    from mmedrag.encoders.base import ahead
     from mmedrag.images import load_image
+    from mmedrag.retrieval.encoders import ahead
 
     towers = encoder.towers
 
@@ -263,10 +283,8 @@ def released(encoder: Any, data: Any, counted: Counted) -> tuple[list[list[str]]
 
 
 def ours(encoder: Any, index: Path, data: Any, out: Path) -> list[list[str]]:
-    from mmedrag.pipeline import Pipeline
-    from mmedrag.retrieve import retrieve
-    from mmedrag.retriever import open_retriever
-    from mmedrag.select import RuleSpec
+    from mmedrag.pipeline import Pipeline, retrieve
+    from mmedrag.retrieval import RuleSpec, open_retriever
 
     retriever = open_retriever(index, encoder, views="first")
     rule = RuleSpec("top1_ratio", threshold=THRESHOLD, k=K)
@@ -276,8 +294,8 @@ def ours(encoder: Any, index: Path, data: Any, out: Path) -> list[list[str]]:
 
 
 def against_released(work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    from mmedrag.encoders import load_encoder
-    from mmedrag.index_write import build_index
+    from mmedrag.retrieval import build_index
+    from mmedrag.retrieval.encoders import load_encoder
 
     shrink = 10 if options.quick else 1
     data = make_data(work / "data", QUESTIONS // shrink, IMAGES // shrink, TEXTS // shrink, 160)
@@ -294,10 +312,17 @@ def against_released(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     ours_work = counted.take()
     counted.remove()
     warm = sorted((child("--warm", str(work)) for _ in range(3)), key=lambda w: w["seconds"])[1]
-    by_clock = shares(old.seconds, cold.seconds, warm["seconds"], "tower_seconds",
-                      theirs_work, ours_work)  # fmt: skip
-    by_processor = shares(old.processor, cold.processor, warm["processor_seconds"],
-                          "tower_processor_seconds", theirs_work, ours_work)  # fmt: skip
+    by_clock = shares(
+        old.seconds, cold.seconds, warm["seconds"], "tower_seconds", theirs_work, ours_work
+    )
+    by_processor = shares(
+        old.processor,
+        cold.processor,
+        warm["processor_seconds"],
+        "tower_processor_seconds",
+        theirs_work,
+        ours_work,
+    )
     same = sum(a == b for a, b in zip(theirs, found, strict=True)) / len(found)
     row_of = {r.text: n for n, r in enumerate(data.corpus("train"))}
     gaps = [
@@ -306,12 +331,16 @@ def against_released(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         for a, b in zip(their, our, strict=False)
     ]
     return {
-        "questions": len(found), "released": {**old.as_dict(), **theirs_work},
-        "cold": {**cold.as_dict(), **ours_work}, "warm": warm,
-        **by_clock, "by_processor_time": by_processor,
-        "same_references": same, "largest_gap_where_they_differ": max(gaps),
+        "questions": len(found),
+        "released": {**old.as_dict(), **theirs_work},
+        "cold": {**cold.as_dict(), **ours_work},
+        "warm": warm,
+        **by_clock,
+        "by_processor_time": by_processor,
+        "same_references": same,
+        "largest_gap_where_they_differ": max(gaps),
         "warm_equals_cold": warm["sha256"] == digest(work / "cold.jsonl"),
-    }  # fmt: skip
+    }
 
 
 def shares(
@@ -325,15 +354,17 @@ def shares(
     implied = whole / sum(rows * cost[kind] for kind, rows in ours["encoded"].items())
     return {
         "milliseconds_per_encode": {kind: 1000 * value for kind, value in cost.items()},
-        "ratio_cold": old / cold, "ratio_implied_by_counts": implied,
-        "share_of_implied": old / cold / implied, "ratio_warm": old / warm,
-    }  # fmt: skip
+        "ratio_cold": old / cold,
+        "ratio_implied_by_counts": implied,
+        "share_of_implied": old / cold / implied,
+        "ratio_warm": old / warm,
+    }
 
 
 def warm_again(work: Path) -> dict[str, Any]:
     """A later process: embeddings are on disk."""
-    from mmedrag.encoders import load_encoder
-    from mmedrag.types import DataFolder
+    from mmedrag.retrieval.encoders import load_encoder
+    from mmedrag.runtime import DataFolder
 
     start_up()
     encoder: Any = load_encoder(str(work / "clip"))
@@ -353,7 +384,7 @@ def digest(path: Path) -> str:
 
 def against_faiss(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Time in turn in one process, memory in a process each, over the same file."""
-    from mmedrag.index_write import build_index
+    from mmedrag.retrieval import build_index
 
     sizes = [1_000, 10_000] if options.quick else [10_000, 100_000]
     if options.full:
@@ -364,8 +395,7 @@ def against_faiss(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_size(work: Path, count: int, rounds: int) -> dict[str, Any]:
-    from mmedrag.index import Index
-    from mmedrag.index_write import build_index
+    from mmedrag.retrieval import Index, build_index
 
     data = make_data(work / "data", 1, 1, count, 32, pictured=False)
     with Clock() as built:
@@ -399,14 +429,17 @@ def one_size(work: Path, count: int, rounds: int) -> dict[str, Any]:
         for since in ("grown_mib", "from_imports_mib")
     }
     return {
-        "engine": index.manifest["vectors"], "build": built.as_dict(),
-        "milliseconds_per_query": spent, "same_rows": all(same),
+        "engine": index.manifest["vectors"],
+        "build": built.as_dict(),
+        "milliseconds_per_query": spent,
+        "same_rows": all(same),
         "time_ratio": {
             f"batch_{s}": spent[f"ours-batch-{s}"] / spent[f"bare-batch-{s}"] for s in (1, 64)
         },
-        "memory": memory, "memory_ratio": ratio["grown_mib"],
+        "memory": memory,
+        "memory_ratio": ratio["grown_mib"],
         "memory_ratio_from_imports": ratio["from_imports_mib"],
-    }  # fmt: skip
+    }
 
 
 def bare_index(path: Path) -> tuple[Any, Any]:
@@ -436,14 +469,16 @@ def resident(path: Path, who: str) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     del held
     return {
-        "grown_mib": (end - start) / 2**20, "from_imports_mib": (end - imported) / 2**20,
-        "start_mib": start / 2**20, "peak_mib": peak,
-    }  # fmt: skip
+        "grown_mib": (end - start) / 2**20,
+        "from_imports_mib": (end - imported) / 2**20,
+        "start_mib": start / 2**20,
+        "peak_mib": peak,
+    }
 
 
 def search_all(path: Path, queries: np.ndarray, who: str) -> Any:
     """Open an index and search it once per query. Returns what was opened."""
-    from mmedrag.index import Index
+    from mmedrag.retrieval import Index
 
     if who != "bare":
         index = Index.open(path)
@@ -466,8 +501,8 @@ def encoding(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     and against the loop that prepares a batch, then runs it."""
     import torch
 
-    from mmedrag.encoders import load_encoder
     from mmedrag.images import load_image
+    from mmedrag.retrieval.encoders import load_encoder
 
     spec, batch = encoder_like_the_seed(work), 64
     encoder: Any = load_encoder(spec)
@@ -498,10 +533,12 @@ def encoding(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         return torch.cat([towers.text_features(towers.tokenize(texts[cut])) for cut in cuts])
 
     jobs: dict[str, Callable[[], Any]] = {
-        "images_ours": lambda: encoder.images(paths), "images_model_alone": model_on_pixels,
+        "images_ours": lambda: encoder.images(paths),
+        "images_model_alone": model_on_pixels,
         "images_one_after_another": loop_on_files,
-        "texts_ours": lambda: encoder.texts(texts), "texts_bare": model_on_texts,
-    }  # fmt: skip
+        "texts_ours": lambda: encoder.texts(texts),
+        "texts_bare": model_on_texts,
+    }
     times: dict[str, list[float]] = {name: [] for name in jobs}
     rows: dict[str, np.ndarray] = {}
     for _ in range(options.rounds):  # in turn, so that a drifting machine hits all alike
@@ -512,8 +549,10 @@ def encoding(work: Path, options: argparse.Namespace) -> dict[str, Any]:
             rows[name] = made / np.linalg.norm(made, axis=1, keepdims=True)
     least = {name: min(values) for name, values in times.items()}  # the least disturbed
     return {
-        "encoder": spec if spec.startswith("open_clip") else "random CLIP", "rows": count,
-        "seconds": least, "preparing_seconds": preparing.seconds,
+        "encoder": spec if spec.startswith("open_clip") else "random CLIP",
+        "rows": count,
+        "seconds": least,
+        "preparing_seconds": preparing.seconds,
         "largest_difference": {
             kind: float(np.abs(rows[f"{kind}_ours"] - rows[f"{kind}_{other}"]).max())
             for kind, other in (("images", "one_after_another"), ("texts", "bare"))
@@ -521,7 +560,7 @@ def encoding(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         "rate_to_model_alone": least["images_model_alone"] / least["images_ours"],
         "rate_to_one_after_another": least["images_one_after_another"] / least["images_ours"],
         "texts_rate_to_bare": least["texts_bare"] / least["texts_ours"],
-    }  # fmt: skip
+    }
 
 
 def encoder_like_the_seed(work: Path) -> str:
@@ -539,7 +578,7 @@ def encoder_like_the_seed(work: Path) -> str:
 def scaling(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Building with ten times the corpus, and retrieving for ten times the examples (each with
     its own image), by an encoder that costs nothing."""
-    from mmedrag.index_write import build_index
+    from mmedrag.retrieval import build_index
 
     base = 200 if options.quick else 1000
     found: dict[str, Any] = {}
@@ -554,8 +593,11 @@ def scaling(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         shutil.copytree(work, where / "first")
         with Clock() as retrieved:
             ours(HashEncoder(128), where / "first", data, where / "out.jsonl")
-        found[str(times)] = {"rows": base * times, "build": built.as_dict(),
-                             "retrieve": retrieved.as_dict()}  # fmt: skip
+        found[str(times)] = {
+            "rows": base * times,
+            "build": built.as_dict(),
+            "retrieve": retrieved.as_dict(),
+        }
     return {
         **found,
         **{
@@ -584,16 +626,21 @@ def claims(found: dict[str, Any]) -> list[Claim]:
         bound = part["ratio_implied_by_counts"]
         made += [
             Claim("released procedure / ours, cold", part["ratio_cold"], None, bound),
-            Claim("... as a share of what the encode counts imply", part["share_of_implied"],
-                  ">=0.9"),
+            Claim(
+                "... as a share of what the encode counts imply", part["share_of_implied"], ">=0.9"
+            ),
             Claim("released procedure / ours, warm", part["ratio_warm"], ">=100"),
-            Claim("... cold as a share, in processor time",
-                  part["by_processor_time"]["share_of_implied"]),
+            Claim(
+                "... cold as a share, in processor time",
+                part["by_processor_time"]["share_of_implied"],
+            ),
             Claim("... warm, in processor time", part["by_processor_time"]["ratio_warm"]),
             Claim("rows with the same references", part["same_references"], ">=1"),
-            Claim("... else the similarities of theirs and ours differ by at most",
-                  part["largest_gap_where_they_differ"]),
-        ]  # fmt: skip
+            Claim(
+                "... else the similarities of theirs and ours differ by at most",
+                part["largest_gap_where_they_differ"],
+            ),
+        ]
     for count, part in found.get("faiss", {}).items():
         if isinstance(part, dict):
             for batch, ratio in part["time_ratio"].items():
@@ -604,11 +651,14 @@ def claims(found: dict[str, Any]) -> list[Claim]:
             made.append(Claim(f"{what}, with texts", part["memory_ratio"]["with_texts"]))
     if part := found.get("encoding"):
         made += [
-            Claim("images from files / the loop that prepares, then encodes",
-                  part["rate_to_one_after_another"], ">=0.95"),
+            Claim(
+                "images from files / the loop that prepares, then encodes",
+                part["rate_to_one_after_another"],
+                ">=0.95",
+            ),
             Claim("images from files / the model alone on tensors", part["rate_to_model_alone"]),
             Claim("texts / tokenizer and model", part["texts_rate_to_bare"], ">=0.95"),
-        ]  # fmt: skip
+        ]
     if part := found.get("scaling"):
         made += [
             Claim(f"ten times the rows: {name}", part[f"{name}_times"], "<=10.5")
@@ -618,8 +668,11 @@ def claims(found: dict[str, Any]) -> list[Claim]:
 
 
 PARTS = {
-    "released": against_released, "faiss": against_faiss, "encoding": encoding, "scaling": scaling
-}  # fmt: skip
+    "released": against_released,
+    "faiss": against_faiss,
+    "encoding": encoding,
+    "scaling": scaling,
+}
 
 
 def main() -> None:

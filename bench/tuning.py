@@ -60,12 +60,12 @@ SCALE = {  # pairs, batch, epochs, LoRA rank
 
 def prepare(work: Path, model: Path | None, shape: str, count: int) -> None:
     """A model, benchmark images, and pairs with real prompts (three references)."""
-    from mmedrag.generators.random_model import random_llava
-    from mmedrag.pairs import PairSet
-    from mmedrag.pairs_io import write_pairs
-    from mmedrag.phantom.build import build
-    from mmedrag.prompts import TemplateSet
-    from mmedrag.types import DataFolder, Domain, Hit, Noise, Pair, Side, Trace
+    from mmedrag.answering import TemplateSet
+    from mmedrag.answering.generators import random_llava
+    from mmedrag.phantom import build
+    from mmedrag.preference.pairs import write_pairs
+    from mmedrag.records import Domain, Hit, Noise, Pair, PairSet, Side, Trace
+    from mmedrag.runtime import DataFolder
 
     build(work / "data", studies=count, domains=["radiology"], size=128, workers=1)
     data = DataFolder(work / "data")
@@ -91,11 +91,12 @@ def prepare(work: Path, model: Path | None, shape: str, count: int) -> None:
         wrong = right if noise else "no" if right == "yes" else "yes"
         pairs.append(
             Pair(
-                id=f"{kind}:{example.id}", kind=kind,
+                id=f"{kind}:{example.id}",
+                kind=kind,
                 chosen=Side(prompt=prompt, image=example.image, text=right),
                 rejected=Side(prompt=prompt, image=example.image, noise=noise, text=wrong),
             )
-        )  # fmt: skip
+        )
     write_pairs(PairSet(pairs, {}), work / "pairs", work / "data", {})
     if model:
         shutil.copytree(model, work / "model")
@@ -184,22 +185,28 @@ def timed(module: Any, clock: dict[str, float], name: str) -> Iterator[None]:
 
 
 def settings(options: argparse.Namespace) -> Any:
-    from mmedrag.dpo_settings import DpoTraining
+    from mmedrag.preference.dpo import DpoTraining
 
     _, batch, epochs, rank = SCALE[options.shape, options.quick]
     return DpoTraining(
-        batch_size=batch, epochs=epochs, lora_r=rank, lora_alpha=2 * rank, learning_rate=1e-4,
-        gradient_checkpointing=options.checkpointing, log_steps=5, max_length=2048,
-    )  # fmt: skip
+        batch_size=batch,
+        epochs=epochs,
+        lora_r=rank,
+        lora_alpha=2 * rank,
+        learning_rate=1e-4,
+        gradient_checkpointing=options.checkpointing,
+        log_steps=5,
+        max_length=2048,
+    )
 
 
 def ours(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """``train_dpo`` as it is, caches cold (or warm, from an earlier run of the same pairs)."""
-    from mmedrag import dpo_card, dpo_trainer  # noqa: F401
-    from mmedrag import train_dpo as module  # isort: skip
+    from mmedrag.preference.dpo import card  # noqa: F401
+    from mmedrag.preference.dpo import train as module  # isort: skip
     import peft  # noqa: F401  start-up, like the imports of the other jobs
 
-    from mmedrag.pairs_io import read_pairs
+    from mmedrag.preference.pairs import read_pairs
 
     meter, load, counters = Meter(), module.load, []
 
@@ -213,24 +220,29 @@ def ours(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     out = tempfile.mkdtemp(dir=work)
     cache = work / "cache" if options.job == "ours_warm" else Path(out) / "cache"
     result = module.train_dpo(
-        read_pairs(work / "pairs"), work / "model", Path(out) / "run", settings(options),
+        read_pairs(work / "pairs"),
+        work / "model",
+        Path(out) / "run",
+        settings(options),
         cache=cache,
-    )  # fmt: skip
-    return {**meter.finish(), "loss": result["loss"], "steps": result["steps"],
-            "cache": result["cache"],
-            "work": counters[0].take(2 + options.checkpointing)}  # fmt: skip
+    )
+    return {
+        **meter.finish(),
+        "loss": result["loss"],
+        "steps": result["steps"],
+        "cache": result["cache"],
+        "work": counters[0].take(2 + options.checkpointing),
+    }
 
 
 class Common:
     """What the two baselines share: model, LoRA, encoded pairs, pixel values."""
 
     def __init__(self, work: Path, options: argparse.Namespace) -> None:
-        from mmedrag.dpo_encode import Encoder
-        from mmedrag.dpo_policy import linear_targets
-        from mmedrag.dpo_prepare import image_tokens, pixel_reader
-        from mmedrag.generators.inputs import Inputs
-        from mmedrag.generators.loading import load
-        from mmedrag.pairs_io import read_pairs
+        from mmedrag.answering.generators import Inputs
+        from mmedrag.models import load
+        from mmedrag.preference.dpo import Encoder, image_tokens, linear_targets, pixel_reader
+        from mmedrag.preference.pairs import read_pairs
 
         self.settings = settings(options)
         self.loaded = load(work / "model")
@@ -242,9 +254,11 @@ class Common:
         from peft import LoraConfig
 
         self.lora = LoraConfig(
-            r=self.settings.lora_r, lora_alpha=self.settings.lora_alpha, lora_dropout=0.0,
+            r=self.settings.lora_r,
+            lora_alpha=self.settings.lora_alpha,
+            lora_dropout=0.0,
             target_modules=linear_targets(self.loaded.model),
-        )  # fmt: skip
+        )
 
     def batch(self, sides: list[Any]) -> dict[str, Any]:
         import torch
@@ -253,15 +267,13 @@ class Common:
         fill = [longest - len(s.prompt) - len(s.answer) for s in sides]
         both = list(zip(sides, fill, strict=True))
         return {
-            "input_ids": torch.tensor(
-                [[*s.prompt, *s.answer, *[self.pad] * n] for s, n in both]
-            ),
+            "input_ids": torch.tensor([[*s.prompt, *s.answer, *[self.pad] * n] for s, n in both]),
             "attention_mask": torch.tensor([[1] * (longest - n) + [0] * n for n in fill]),
             "completion_mask": torch.tensor(
                 [[0] * len(s.prompt) + [1] * len(s.answer) + [0] * n for s, n in both]
             ),
             "pixel_values": self.pixels([s.view for s in sides]),
-        }  # fmt: skip
+        }
 
 
 def trl(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -284,11 +296,23 @@ def trl(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     trainer = DPOTrainer(
         common.loaded.model,
         args=DPOConfig(
-            output_dir=tempfile.mkdtemp(dir=work), beta=s.beta, num_train_epochs=s.epochs,
-            per_device_train_batch_size=s.batch_size, learning_rate=s.learning_rate,
-            lr_scheduler_type=s.schedule, warmup_steps=s.warmup_ratio, logging_steps=5, report_to="none", use_cpu=cpu,  # noqa: E501
-            bf16=not cpu, remove_unused_columns=False, max_length=None, save_strategy="no",
-            gradient_checkpointing=options.checkpointing, disable_tqdm=True, seed=s.seed,
+            output_dir=tempfile.mkdtemp(dir=work),
+            beta=s.beta,
+            num_train_epochs=s.epochs,
+            per_device_train_batch_size=s.batch_size,
+            learning_rate=s.learning_rate,
+            lr_scheduler_type=s.schedule,
+            warmup_steps=s.warmup_ratio,
+            logging_steps=5,
+            report_to="none",
+            use_cpu=cpu,  # noqa: E501
+            bf16=not cpu,
+            remove_unused_columns=False,
+            max_length=None,
+            save_strategy="no",
+            gradient_checkpointing=options.checkpointing,
+            disable_tqdm=True,
+            seed=s.seed,
         ),
         data_collator=collate,
         train_dataset=Dataset.from_list(
@@ -296,14 +320,19 @@ def trl(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         ),
         processing_class=common.loaded.processor,
         peft_config=common.lora,
-    )  # fmt: skip
+    )
     clock: dict[str, float] = {}
     base = trainer.model.get_base_model()
     with timed(base.model.vision_tower, clock, "vision"), timed(base, clock, "forward"):
         trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {**meter.finish(), "loss": losses[-1], "steps": trainer.state.global_step,
-            "inside": clock, "work": common.counter.take(2 + options.checkpointing)}  # fmt: skip
+    return {
+        **meter.finish(),
+        "loss": losses[-1],
+        "steps": trainer.state.global_step,
+        "inside": clock,
+        "work": common.counter.take(2 + options.checkpointing),
+    }
 
 
 def released(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -359,8 +388,13 @@ def released(work: Path, options: argparse.Namespace) -> dict[str, Any]:
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
                 schedule.step()
-    return {**meter.finish(), "loss": loss.item(), "steps": steps, "inside": clock,
-            "work": common.counter.take(2 + options.checkpointing)}  # fmt: skip
+    return {
+        **meter.finish(),
+        "loss": loss.item(),
+        "steps": steps,
+        "inside": clock,
+        "work": common.counter.take(2 + options.checkpointing),
+    }
 
 
 def pair_building(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -371,14 +405,12 @@ def pair_building(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     they are for; ours the three that these sets compare (``four_conditions``: all four, for
     stage 1 as well). Measured is a drawn part of the passes one by one.
     """
-    from mmedrag.generators.hf import HFGenerator
-    from mmedrag.index_write import build_index
-    from mmedrag.pairs import PAPER_KINDS
-    from mmedrag.pairs_run import PairSettings, make_pairs
-    from mmedrag.pipeline import Pipeline
-    from mmedrag.retriever import open_retriever
-    from mmedrag.run import TRACES
-    from mmedrag.types import DataFolder, Trace, read_jsonl
+    from mmedrag.answering.generators import HFGenerator
+    from mmedrag.pipeline import TRACES, Pipeline
+    from mmedrag.preference.pairs import PairSettings, make_pairs
+    from mmedrag.records import PAPER_KINDS, Trace
+    from mmedrag.retrieval import build_index, open_retriever
+    from mmedrag.runtime import DataFolder, read_jsonl
 
     class Short(Pipeline):  # a random model never stops: as long as real answers are
         def request(self, trace: Trace) -> Any:
@@ -423,15 +455,19 @@ def pair_building(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         began, worked = time.perf_counter(), time.process_time()
         said = bare(generator, requests, 1)
         each = (
-            (time.perf_counter() - began) / len(part), (time.process_time() - worked) / len(part)
-        )  # fmt: skip
+            (time.perf_counter() - began) / len(part),
+            (time.process_time() - worked) / len(part),
+        )
         texts = [trace.answer.text for trace in part if trace.answer]
         found[task or "all"] = {
-            "answers": len(traces), **counts, **spent,
+            "answers": len(traces),
+            **counts,
+            **spent,
             "one_by_one_seconds": each[0] * len(traces),
-            "one_by_one_cpu_seconds": each[1] * len(traces), "one_by_one_measured": len(part),
+            "one_by_one_cpu_seconds": each[1] * len(traces),
+            "one_by_one_measured": len(part),
             "same_answers": sum(a == b for a, b in zip(texts, said, strict=True)) / len(part),
-        }  # fmt: skip
+        }
     return found
 
 
@@ -442,8 +478,16 @@ JOBS = {"ours": ours, "ours_warm": ours, "trl": trl, "released": released, "pair
 
 
 def run(work: Path, job: str, checkpointing: bool, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__)), "--job", job, "--work", str(work),
-               "--shape", options.shape]  # fmt: skip
+    command = [
+        sys.executable,
+        str(Path(__file__)),
+        "--job",
+        job,
+        "--work",
+        str(work),
+        "--shape",
+        options.shape,
+    ]
     command += ["--quick"] * options.quick + ["--checkpointing"] * checkpointing
     command += ["--random"] * options.random
     done = subprocess.run(command, capture_output=True, text=True)
@@ -475,9 +519,12 @@ def compare(work: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]
         runs.setdefault(name, []).append(found)
         yield {
             "shape": options.shape,
-            "pairs": count, "batch": batch, "epochs": epochs, "lora_rank": rank,
+            "pairs": count,
+            "batch": batch,
+            "epochs": epochs,
+            "lora_rank": rank,
             **table(runs, "ours_checkpointing" if plan[0][1] else "ours"),
-        }  # fmt: skip
+        }
 
 
 def table(runs: dict[str, list[dict[str, Any]]], mine: str) -> dict[str, Any]:
@@ -486,10 +533,12 @@ def table(runs: dict[str, list[dict[str, Any]]], mine: str) -> dict[str, Any]:
     middle: dict[str, Any] = {
         name: {
             **{n: statistics.median(r[n] for r in found) for n in numbers},
-            "runs": len(found), "last_loss": found[0]["loss"], "work": found[0]["work"],
+            "runs": len(found),
+            "last_loss": found[0]["loss"],
+            "work": found[0]["work"],
         }
         for name, found in runs.items()
-    }  # fmt: skip
+    }
     against = {}
     for name in (n for n in middle if not n.startswith("ours")):
         inside = runs[name][-1]["inside"]
@@ -513,9 +562,13 @@ def claims(found: dict[str, Any]) -> list[Claim]:
         what = "released step" if released else "stock TRL"
         what += " with checkpointing" if name.endswith("checkpointing") else ""
         rows.append(
-            Claim(f"time: ours : {what}", row["time_ratio"], ">=3" if released else ">=1.5",
-                  row["bound"])
-        )  # fmt: skip
+            Claim(
+                f"time: ours : {what}",
+                row["time_ratio"],
+                ">=3" if released else ">=1.5",
+                row["bound"],
+            )
+        )
         rows.append(Claim(f"processor time: ours : {what}", row["cpu_time_ratio"]))
         if not released:
             rows.append(Claim(f"memory: ours / {what}", row["memory_ratio"], "<=0.6"))
@@ -525,11 +578,13 @@ def claims(found: dict[str, Any]) -> list[Claim]:
         whole = built["one_by_one_seconds"]
         rows.append(
             Claim(f"pairs, {what}: ours : four passes one by one", whole / built["seconds"], ">=5")
-        )  # fmt: skip
+        )
         rows.append(
-            Claim(f"pairs, {what}: ours with stage 1 : the same",
-                  whole / built["four_conditions_seconds"])
-        )  # fmt: skip
+            Claim(
+                f"pairs, {what}: ours with stage 1 : the same",
+                whole / built["four_conditions_seconds"],
+            )
+        )
     return rows
 
 
@@ -546,7 +601,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
-        from mmedrag.encoders import torchvision_shim
+        from mmedrag.runtime import torchvision_shim
 
         torchvision_shim.ready()  # before any of the jobs imports peft or trl
         print(json.dumps(JOBS[options.job](options.work, options)))
@@ -565,7 +620,7 @@ def main() -> None:
                 found |= known
                 save(options.out, name, found)
         if options.only != "jobs" and options.shape != "336":
-            from mmedrag.phantom.build import build
+            from mmedrag.phantom import build
 
             studies = 12 if options.quick or options.shape == "7b" else 64
             build(work / "pictures", studies=studies, domains=["radiology"], size=128, workers=1)

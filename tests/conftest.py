@@ -33,7 +33,8 @@ def make_small_data(path: Path) -> Path:
     """Also used by tests that need the folder in a child process."""
     from PIL import Image
 
-    from mmedrag.types import Example, Finding, Reference, Truth, write_jsonl
+    from mmedrag.records.records import Example, Finding, Reference, Truth
+    from mmedrag.runtime.files import write_jsonl
 
     (path / "images").mkdir(parents=True, exist_ok=True)
     examples, corpus, truth = [], [], []

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.dpo_settings import DpoTraining
-from mmedrag.types import Noise, Pair, PairKind, Prompt, Side
+from mmedrag.preference.dpo.settings import DpoTraining
+from mmedrag.records.records import Noise, Pair, PairKind, Prompt, Side
 
 QUICK: dict[str, Any] = dict(
     batch_size=4, epochs=2, learning_rate=5e-3, lora_r=4, lora_alpha=8, log_steps=1, beta=0.1
@@ -21,7 +21,7 @@ def quick(**changes: Any) -> DpoTraining:
 
 
 def make_model(folder: Path) -> Path:
-    from mmedrag.generators.random_model import random_llava
+    from mmedrag.answering.generators.random_model import random_llava
 
     return random_llava(folder, "tiny", seed=1)
 

@@ -25,15 +25,27 @@ def commands(data: Path, run: Path, folder: Path) -> dict[str, list[tuple[object
     film.parent.mkdir(parents=True)
     film.write_bytes(bytes(128) + b"DICM" + bytes(64))
     picture, out = next((data / "images").rglob("*.png")), folder / "out"
-    system = ("--domain", "radiology", "--model", "m", "--set", "generator.kind=openai",
-              "--set", "generator.base_url=http://127.0.0.1:9/v1")  # fmt: skip
+    system = (
+        "--domain",
+        "radiology",
+        "--model",
+        "m",
+        "--set",
+        "generator.kind=openai",
+        "--set",
+        "generator.base_url=http://127.0.0.1:9/v1",
+    )
     build = ("index", "build", data, "--out", out, "--retriever")
     return {
-        "serve": [("serve",), ("serve", "key", "x", "--file", folder / "keys"),
-                  ("ask", picture, "Is it so?", *system)],
+        "serve": [
+            ("serve",),
+            ("serve", "key", "x", "--file", folder / "keys"),
+            ("ask", picture, "Is it so?", *system),
+        ],
         "dicom": [("data", "import", "dicom", film.parent, folder / "films-out")],
         "clip": [(*build, "hf-hub:a/b"), (*build, "open_clip:RN50")],
         "scale": [("train", "retriever", data, "--out", out, "--tracker", "tensorboard")],
-        "clinical": [("eval", run, "--out", folder / "eval.json", "--clinical",
-                      "--resamples", 100)],
-    }  # fmt: skip
+        "clinical": [
+            ("eval", run, "--out", folder / "eval.json", "--clinical", "--resamples", 100)
+        ],
+    }

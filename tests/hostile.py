@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.datasets import check, import_data
-from mmedrag.images import load_image
-from mmedrag.types import BadRow, DataFolder, UserError, read_jsonl
+from mmedrag.data.importing import check, import_data
+from mmedrag.images.files import load_image
+from mmedrag.records.records import UserError
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import BadRow, read_jsonl
 
 BATCH = 50  # mutated inputs per import
 SLOW = 20.0  # seconds that one batch may take per mutated input, at most
@@ -43,8 +45,11 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     """One to four random injuries: flips, cuts, repeats, insertions, extreme numbers."""
     body = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(body) + 1) if rng.random() < 0.5 else rng.randrange(
-            min(len(body), 200) + 1)  # fmt: skip
+        at = (
+            rng.randrange(len(body) + 1)
+            if rng.random() < 0.5
+            else rng.randrange(min(len(body), 200) + 1)
+        )
         kind = rng.randrange(7)
         if kind == 0 and body:
             for _ in range(rng.randint(1, 8)):
@@ -81,13 +86,18 @@ def image_bases() -> dict[str, bytes]:
     arrays = io.BytesIO()
     np.savez(arrays, slo_fundus=np.asarray(picture(2)), age=np.array(61.0))
     return {
-        "png": save("PNG"), "jpg": save("JPEG", exif=exif, comment=b"someone"),
-        "progressive.jpg": save("JPEG", progressive=True), "deep.png": save("PNG", deep),
+        "png": save("PNG"),
+        "jpg": save("JPEG", exif=exif, comment=b"someone"),
+        "progressive.jpg": save("JPEG", progressive=True),
+        "deep.png": save("PNG", deep),
         "palette.png": save("PNG", picture(3).convert("P")),
         "alpha.png": save("PNG", picture(3).convert("RGBA")),
-        "tif": save("TIFF", compression="tiff_lzw"), "bmp": save("BMP"), "ppm": save("PPM"),
-        "webp": save("WEBP"), "npz": arrays.getvalue(),
-    }  # fmt: skip
+        "tif": save("TIFF", compression="tiff_lzw"),
+        "bmp": save("BMP"),
+        "ppm": save("PPM"),
+        "webp": save("WEBP"),
+        "npz": arrays.getvalue(),
+    }
 
 
 def run_images(folder: Path, count: int, rng: random.Random) -> tuple[int, int]:
@@ -108,30 +118,98 @@ def run_images(folder: Path, count: int, rng: random.Random) -> tuple[int, int]:
 
 
 ROWS: dict[str, dict[str, Any]] = {
-    "manifest": {"id": "r", "domain": "radiology", "modality": "X-ray", "image": None,
-                 "text": "A report.", "text_kind": "report", "labels": {"a": 1},
-                 "qa": [{"question": "Is it?", "answer": "yes", "answer_type": "CLOSED"}],
-                 "patient": "p", "source": "s", "licence": "CC0", "attribution": "us"},
-    "released": {"question_id": 1, "question": "Is it?\n<image>", "answer": "Yes.",
-                 "image": "slo_fundus_00001.jpg", "report": "A report."},
-    "llava": {"id": "c", "image": "x.png", "conversations": [
-        {"from": "human", "value": "<image>\nIs it?"}, {"from": "gpt", "value": "No."}]},
-    "vqa": {"qid": 1, "image_name": "x.png", "question": "Is it?", "answer": "yes",
-            "answer_type": "CLOSED", "q_lang": "en"},
-    "pair": {"id": "", "image": "p10/p10000001/s5/a.jpg", "rejected_noised": 1, "conversations": [
-        {"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "Yes."}],
+    "manifest": {
+        "id": "r",
+        "domain": "radiology",
+        "modality": "X-ray",
+        "image": None,
+        "text": "A report.",
+        "text_kind": "report",
+        "labels": {"a": 1},
+        "qa": [{"question": "Is it?", "answer": "yes", "answer_type": "CLOSED"}],
+        "patient": "p",
+        "source": "s",
+        "licence": "CC0",
+        "attribution": "us",
+    },
+    "released": {
+        "question_id": 1,
+        "question": "Is it?\n<image>",
+        "answer": "Yes.",
+        "image": "slo_fundus_00001.jpg",
+        "report": "A report.",
+    },
+    "llava": {
+        "id": "c",
+        "image": "x.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nIs it?"},
+            {"from": "gpt", "value": "No."},
+        ],
+    },
+    "vqa": {
+        "qid": 1,
+        "image_name": "x.png",
+        "question": "Is it?",
+        "answer": "yes",
+        "answer_type": "CLOSED",
+        "q_lang": "en",
+    },
+    "pair": {
+        "id": "",
+        "image": "p10/p10000001/s5/a.jpg",
+        "rejected_noised": 1,
+        "conversations": [
+            {"from": "human", "value": "<image>\nQ"},
+            {"from": "gpt", "value": "Yes."},
+        ],
         "rejected_conversations": [
-        {"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "No."}]},
-    "iu": {"id": "CXR1_IM-1", "report": "Clear.", "image_path": ["CXR1_IM-1/0.png"],
-           "split": "val"},
-}  # fmt: skip
+            {"from": "human", "value": "<image>\nQ"},
+            {"from": "gpt", "value": "No."},
+        ],
+    },
+    "iu": {
+        "id": "CXR1_IM-1",
+        "report": "Clear.",
+        "image_path": ["CXR1_IM-1/0.png"],
+        "split": "val",
+    },
+}
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1.5, 10**40, "", " ", "\0", "a" * 5000, "../../etc/passwd",
-    "/etc/passwd", "C:\\x.png", [], {}, [[]], [None], [1, 2], {"a": {"b": {}}}, "\u202e\u0000",
-    "😀", "<image>" * 9,
-    "unknown", "{{7*7}}", "%s%n", ["x.png", 3], {"from": "human"}, [{"from": "gpt", "value": None}],
-    "x/" * 300 + "y.png", "n" * 300 + ".png", "-0", "NaN",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1.5,
+    10**40,
+    "",
+    " ",
+    "\0",
+    "a" * 5000,
+    "../../etc/passwd",
+    "/etc/passwd",
+    "C:\\x.png",
+    [],
+    {},
+    [[]],
+    [None],
+    [1, 2],
+    {"a": {"b": {}}},
+    "\u202e\u0000",
+    "😀",
+    "<image>" * 9,
+    "unknown",
+    "{{7*7}}",
+    "%s%n",
+    ["x.png", 3],
+    {"from": "human"},
+    [{"from": "gpt", "value": None}],
+    "x/" * 300 + "y.png",
+    "n" * 300 + ".png",
+    "-0",
+    "NaN",
+)
 
 
 def mutate_row(row: Any, rng: random.Random) -> str:
@@ -265,8 +343,11 @@ def run_dicom(folder: Path, count: int, rng: random.Random) -> tuple[int, int]:
     key = folder / "secret.key"
     key.write_text("0" * 64)
     done = imported("dicom", src, folder / "out", set(), count + 2, ocr="off", key=key)
-    refused = {int(bad.line) for bad in read_jsonl(folder / "out" / "rejected.jsonl", BadRow)} if (
-        folder / "out" / "rejected.jsonl").exists() else set()  # fmt: skip
+    refused = (
+        {int(bad.line) for bad in read_jsonl(folder / "out" / "rejected.jsonl", BadRow)}
+        if (folder / "out" / "rejected.jsonl").exists()
+        else set()
+    )
     assert not refused & {1}, "a good DICOM file was refused"
     return done
 
@@ -298,8 +379,11 @@ def imported(
 
 
 KINDS: dict[str, Callable[[Path, int, random.Random], tuple[int, int]]] = {
-    "images": run_images, "rows": run_rows, "tables": run_tables, "dicom": run_dicom,
-}  # fmt: skip
+    "images": run_images,
+    "rows": run_rows,
+    "tables": run_tables,
+    "dicom": run_dicom,
+}
 
 
 def run(count: int, seed: int, kinds: list[str] | None = None) -> dict[str, tuple[int, int, int]]:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.types import DataFolder, Example, Reference, write_jsonl
+from mmedrag.records.records import Example, Reference
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import write_jsonl
 
 FINDINGS = ("effusion", "nodule", "cardiomegaly", "fracture", "oedema", "pneumothorax")
 
@@ -58,9 +60,14 @@ def paint(path: Path, present: Sequence[bool], seed: int) -> None:
 
 
 def make_data(
-    path: Path, count: int = 40, seed: int = 0, split: str = "train", domain: str = "radiology",
-    first: int = 0, patients: int = 2,
-) -> DataFolder:  # fmt: skip
+    path: Path,
+    count: int = 40,
+    seed: int = 0,
+    split: str = "train",
+    domain: str = "radiology",
+    first: int = 0,
+    patients: int = 2,
+) -> DataFolder:
     """``count`` studies, ``patients`` per patient, whose text names what the picture shows."""
     rng = np.random.default_rng(seed)
     corpus, examples = [], []
@@ -76,9 +83,15 @@ def make_data(
         meta = {"study": f"s{n:04d}", "date": f"2020-01-{n % 28 + 1:02d}"}
         corpus.append(Reference(id=f"s{n:04d}", text=text, meta=meta, **shared))
         examples.append(
-            Example(id=f"s{n:04d}-q", task="vqa", question="Is there a nodule?",
-                    answer="yes" if present[1] else "no", answer_type="closed", **shared)
-        )  # fmt: skip
+            Example(
+                id=f"s{n:04d}-q",
+                task="vqa",
+                question="Is there a nodule?",
+                answer="yes" if present[1] else "no",
+                answer_type="closed",
+                **shared,
+            )
+        )
     write_jsonl(path / "corpus.jsonl", corpus)
     write_jsonl(path / "examples.jsonl", examples)
     return DataFolder(path)
@@ -86,7 +99,7 @@ def make_data(
 
 def tiny_clip(path: Path, context: int = 32, size: int = 32, seed: int = 0) -> Path:
     """A random Hugging Face CLIP folder: word-level tokenizer, 32 px, 2 layers."""
-    from mmedrag.encoders import torchvision_shim
+    from mmedrag.runtime import torchvision_shim
 
     torchvision_shim.ready()
     import torch
@@ -103,7 +116,7 @@ def tiny_clip(path: Path, context: int = 32, size: int = 32, seed: int = 0) -> P
 
 
 def tiny_siglip(path: Path, context: int = 32, size: int = 32) -> Path:
-    from mmedrag.encoders import torchvision_shim
+    from mmedrag.runtime import torchvision_shim
 
     torchvision_shim.ready()
     import torch
@@ -123,7 +136,7 @@ def tiny_open_clip(path: Path) -> Path:
     """A random open_clip ``local-dir`` folder: its own BPE tokenizer, 32 px."""
     import json
 
-    from mmedrag.encoders import torchvision_shim
+    from mmedrag.runtime import torchvision_shim
 
     torchvision_shim.ready()
     import open_clip
@@ -158,9 +171,12 @@ def word_tokenizer() -> Any:
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
         unk_token="<unk>",
-    )  # fmt: skip
+    )
 
 
 def _save(path: Path, model: Any, tokenizer: Any, size: int) -> Path:

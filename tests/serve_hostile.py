@@ -79,8 +79,9 @@ def mutants(count: int, seed: int = 0) -> Iterator[Hostile]:
     url = "data:image/png;base64," + base64.b64encode(sources["png"]).decode()
     ask = json.dumps({"image": url, "question": "Is it so?", "compare": False}).encode()
     content = [
-        {"type": "text", "text": "Is it so?"}, {"type": "image_url", "image_url": {"url": url}},
-    ]  # fmt: skip
+        {"type": "text", "text": "Is it so?"},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
     chat = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
     form, form_type = _form(sources["png"], "a.png")
     names = [*sources, "json", "chat", "multipart", "fields"]
@@ -113,18 +114,40 @@ def _form(data: bytes, filename: str) -> tuple[bytes, str]:
 
 
 ODD: tuple[Any, ...] = (
-    None, [], {}, 0, -1, 1e400, "\ud800", "x" * 5000, "\0", True, [["a"]], {"a": {"b": 1}},
-    "file:///etc/passwd", "http://127.0.0.1:1/x.png", "../../etc/passwd", "data:image/png;base64,",
-    "data:text/html;base64,PGI+", "data:image/png;base64,####",
-)  # fmt: skip
+    None,
+    [],
+    {},
+    0,
+    -1,
+    1e400,
+    "\ud800",
+    "x" * 5000,
+    "\0",
+    True,
+    [["a"]],
+    {"a": {"b": 1}},
+    "file:///etc/passwd",
+    "http://127.0.0.1:1/x.png",
+    "../../etc/passwd",
+    "data:image/png;base64,",
+    "data:text/html;base64,PGI+",
+    "data:image/png;base64,####",
+)
 
 
 def _odd_fields(url: str, rng: np.random.Generator) -> tuple[bytes, dict[str, str], bool]:
     """Well-formed JSON with a value that mostly has no business there."""
     body: dict[str, Any] = {"image": url, "question": "Is it so?"}
     names = (
-        "image", "question", "answer_type", "references", "noise", "compare", "patient", "path",
-    )  # fmt: skip
+        "image",
+        "question",
+        "answer_type",
+        "references",
+        "noise",
+        "compare",
+        "patient",
+        "path",
+    )
     name, value = names[int(rng.integers(len(names)))], ODD[int(rng.integers(len(ODD)))]
     body[name] = value
     # a path is a strange question, and a strange name of a patient, but it is text

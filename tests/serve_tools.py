@@ -20,11 +20,12 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from mmedrag.generators.scripted import ScriptedGenerator
-from mmedrag.images import load_image, pixel_hash
-from mmedrag.pipeline import Pipeline
-from mmedrag.protocols import Request
-from mmedrag.types import Domain, Example, Hit
+from mmedrag.answering.generators.scripted import ScriptedGenerator
+from mmedrag.images.alike import pixel_hash
+from mmedrag.images.files import load_image
+from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.records.protocols import Request
+from mmedrag.records.records import Domain, Example, Hit
 
 Expect = Callable[[str, str, dict[str, Any]], bool]
 
@@ -74,31 +75,35 @@ def shipped_pipeline(folder: Path, studies: int = 16) -> tuple[Pipeline, str]:
 
     While no answering model is embedded, a random one of the same shape takes its place.
     """
-    from mmedrag import embedded, system
-    from mmedrag.generators.random_model import random_llava
-    from mmedrag.index_write import build_index
-    from mmedrag.phantom.build import build
-    from mmedrag.types import DataFolder
+    from mmedrag import embedded
+    from mmedrag.answering.generators.random_model import random_llava
+    from mmedrag.phantom.build import build_benchmark
+    from mmedrag.pipeline import system
+    from mmedrag.pipeline.embedded import DOMAINS
+    from mmedrag.retrieval.index_build import build_index
+    from mmedrag.runtime.data_folder import DataFolder
 
     data = folder / "data"
-    build(data, studies=studies, seed=77, workers=1)
-    for domain in embedded.DOMAINS:
+    build_benchmark(data, studies=studies, seed=77, workers=1)
+    for domain in DOMAINS:
         build_index(
-            [DataFolder(data)], folder / f"index-{domain}", domain,
+            [DataFolder(data)],
+            folder / f"index-{domain}",
+            domain,
             encoder=f"embedded:retriever-{domain}",
-        )  # fmt: skip
-    flags = system.Flags(index=[str(folder / f"index-{d}") for d in embedded.DOMAINS])
+        )
+    flags = system.Flags(index=[str(folder / f"index-{d}") for d in DOMAINS])
     if "vlm" not in embedded.available():
         texts = [row.text for row in DataFolder(data).corpus() if row.text]
         flags.model = str(random_llava(folder / "random-model", "embedded", corpus=texts))
-    pipeline = system.build(system.resolve(flags))
+    pipeline = system.build_pipeline(system.resolve_system(flags))
     assert pipeline.generator is not None
     return pipeline, pipeline.generator.name
 
 
 def phantom_cases(data: Path, count: int) -> list[tuple[bytes, str, str]]:
     """(file, sha256 of its pixels, closed question): every domain, no two alike."""
-    from mmedrag.types import DataFolder
+    from mmedrag.runtime.data_folder import DataFolder
 
     rows = [e for e in DataFolder(data).examples() if e.answer_type == "closed" and e.question]
     found = {}
@@ -117,9 +122,11 @@ def same_as_alone(
     alone: dict[tuple[str, str], tuple[float, list[str]]] = {}
     for data, sha, question in cases:
         body = httpx.post(
-            url + "/v1/ask", files={"image": ("a.png", data)},
-            data={"question": question, "answer_type": "closed"}, timeout=120,
-        ).json()  # fmt: skip
+            url + "/v1/ask",
+            files={"image": ("a.png", data)},
+            data={"question": question, "answer_type": "closed"},
+            timeout=120,
+        ).json()
         alone[sha, question] = (body["answer"]["p_yes"], [r["id"] for r in body["references"]])
 
     def expect(sha: str, question: str, body: dict[str, Any]) -> bool:

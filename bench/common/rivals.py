@@ -10,7 +10,7 @@ def bare(generator: Any, requests: Sequence[Any], size: int | None = None) -> li
     """Processor and ``model.generate``, batches sorted by length; nothing shared, nothing kept."""
     import torch
 
-    from mmedrag.generators.vision import open_view
+    from mmedrag.answering.generators import open_view
 
     inputs, size = generator.inputs, size or generator.batch_size
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt.text))
@@ -78,13 +78,17 @@ class Work:
         """The counts so far, and GFLOP: a token with gradients costs ``with_gradient`` passes."""
         flop = self.images * self.per_image
         for each, (plain, trained) in (
-            (self.per_token, self.tokens), (self.per_logits, self.logits)
-        ):  # fmt: skip
+            (self.per_token, self.tokens),
+            (self.per_logits, self.logits),
+        ):
             flop += each * (plain + with_gradient * trained)
         found = {
-            "images": self.images, "tokens": sum(self.tokens), "logits": sum(self.logits),
-            "tokens_with_gradient": self.tokens[1], "gflop": flop / 1e9,
+            "images": self.images,
+            "tokens": sum(self.tokens),
+            "logits": sum(self.logits),
+            "tokens_with_gradient": self.tokens[1],
+            "gflop": flop / 1e9,
             "vision_share": self.images * self.per_image / max(flop, 1),
-        }  # fmt: skip
+        }
         self.clear()
         return found

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 from fake_openai import serve
 
-from mmedrag.generators import load_generator
-from mmedrag.protocols import Request
-from mmedrag.types import Answer, Noise, Prompt, UserError
+from mmedrag.answering.generators.load import load_generator
+from mmedrag.records.protocols import Request
+from mmedrag.records.records import Answer, Noise, Prompt, UserError
 
 pytestmark = pytest.mark.model
 SAMPLED = dict(temperature=0.7, seed=3)
@@ -16,7 +16,7 @@ SAMPLED = dict(temperature=0.7, seed=3)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     pytest.importorskip("torch")
-    from mmedrag.generators.random_model import random_llava
+    from mmedrag.answering.generators.random_model import random_llava
 
     return random_llava(tmp_path_factory.mktemp("llava"))
 
@@ -129,7 +129,7 @@ def test_unknown_kind_and_missing_model():
 
 
 def test_a_class_of_ones_own_needs_no_registration():
-    name = "mmedrag.generators.scripted:ScriptedGenerator"
+    name = "mmedrag.answering.generators.scripted:ScriptedGenerator"
     assert load_generator(name, "mine", script="no").generate([ask()])[0].text == "no"
 
 

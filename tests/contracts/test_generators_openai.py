@@ -10,9 +10,9 @@ from PIL import Image, PngImagePlugin
 
 pytest.importorskip("openai")
 
-from mmedrag.generators import load_generator  # noqa: E402
-from mmedrag.protocols import Request  # noqa: E402
-from mmedrag.types import Noise, Prompt, UserError  # noqa: E402
+from mmedrag.answering.generators.load import load_generator  # noqa: E402
+from mmedrag.records.protocols import Request  # noqa: E402
+from mmedrag.records.records import Noise, Prompt, UserError  # noqa: E402
 
 KEY = "MMEDRAG_TEST_KEY"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmedrag.encoders import load_encoder
-from mmedrag.types import UserError
+from mmedrag.records.records import UserError
+from mmedrag.retrieval.encoders.load import load_encoder
 from retrieval_tools import ColourEncoder, tiny_clip, tiny_open_clip, tiny_siglip
 
 pytestmark = pytest.mark.model
@@ -76,7 +76,7 @@ def test_long_texts_are_windowed_not_cut(kind: str, folders: dict[str, Path]) ->
 
 
 def test_windows_are_averaged(folders: dict[str, Path]) -> None:
-    from mmedrag.encoders.windows import windows
+    from mmedrag.retrieval.encoders.windows import windows
 
     encoder = load_encoder(str(folders["clip"]))
     parts = windows(LONG, lambda t: encoder.towers.lengths([t])[0], encoder.towers.context)

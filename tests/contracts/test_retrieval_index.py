@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmedrag.index import Filter, Index, index_info, verify_index
-from mmedrag.index_write import add_to_index, build_index, remove_from_index, update_index
-from mmedrag.protocols import Searcher
-from mmedrag.retriever import Exclusion, Retriever, open_retriever, released_rows
-from mmedrag.select import RuleSpec
-from mmedrag.types import DataFolder, Example, Reference, UserError, write_jsonl
+from mmedrag.records.protocols import Searcher
+from mmedrag.records.records import Example, Reference, UserError
+from mmedrag.retrieval.index import Filter, Index, index_info, verify_index
+from mmedrag.retrieval.index_build import add_to_index, build_index, remove_from_index, update_index
+from mmedrag.retrieval.search import Exclusion, Retriever, open_retriever, released_rows
+from mmedrag.retrieval.select import RuleSpec
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import write_jsonl
 from retrieval_tools import ColourEncoder, make_data
 
 OFF = Exclusion(patient=False, image=False, near=None)
@@ -62,7 +64,7 @@ def test_the_folder_is_inspectable(built: Path, data: DataFolder) -> None:
 def test_opening_and_reading_do_not_import_pandas(built: Path) -> None:
     """It takes 25 MiB and a third of a second, for nothing that an index needs."""
     code = (
-        "import sys; from mmedrag.index import Index\n"
+        "import sys; from mmedrag.retrieval.index import Index\n"
         f"index = Index.open({str(built)!r})\n"
         "print(index.texts([3, 1]), index.patients[3], len(index.pixels[0][0]))\n"
         "print('pandas' in sys.modules)"
@@ -145,7 +147,7 @@ def test_remove_leaves_nothing_behind(built: Path) -> None:
     for path in built.rglob("*"):
         if path.is_file():
             assert b"Study 7." not in path.read_bytes()
-    from mmedrag.embeddings import EmbeddingCache, text_key
+    from mmedrag.retrieval.embeddings import EmbeddingCache, text_key
 
     cache = EmbeddingCache(built / "cache", ColourEncoder(), "text")
     assert len(cache) == 38
@@ -188,7 +190,7 @@ def test_another_encoder_is_refused(built: Path, data: DataFolder) -> None:
 
 
 def test_encoder_folder_moves_with_the_index(data: DataFolder, tmp_path: Path) -> None:
-    from mmedrag.index import found_spec, stored_spec
+    from mmedrag.retrieval.index import found_spec, stored_spec
 
     (tmp_path / "all" / "retriever").mkdir(parents=True)
     index = tmp_path / "all" / "index"
@@ -265,8 +267,8 @@ def test_the_same_image_is_excluded(built: Path, data: DataFolder) -> None:
 
 def test_near_identical_images_are_excluded(tmp_path: Path) -> None:
     """The same picture as a JPEG has other pixels, but hardly another perceptual hash."""
-    from mmedrag.images import load_image
-    from mmedrag.images_alike import hamming, perceptual_hash
+    from mmedrag.images.alike import hamming, perceptual_hash
+    from mmedrag.images.files import load_image
 
     rng = np.random.default_rng(3)
     folder = tmp_path / "d" / "images"
@@ -360,10 +362,12 @@ def test_an_unreadable_image_does_not_stop_the_others(built: Path, data: DataFol
         (Filter(date_from="2020-01-27"), {"s0026", "s0027"}),
         (Filter(date_to="2020-01-01"), {"s0000", "s0028"}),
         (Filter(source=["elsewhere"]), set()),
-        (Filter(source="made", split=["train"], domain=["radiology"], patient=["p0"]),
-         {"s0000", "s0001"}),
+        (
+            Filter(source="made", split=["train"], domain=["radiology"], patient=["p0"]),
+            {"s0000", "s0001"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_filters(built: Path, data: DataFolder, where: Filter, wanted: set[str]) -> None:
     retriever = open_retriever(built, ColourEncoder(), exclude=OFF, where=where)
     hits, _ = retriever.search([data.examples()[-1]], 40)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedrag.stores.faiss import FaissStore
-from mmedrag.types import UserError
+from mmedrag.records.records import UserError
+from mmedrag.retrieval.stores.faiss import FaissStore
 
 ENGINES = ("auto", "flat", "ivf", "hnsw")
 DIM = 32

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.ablation import AGAINST, OWN, PAIRWISE, SETS, Parts, rows, run_rows, sample
 from mmedrag.cli.main import main
-from mmedrag.demo import headline
-from mmedrag.evaluate import evaluate
-from mmedrag.phantom.build import build
-from mmedrag.select import RuleSpec
-from mmedrag.types import Answer, DataFolder, Hit, Trace, UserError, read_jsonl
+from mmedrag.evaluation.evaluate_runs import evaluate
+from mmedrag.experiments.ablation import AGAINST, OWN, PAIRWISE, SETS, Parts, rows, run_rows, sample
+from mmedrag.experiments.demo import headline
+from mmedrag.phantom.build import build_benchmark
+from mmedrag.records.records import Answer, Hit, Trace, UserError
+from mmedrag.retrieval.select import RuleSpec
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import read_jsonl
 
 
 class Reader:
@@ -57,16 +59,19 @@ class Shelf:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation") / "data"
-    build(folder, studies=40, seed=5, twins="image", size=32, workers=1)
+    build_benchmark(folder, studies=40, seed=5, twins="image", size=32, workers=1)
     return DataFolder(folder)
 
 
 def parts(reader):
     shelves = {d: Shelf(d) for d in ("radiology", "ophthalmology", "pathology")}
     return Parts(
-        domain=None, domain_retrievers=shelves, generic=Shelf("generic"),
-        generator=lambda adapter, beams: reader, rule=RuleSpec("log_ratio", gamma=0.1),
-    )  # fmt: skip
+        domain=None,
+        domain_retrievers=shelves,
+        generic=Shelf("generic"),
+        generator=lambda adapter, beams: reader,
+        rule=RuleSpec("log_ratio", gamma=0.1),
+    )
 
 
 def adapters(folder, *names):
@@ -84,8 +89,11 @@ def test_every_row_is_listed_and_says_what_it_lacks(tmp_path):
     tuned = [f"pt-{name}" for name in (*SETS, *PAIRWISE, "mine", "all")]
     assert [r.name for r in table] == steps + tuned
     assert {r.name for r in table if r.lacks} == {
-        "pt-cross_modal", "pt-resist", "pt-cross_modal+copy", "pt-cross_modal+resist",
-    }  # fmt: skip
+        "pt-cross_modal",
+        "pt-resist",
+        "pt-cross_modal+copy",
+        "pt-cross_modal+resist",
+    }
     titles = {r.name: r.title for r in table}
     assert titles["pt-cross_modal"] == "+ RAG-PT, cross-modal only"
     assert titles["pt-copy+resist"] == "+ RAG-PT, copy and resist"
@@ -256,8 +264,17 @@ def test_the_command_runs_a_system_of_one_s_own(data, tmp_path, capsys, monkeypa
     (tmp_path / "their_parts.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("radiology", "pathology", None):
-        call(capsys, "index", "build", data.path, *(("--domain", name) if name else ()),
-             "--retriever", "their_parts:Grid", "--out", tmp_path / f"index-{name}")  # fmt: skip
+        call(
+            capsys,
+            "index",
+            "build",
+            data.path,
+            *(("--domain", name) if name else ()),
+            "--retriever",
+            "their_parts:Grid",
+            "--out",
+            tmp_path / f"index-{name}",
+        )
     each = adapters(tmp_path, "all", "copy-r", "copy-p")
     (tmp_path / "system.toml").write_text(
         '[domain]\nlabel = "radiology"\n[domains.radiology]\nindex = "index-radiology"\n'
@@ -269,13 +286,24 @@ def test_the_command_runs_a_system_of_one_s_own(data, tmp_path, capsys, monkeypa
         f'[ablation.adapters]\nresist = "{tmp_path / "nowhere"}"\n'
         f'copy = {{ radiology = "{each["copy-r"]}", pathology = "{each["copy-p"]}" }}\n'
     )
-    words = ("ablation", data.path, "--system", tmp_path / "system.toml", "--out",
-             tmp_path / "out", "--config", tmp_path / "recipe.toml", "--studies", 2)  # fmt: skip
+    words = (
+        "ablation",
+        data.path,
+        "--system",
+        tmp_path / "system.toml",
+        "--out",
+        tmp_path / "out",
+        "--config",
+        tmp_path / "recipe.toml",
+        "--studies",
+        2,
+    )
     said = json.loads(call(capsys, *words, "--json"))
     assert set(said["not_run"]) == {
-        "base model, beam search", "+ RAG-PT, cross-modal only",
+        "base model, beam search",
+        "+ RAG-PT, cross-modal only",
         "+ RAG-PT, resist only",
-    }  # fmt: skip
+    }
     assert said["failed"] == 0 and Path(said["report"]).is_file()
     page = Path(said["report"]).read_text()
     assert "no adapter (adapter_config.json) in it" in page and "+ RAG-PT (full method)" in page
@@ -303,7 +331,20 @@ def test_a_folder_without_the_asked_split_is_refused(data, tmp_path, capsys, mon
     (tmp_path / "their_parts.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("their_parts", None)
-    error = call(capsys, "ablation", data.path, "--out", tmp_path / "out", "--split", "final",
-                 "--domain", "radiology", "--set", "generator.kind=their_parts:Teller",
-                 "--model", "x", code=2)  # fmt: skip
+    error = call(
+        capsys,
+        "ablation",
+        data.path,
+        "--out",
+        tmp_path / "out",
+        "--split",
+        "final",
+        "--domain",
+        "radiology",
+        "--set",
+        "generator.kind=their_parts:Teller",
+        "--model",
+        "x",
+        code=2,
+    )
     assert error.strip().splitlines()[-1].startswith(f"error: {data.path}: no example")

@@ -71,13 +71,13 @@ Run = Callable[..., Any]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A benchmark, a random model, an encoder, and a system file that names them."""
-    from mmedrag.generators.random_model import random_llava
-    from mmedrag.phantom.build import build
+    from mmedrag.answering.generators.random_model import random_llava
+    from mmedrag.phantom.build import build_benchmark
 
     at = tmp_path_factory.mktemp("chain")
     (at / "grid_encoder.py").write_text(ENCODER)
     sys.path.insert(0, str(at))
-    build(at / "data", studies=48, domains=["radiology", "pathology"], size=32, closed=2)
+    build_benchmark(at / "data", studies=48, domains=["radiology", "pathology"], size=32, closed=2)
     random_llava(at / "model")
     (at / "system.toml").write_text(
         '[domain]\nmodel = "domain"\n[domains.radiology]\nindex = "index-radiology"\n'
@@ -116,9 +116,16 @@ def test_domain_and_index(mm: Run, place: SimpleNamespace) -> None:
     for domain in ("radiology", "pathology"):
         out = at / f"index-{domain}"
         made = mm(
-            "index", "build", data, "--domain", domain, "--retriever", "grid_encoder:Grid",
-            "--out", out,
-        )  # fmt: skip
+            "index",
+            "build",
+            data,
+            "--domain",
+            domain,
+            "--retriever",
+            "grid_encoder:Grid",
+            "--out",
+            out,
+        )
         assert (made["domain"], made["dim"]) == (domain, 192)
         assert mm("index", "info", out)["count"] == made["count"] > 3
         assert mm("index", "verify", out)["sound"]
@@ -147,14 +154,30 @@ def test_retrieve(mm: Run, place: SimpleNamespace) -> None:
     assert result["rows"] == len(native)
     assert all(len(r["selection"]["kept"]) <= 1 and "prompt" not in r for r in native)
     assert any(r["hits"] for r in native)
-    mm(*common, "--out", at / "released.jsonl", "--format", "released", "--set", "selection.k=3",
-       "--rule", "fixed_k")  # fmt: skip
+    mm(
+        *common,
+        "--out",
+        at / "released.jsonl",
+        "--format",
+        "released",
+        "--set",
+        "selection.k=3",
+        "--rule",
+        "fixed_k",
+    )
     counts = {row["retrieve_k"] for row in rows(at / "released.jsonl")}
     assert counts <= {0, 3} and 3 in counts
     for row in rows(at / "released.jsonl"):
         assert row["retrieve_k"] == len(row["reference_reports"])
-    mm(*common, "--out", at / "own.jsonl", "--rule", "grid_encoder:best", "--set",
-       "selection.share=0.5")  # fmt: skip
+    mm(
+        *common,
+        "--out",
+        at / "own.jsonl",
+        "--rule",
+        "grid_encoder:best",
+        "--set",
+        "selection.share=0.5",
+    )
     kept = {len(row["selection"]["kept"]) for row in rows(at / "own.jsonl") if row["hits"]}
     assert kept == {4}
     assert "has one already" in mm(*common, *index[:2], "--out", at / "x", code=2)
@@ -200,10 +223,23 @@ def test_same_answers_whatever_the_batch_size(mm: Run, place: SimpleNamespace) -
     for size in (1, 5):
         out = at / f"batch{size}"
         mm(
-            "run", place.data, "--system", place.system, "--split", "test", "--task", "vqa",
-            "--limit", 30, "--out", out, "--set", f"generator.batch_size={size}",
-            "--set", "generator.dtype=float32",
-        )  # fmt: skip
+            "run",
+            place.data,
+            "--system",
+            place.system,
+            "--split",
+            "test",
+            "--task",
+            "vqa",
+            "--limit",
+            30,
+            "--out",
+            out,
+            "--set",
+            f"generator.batch_size={size}",
+            "--set",
+            "generator.dtype=float32",
+        )
         said.append([(t["example_id"], t["answer"]["text"]) for t in rows(out / "traces.jsonl")])
     assert said[0] == said[1]
 
@@ -252,16 +288,28 @@ def test_ask(mm: Run, place: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 
 def test_pairs(mm: Run, place: SimpleNamespace) -> None:
     at = place.path
-    teller = ("--index", at / "index-radiology", "--domain", "radiology", "--task", "vqa",
-              "--set", "generator.kind=grid_encoder:Teller", "--rule", "fixed_k")  # fmt: skip
+    teller = (
+        "--index",
+        at / "index-radiology",
+        "--domain",
+        "radiology",
+        "--task",
+        "vqa",
+        "--set",
+        "generator.kind=grid_encoder:Teller",
+        "--rule",
+        "fixed_k",
+    )
     args = ("pairs", place.data, "--out", at / "pairs", *teller)
     found = mm(*args)
     pairs = rows(at / "pairs" / "pairs.jsonl")
     assert {p["kind"] for p in pairs} == {"cross_modal", "copy", "resist"}
     assert sum(found["pairs"].values()) == len(pairs)
     assert sorted(p.name for p in (at / "pairs" / "traces").iterdir() if p.is_dir()) == [
-        "clean", "clean-references", "noise-references",
-    ]  # fmt: skip
+        "clean",
+        "clean-references",
+        "noise-references",
+    ]
     examples = {r["id"]: r for r in rows(place.data / "examples.jsonl")}
     assert {examples[p["trace_ids"][0].split("@")[0]]["split"] for p in pairs} == {"val"}
     before = (at / "pairs" / "pairs.jsonl").read_bytes()
@@ -270,7 +318,15 @@ def test_pairs(mm: Run, place: SimpleNamespace) -> None:
     for format in ("released", "ms-swift"):
         made = mm("pairs", "export", at / "pairs", "--format", format, "--out", at / format)
         assert made["rows"] == len(pairs)
-    again = mm("pairs", "import", at / "released" / "pairs.json", "--out", at / "again",
-               "--images", place.data, code=1)  # fmt: skip
+    again = mm(
+        "pairs",
+        "import",
+        at / "released" / "pairs.json",
+        "--out",
+        at / "again",
+        "--images",
+        place.data,
+        code=1,
+    )
     assert again["faults"]
     assert len(rows(at / "again" / "pairs.jsonl")) == len(pairs)

@@ -72,8 +72,9 @@ def test_pins_fit_the_ranges() -> None:
 def test_command_page_is_current() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mmedrag.cli.docs", "--check", str(ROOT / "docs" / "cli.md")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 

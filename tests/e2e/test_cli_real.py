@@ -42,8 +42,19 @@ def test_main_job_on_real_images(mm: Callable[..., Any], sample_data: Path, tmp_
     data = tmp_path / "data"
     made = mm("data", "import", "manifest", source, data, "--image-root", sample_data)
     assert made["rejected"] == 0 and made["images"] == sum(SOURCES.values())
-    found = mm("train", "domain", data, "--out", tmp_path / "domain", "--encoder", "none",
-               "--set", "trees=60", "--set", "outliers=200")  # fmt: skip
+    found = mm(
+        "train",
+        "domain",
+        data,
+        "--out",
+        tmp_path / "domain",
+        "--encoder",
+        "none",
+        "--set",
+        "trees=60",
+        "--set",
+        "outliers=200",
+    )
     assert Path(found["out"], "train_ids.jsonl").exists()
     metrics = mm("domain", "eval", data, "--model", tmp_path / "domain", "--no-outliers")
     assert metrics["accuracy_forced"]["value"] > 0.6  # chance: one in three
@@ -55,8 +66,20 @@ def test_main_job_on_real_images(mm: Callable[..., Any], sample_data: Path, tmp_
     own = "vlm" in embedded.available()
     generator = () if own else ("--set", "generator.kind=scripted")
     run = tmp_path / "run"
-    result = mm("run", data, "--out", run, "--split", "test", "--domain-model",
-                tmp_path / "domain", *indexes, *generator, "--limit", 60)  # fmt: skip
+    result = mm(
+        "run",
+        data,
+        "--out",
+        run,
+        "--split",
+        "test",
+        "--domain-model",
+        tmp_path / "domain",
+        *indexes,
+        *generator,
+        "--limit",
+        60,
+    )
     assert result["failed"] == 0
     traces = [json.loads(line) for line in (run / "traces.jsonl").read_text().splitlines()]
     assert any(trace["hits"] for trace in traces)

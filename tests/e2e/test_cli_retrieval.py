@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mmedrag.cli.main import main
-from mmedrag.index import Filter
-from mmedrag.index_write import build_index
-from mmedrag.types import UserError
+from mmedrag.records.records import UserError
+from mmedrag.retrieval.index import Filter
+from mmedrag.retrieval.index_build import build_index
 from retrieval_tools import ColourEncoder, make_data
 
 pytestmark = pytest.mark.model
@@ -36,8 +36,21 @@ def test_where_near_and_keep_own(
     index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "o.jsonl"
-    base = ("retrieve", tmp_path / "data", "--index", index, "--domain", "radiology",
-            "--out", out, "--rule", "fixed_k", "--set", "selection.k=3", "--json")  # fmt: skip
+    base = (
+        "retrieve",
+        tmp_path / "data",
+        "--index",
+        index,
+        "--domain",
+        "radiology",
+        "--out",
+        out,
+        "--rule",
+        "fixed_k",
+        "--set",
+        "selection.k=3",
+        "--json",
+    )
     result = call(capsys, *base)
     assert result["rows"] == 40 and result["excluded"] > 0
     result = call(capsys, *base, "--keep-own")
@@ -72,14 +85,36 @@ def test_calibrate_writes_a_recipe(
         (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     call(capsys, "index", "update", index, tmp_path / "data", "--json")
     recipe = tmp_path / "kept.toml"
-    args = ("retriever", "calibrate", index, tmp_path / "data", val.path, "--level", 0.5,
-            "--out", recipe, "--json")  # fmt: skip
+    args = (
+        "retriever",
+        "calibrate",
+        index,
+        tmp_path / "data",
+        val.path,
+        "--level",
+        0.5,
+        "--out",
+        recipe,
+        "--json",
+    )
     result = call(capsys, *args, "--precision", 0.6)
     assert result["reached"] >= 0.6 and result["measure"] == "label_jaccard"
     assert f"threshold = {result['threshold']}" in recipe.read_text()
     out = tmp_path / "o.jsonl"
-    call(capsys, "retrieve", val.path, "--index", index, "--domain", "radiology", "--out", out,
-         "--config", recipe, "--json")  # fmt: skip
+    call(
+        capsys,
+        "retrieve",
+        val.path,
+        "--index",
+        index,
+        "--domain",
+        "radiology",
+        "--out",
+        out,
+        "--config",
+        recipe,
+        "--json",
+    )
     kept = [json.loads(line)["selection"] for line in out.read_text().splitlines()]
     assert {selection["rule"] for selection in kept} == {"calibrated"}
     assert "for precision 0.6" in kept[0]["reason"]

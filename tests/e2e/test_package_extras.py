@@ -35,9 +35,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run `mmedrag` where no package of any extra can be imported."""
     folder = tmp_path_factory.mktemp("bare")
     (folder / "sitecustomize.py").write_text(BLOCK)
-    environment = {
-        **os.environ, "PYTHONPATH": str(folder), "BLOCKED": " ".join(PACKAGES.values()),
-    }  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(folder), "BLOCKED": " ".join(PACKAGES.values())}
 
     def run(*args: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "mmedrag.cli.main", *map(str, args)]
@@ -46,8 +44,11 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Run:
     hidden = "import importlib.util as u; print([n for n in %r.split() if u.find_spec(n)])"
     shown = subprocess.run(
         [sys.executable, "-c", hidden % environment["BLOCKED"]],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert shown.stdout == "[]\n"
     return run
 

@@ -23,11 +23,11 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="not a source checkout"),
 ]
 IMPORTS = {  # extra → what it is for can be imported
-    "": "mmedrag.pipeline, mmedrag.train_dpo, mmedrag.evaluate",
+    "": "mmedrag.pipeline.pipeline, mmedrag.preference.dpo.train, mmedrag.evaluation.evaluate_runs",
     "serve": "mmedrag.serve.app, uvicorn, openai",
     "dicom": "pydicom, dicomanonymizer, openjpeg",
     # beside a torch without CUDA, torchvision needs the package's own help
-    "clip": "mmedrag.encoders.torchvision_shim as t; t.ready(); import open_clip, timm",
+    "clip": "mmedrag.runtime.torchvision_shim as t; t.ready(); import open_clip, timm",
     "ocr": "rapidocr, onnxruntime",
     "train": "trl, datasets",
     "scale": "tensorboard",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.report import write_report
-from mmedrag.types import UserError
+from mmedrag.records.records import UserError
+from mmedrag.report.write import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 browser = pytest.mark.skipif(
@@ -33,8 +33,9 @@ def load_maker():
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     data, runs = load_maker().make(folder, studies=24)
-    page = write_report(runs, folder / "out", data, resamples=400, cases=18,
-                        subgroups=["meta.form"])  # fmt: skip
+    page = write_report(
+        runs, folder / "out", data, resamples=400, cases=18, subgroups=["meta.form"]
+    )
     return folder, runs, page
 
 
@@ -66,9 +67,20 @@ def test_the_page_is_one_file_that_loads_nothing(made):
 
 def test_the_page_has_every_part(made):
     text = made[2].read_text()
-    for part in ("scores-vqa_closed", "scores-vqa_open", "scores-report", "reliance",
-                 "comparisons", "calibration", "retrieval", "training", "subgroups",
-                 "not-computed", "gallery", "methods"):  # fmt: skip
+    for part in (
+        "scores-vqa_closed",
+        "scores-vqa_open",
+        "scores-report",
+        "reliance",
+        "comparisons",
+        "calibration",
+        "retrieval",
+        "training",
+        "subgroups",
+        "not-computed",
+        "gallery",
+        "methods",
+    ):
         assert f'<section id="{part}"' in text, part
     assert "not a medical device" in text
     assert text.count('class="case"') == 18 and text.count("data:image/jpeg;base64") >= 18
@@ -93,8 +105,16 @@ def test_every_table_is_csv_and_latex(made):
     folder = made[0] / "out" / "tables"
     names = {p.stem for p in folder.glob("*.csv")}
     assert names == {p.stem for p in folder.glob("*.tex")}
-    assert {"headline-vqa_closed", "controls-report", "reliance", "comparisons", "confusion",
-            "hubness", "selection", "subgroups"} <= names  # fmt: skip
+    assert {
+        "headline-vqa_closed",
+        "controls-report",
+        "reliance",
+        "comparisons",
+        "confusion",
+        "hubness",
+        "selection",
+        "subgroups",
+    } <= names
     for path in folder.glob("*.tex"):
         text = path.read_text()
         assert text.count("{") == text.count("}") and r"\bottomrule" in text
@@ -122,7 +142,7 @@ def test_text_from_models_and_data_cannot_become_markup(made, tmp_path):
 
 
 def test_missing_images_cost_the_picture_not_the_report(made, tmp_path):
-    from mmedrag.types import DataFolder
+    from mmedrag.runtime.data_folder import DataFolder
 
     folder, runs, _ = made
     bare = tmp_path / "data"
@@ -161,8 +181,12 @@ def open_page(chromium, path, **context):
     page = chromium.new_context(**context).new_page()
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: said.append(request.url)
-            if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+    page.on(
+        "request",
+        lambda request: (
+            said.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+        ),
+    )
     page.goto(path.as_uri())
     return page, said
 

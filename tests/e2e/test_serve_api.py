@@ -14,10 +14,10 @@ pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 
 import httpx  # noqa: E402
 
-from mmedrag.images import pixel_hash  # noqa: E402
+from mmedrag.images.alike import pixel_hash  # noqa: E402
+from mmedrag.pipeline.evidence import NOTICE  # noqa: E402
 from mmedrag.serve.app import create_app  # noqa: E402
 from mmedrag.serve.audit import verify  # noqa: E402
-from mmedrag.serve.evidence import NOTICE  # noqa: E402
 from mmedrag.serve.security import load_keys  # noqa: E402
 from mmedrag.serve.settings import ServeSettings  # noqa: E402
 from serve_tools import dicom_bytes, encoded, live, make_pipeline, picture, write_keys  # noqa: E402
@@ -75,9 +75,11 @@ def test_comparison_runs_four_conditions_and_shows_both_pictures(http):
     body = ask(http, question=QUESTION, compare="true", preview="true").json()
     names = list(body["conditions"])
     assert names == [
-        "clean, with references", "clean, without references",
-        "noise, with references", "noise, without references",
-    ]  # fmt: skip
+        "clean, with references",
+        "clean, without references",
+        "noise, with references",
+        "noise, without references",
+    ]
     used = [sum(r["used"] for r in body["conditions"][n]["references"]) for n in names]
     assert used == [2, 0, 2, 0]
     seeds = {body["conditions"][n]["condition"]["noise"]["seed"] for n in names[2:]}
@@ -334,10 +336,10 @@ def test_keys_scopes_and_rates_over_http(tmp_path):
 def test_a_model_answers_many_at_once_as_it_answers_one(tmp_path):
     """Batched with others, a question gets the answer that it gets alone."""
     pytest.importorskip("torch")
-    from mmedrag.generators import load_generator
-    from mmedrag.generators.random_model import random_llava
-    from mmedrag.pipeline import Pipeline
-    from mmedrag.prompts import neutralise
+    from mmedrag.answering.generators.load import load_generator
+    from mmedrag.answering.generators.random_model import random_llava
+    from mmedrag.answering.prompts import neutralise
+    from mmedrag.pipeline.pipeline import Pipeline
 
     generator = load_generator("hf", random_llava(tmp_path / "model"))
     pipeline = Pipeline(domain="radiology", generator=generator)

@@ -21,15 +21,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 from mmedrag.serve.app import create_app  # noqa: E402
 from mmedrag.serve.security import load_keys  # noqa: E402
 from mmedrag.serve.settings import ServeSettings  # noqa: E402
-from serve_tools import (  # noqa: E402
-    dicom_bytes,
-    echo,
-    encoded,
-    live,
-    make_pipeline,
-    picture,
-    write_keys,
-)
+from serve_tools import dicom_bytes, echo, encoded, live, make_pipeline, picture, write_keys  # noqa: E402
 
 WIDE, NARROW = {"width": 1100, "height": 900}, {"width": 360, "height": 740}
 NOTICE = "Research software, not a medical device."
@@ -48,8 +40,10 @@ def scripted(request):
 
 @pytest.fixture(scope="module")
 def chromium():
-    found = next((p for n in ("chromium", "chromium-browser", "google-chrome")
-                  if (p := shutil.which(n))), None)  # fmt: skip
+    found = next(
+        (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))),
+        None,
+    )
     with sync_api.sync_playwright() as play:
         try:
             browser = play.chromium.launch(executable_path=found, args=["--disable-gpu"])
@@ -77,8 +71,12 @@ class Page:
         self.outside = []
         self.page.on("console", lambda m: self._log(m))
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.on("request", lambda r: None if r.url.startswith((url, "blob:", "data:"))
-                     else self.outside.append(r.url))  # fmt: skip
+        self.page.on(
+            "request",
+            lambda r: (
+                None if r.url.startswith((url, "blob:", "data:")) else self.outside.append(r.url)
+            ),
+        )
         self.page.goto(url)
         self.page.wait_for_selector("#example-list button")
 
@@ -134,10 +132,17 @@ def test_ask_and_see_the_evidence(tab):
     tab.page.click("#send")
     text = tab.answer()
     for expected in (
-        "Yes.", "1.000", "radiology, confidence 90.0 %", "The heart is enlarged. (ref-0)",
-        "0.9000", "✓ kept", "✗ dropped", "gap 2", "1 of the patient's own",
+        "Yes.",
+        "1.000",
+        "radiology, confidence 90.0 %",
+        "The heart is enlarged. (ref-0)",
+        "0.9000",
+        "✓ kept",
+        "✗ dropped",
+        "gap 2",
+        "1 of the patient's own",
         "This model knows drawn pictures only.",
-    ):  # fmt: skip
+    ):
         assert expected in text, expected
     assert tab.page.evaluate("document.activeElement.id") == "result"
     assert NOTICE in tab.page.text_content(".notice")
@@ -380,7 +385,7 @@ def test_two_tabs_do_not_meet(chromium, server):
     first.page.click("#send")
     second.page.click("#send")
     texts = [first.answer(), second.answer()]
-    from mmedrag.images import pixel_hash
+    from mmedrag.images.alike import pixel_hash
 
     for text, seed, word in zip(texts, (1, 2), ("slow", "fast"), strict=True):
         assert f"Is it {word}?" in text
@@ -408,7 +413,7 @@ def test_batch_with_progress_failures_and_download(tab):
     with tab.page.expect_download() as waiting:
         tab.page.click("#batch-save")
     body = json.loads(Path(waiting.value.path()).read_text())
-    from mmedrag.images import pixel_hash
+    from mmedrag.images.alike import pixel_hash
 
     for n in range(5):
         assert body[n]["result"]["image"]["sha256"] == pixel_hash(picture(n))

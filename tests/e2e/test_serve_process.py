@@ -63,8 +63,10 @@ def serving(system: Path, *args: object, **env: str) -> Iterator[tuple[subproces
     process = subprocess.Popen(
         [*RUN, "--system", str(system), "--port", str(port), *map(str, args)],
         env={**os.environ, "PYTHONPATH": str(system.parent), **env},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     url, until = f"http://127.0.0.1:{port}", time.monotonic() + 60
     try:
         while time.monotonic() < until:
@@ -97,8 +99,10 @@ def test_a_stop_signal_lets_what_runs_finish(system: Path, tmp_path: Path, numbe
     keys, audit = tmp_path / "keys", tmp_path / "audit.jsonl"
     made = subprocess.run(
         [*RUN, "key", "doctor", "--file", str(keys), "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     key = json.loads(made.stdout)["key"]
     assert key not in keys.read_text()
     with serving(system, "--audit", audit, MMEDRAG_API_KEYS=str(keys)) as (process, url):
@@ -134,8 +138,10 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(system: Path, tmp_
     def refused(what: str, *args: object, **env: str) -> None:
         done = subprocess.run(
             [*RUN, "--system", str(missing), *map(str, args)],
-            env={**os.environ, **env}, capture_output=True, text=True,
-        )  # fmt: skip
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 2 and what in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1 and done.stdout == ""
 

@@ -8,14 +8,14 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from mmedrag.answers import parse_released, parse_strict  # noqa: E402
-from mmedrag.generators import load_generator  # noqa: E402
-from mmedrag.generators.random_model import random_llava  # noqa: E402
-from mmedrag.generators.vision import open_view  # noqa: E402
-from mmedrag.pipeline import Pipeline  # noqa: E402
-from mmedrag.prompts import SETS, TemplateSet  # noqa: E402
-from mmedrag.protocols import Request  # noqa: E402
-from mmedrag.types import (  # noqa: E402
+from mmedrag.answering.generators.load import load_generator  # noqa: E402
+from mmedrag.answering.generators.random_model import random_llava  # noqa: E402
+from mmedrag.answering.generators.vision import open_view  # noqa: E402
+from mmedrag.answering.prompts import SETS, TemplateSet  # noqa: E402
+from mmedrag.pipeline.pipeline import Pipeline  # noqa: E402
+from mmedrag.records.answers import parse_released, parse_strict  # noqa: E402
+from mmedrag.records.protocols import Request  # noqa: E402
+from mmedrag.records.records import (
     Condition,
     Domain,
     Example,
@@ -138,9 +138,13 @@ def test_a_reference_adds_no_control_token_to_what_the_model_sees(
 ):
     def specials(text):
         trace = Trace(
-            example_id="e", task="vqa", question="so?", answer_type="closed", image="a.png",
+            example_id="e",
+            task="vqa",
+            question="so?",
+            answer_type="closed",
+            image="a.png",
             domain=Domain(label="radiology"),
-        )  # fmt: skip
+        )
         hit = Hit(id="r", text=text, score=1.0, rank=0)
         prompt = TemplateSet(name).render(trace, [hit], None)
         ids = generator.inputs.prompt_ids(prompt.text, prompt.style, 1)
@@ -181,10 +185,7 @@ def test_no_code_of_a_model_folder_is_run(folder, tmp_path):
     """``trust_remote_code`` stays off: a folder that needs its own code is refused."""
     settings = json.loads((folder / "config.json").read_text())
     settings["model_type"] = "own_thing"
-    settings["auto_map"] = {
-        "AutoConfig": "own.Config",
-        "AutoModelForImageTextToText": "own.Model",
-    }
+    settings["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Model"}
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(settings))

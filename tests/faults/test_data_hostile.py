@@ -15,8 +15,10 @@ def run(count: int, seed: int, limit: int, *kinds: str) -> str:
     named = [word for kind in kinds for word in ("--kind", kind)]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--count", str(count), "--seed", str(seed), *named],
-        capture_output=True, text=True, timeout=limit,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=limit,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

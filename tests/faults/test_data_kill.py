@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 IMPORT = (
-    "import sys; from mmedrag.datasets import import_data; "
+    "import sys; from mmedrag.data import import_data; "
     "sys.exit(import_data('manifest', sys.argv[1], sys.argv[2]).exit_code)"
 )
 
@@ -27,8 +27,16 @@ def make(src: Path, count: int = 60) -> None:
     for n in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         coarse.resize((160, 160), Image.Resampling.BICUBIC).save(src / f"{n}.png")
-        rows.append({"id": f"r{n}", "image": f"{n}.png", "text": f"Report {n}.",
-                     "text_kind": "report", "domain": "radiology", "patient": None})  # fmt: skip
+        rows.append(
+            {
+                "id": f"r{n}",
+                "image": f"{n}.png",
+                "text": f"Report {n}.",
+                "text_kind": "report",
+                "domain": "radiology",
+                "patient": None,
+            }
+        )
     rows.insert(30, {"id": "bad", "text_kind": "poem"})
     (src / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from dpo_tools import losses, make_model, make_pairs, quick
-from mmedrag.dpo_cache import FeatureStore, Journal
-from mmedrag.train_dpo import train_dpo
-from mmedrag.types import Noise, UserError
+from mmedrag.preference.dpo.cache import FeatureStore, Journal
+from mmedrag.preference.dpo.train import train_dpo
+from mmedrag.records.records import Noise, UserError
 
 pytestmark = pytest.mark.model
 CHILD = Path(__file__).parents[1] / "dpo_child.py"
@@ -88,7 +88,7 @@ def test_noise_strength_does_not_depend_on_the_picture_s_size(home: Path) -> Non
     """Released: drawn at native size, then resized; a large film became near-uniform grey."""
     from PIL import Image
 
-    from mmedrag.generators.vision import open_view
+    from mmedrag.answering.generators.vision import open_view
 
     spreads = []
     for side in (32, 512):
@@ -126,10 +126,7 @@ def test_adapter_is_applied_once_and_one_model_is_loaded(home: Path, monkeypatch
 # --- kills ----------------------------------------------------------------------------------------
 
 
-ROUNDS = [
-    pytest.param(2, marks=()),
-    pytest.param(6, marks=pytest.mark.slow),
-]
+ROUNDS = [pytest.param(2, marks=()), pytest.param(6, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
@@ -161,8 +158,9 @@ def test_out_of_another_run_is_refused(home: Path) -> None:
         train(home, "taken", pairs, beta=0.5)
     with pytest.raises(UserError, match="holds a run with other pairs"):
         train(home, "taken", pairs[:3])
-    again = train_dpo(pairs[:3], home / "model", home / "taken", quick(), cache=home / "cache",
-                      resume=False)  # fmt: skip
+    again = train_dpo(
+        pairs[:3], home / "model", home / "taken", quick(), cache=home / "cache", resume=False
+    )
     assert again["pairs"] == 3
 
 
@@ -227,7 +225,7 @@ def test_wrong_model_is_one_clear_line(home: Path, tmp_path: Path) -> None:
     pairs = make_pairs(home / "data", 2)
     with pytest.raises(UserError, match="cannot be loaded"):
         train_dpo(pairs, tmp_path, tmp_path / "out", quick())
-    from mmedrag.dpo_policy import install
+    from mmedrag.preference.dpo.policy import install
 
     with pytest.raises(UserError, match="Linear is not a LLaVA-shaped model"):
         install(torch.nn.Linear(2, 2))

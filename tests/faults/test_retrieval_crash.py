@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedrag.embeddings import EmbeddingCache, embed_images, embed_texts, text_key
-from mmedrag.index import Index, verify_index
-from mmedrag.index_write import add_to_index, build_index, remove_from_index, update_index
-from mmedrag.retriever import open_retriever
-from mmedrag.stores import folder
-from mmedrag.types import DataFolder, UserError, write_jsonl
+from mmedrag.records.records import UserError
+from mmedrag.retrieval.embeddings import EmbeddingCache, embed_images, embed_texts, text_key
+from mmedrag.retrieval.index import Index, verify_index
+from mmedrag.retrieval.index_build import add_to_index, build_index, remove_from_index, update_index
+from mmedrag.retrieval.search import open_retriever
+from mmedrag.retrieval.stores import folder
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import write_jsonl
 from retrieval_tools import ColourEncoder, make_data
 
 STEPS = 9
@@ -340,8 +342,9 @@ def test_readers_while_a_writer_commits(tmp_path: Path) -> None:
     for reader in readers:
         reader.start()
     for n in range(12):
-        add_to_index(path, [make_data(tmp_path / f"d{n}", 2, n, first=100 + 2 * n)],
-                     encoder=ColourEncoder())  # fmt: skip
+        add_to_index(
+            path, [make_data(tmp_path / f"d{n}", 2, n, first=100 + 2 * n)], encoder=ColourEncoder()
+        )
     done.set()
     for reader in readers:
         reader.join()

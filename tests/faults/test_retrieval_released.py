@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mmedrag.index_write import build_index
-from mmedrag.pipeline import Pipeline
-from mmedrag.retrieve import retrieve
-from mmedrag.retriever import open_retriever
-from mmedrag.select import RuleSpec
-from mmedrag.types import DataFolder, Example, write_jsonl
+from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.pipeline.retrieve import retrieve_examples
+from mmedrag.records.records import Example
+from mmedrag.retrieval.index_build import build_index
+from mmedrag.retrieval.search import open_retriever
+from mmedrag.retrieval.select import RuleSpec
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import write_jsonl
 from retrieval_tools import make_data, tiny_open_clip
 
 pytestmark = pytest.mark.model
@@ -86,7 +88,7 @@ def ours(
     rule = RuleSpec("top1_ratio", threshold=threshold, k=k)
     retriever = open_retriever(index, views="first")
     pipeline = Pipeline("radiology", {"radiology": retriever}, rule, k=max(k, 60))
-    retrieve(pipeline, examples, out, "released")
+    retrieve_examples(pipeline, examples, out, "released")
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -145,8 +147,8 @@ def test_b6_and_b7_by_hand(tmp_path: Path) -> None:
     line = torch.tensor([-0.1, -0.2, -0.3])
     assert Released.choose(line, ["a", "b", "c"], 1.5, 3) == (["a", "b", "c"], True)
     assert Released.choose(torch.tensor([0.3, 0.2]), ["a", "b"], 1.0, 2) == ([], False)
-    from mmedrag.retriever import released_rows
-    from mmedrag.types import Hit
+    from mmedrag.records.records import Hit
+    from mmedrag.retrieval.search import released_rows
 
     hits = [Hit(id=str(n), text="abc"[n], score=float(s), rank=n) for n, s in enumerate(line)]
     example = Example(id="q", task="vqa", question="?", answer="Yes.")
@@ -156,10 +158,16 @@ def test_b6_and_b7_by_hand(tmp_path: Path) -> None:
 
 
 def test_an_imported_row_comes_back_with_all_its_fields() -> None:
-    from mmedrag.retriever import released_rows
+    from mmedrag.retrieval.search import released_rows
 
-    fields = {"question_id": 7, "question": "Is it?\n<image>", "answer": "Yes.", "image": "a.jpg",
-              "report": "Text.", "more": [1]}  # fmt: skip
+    fields = {
+        "question_id": 7,
+        "question": "Is it?\n<image>",
+        "answer": "Yes.",
+        "image": "a.jpg",
+        "report": "Text.",
+        "more": [1],
+    }
     meta = {"released": {"file": "test/vqa/harvard_test.jsonl", "row": 1, "fields": fields}}
     example = Example(id="x/7", task="vqa", question="Is it?", answer="Yes.", meta=meta)
     (row,) = released_rows([example], [[]], [None])
@@ -174,7 +182,7 @@ def test_an_unreadable_image_is_a_failed_row(
     examples[1] = examples[1].model_copy(update={"image": "images/none.png"})
     rule = RuleSpec("fixed_k", k=1)
     pipeline = Pipeline("radiology", {"radiology": open_retriever(index)}, rule)
-    result = retrieve(pipeline, examples, tmp_path / "out.jsonl")
+    result = retrieve_examples(pipeline, examples, tmp_path / "out.jsonl")
     assert (result["rows"], result["failed"]) == (3, 1)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert "cannot be read" in rows[1]["error"] and not rows[0].get("error")

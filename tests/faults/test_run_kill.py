@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.types import DataFolder
+from mmedrag.runtime.data_folder import DataFolder
 
 CHILD = """
 import sys, time

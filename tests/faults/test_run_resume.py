@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from mmedrag.conditions import Plan
-from mmedrag.pipeline import Pipeline
-from mmedrag.run import RunSettings, run_plans
-from mmedrag.types import DataFolder, Trace, UserError, read_jsonl
+from mmedrag.pipeline.conditions import Plan
+from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.pipeline.run import RunSettings, run_plans
+from mmedrag.records.records import Trace, UserError
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import read_jsonl
 
 pytestmark = pytest.mark.model
 PLANS = {"clean": Plan("none"), "own": Plan("own"), "noise": Plan("own", "additive")}
@@ -21,13 +23,13 @@ SETTINGS = RunSettings(task="vqa", chunk=4)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mmedrag.generators.random_model import random_llava
+    from mmedrag.answering.generators.random_model import random_llava
 
     return random_llava(tmp_path_factory.mktemp("model") / "m")
 
 
 def pipeline(model: Path) -> Pipeline:
-    from mmedrag.generators.hf import HFGenerator
+    from mmedrag.answering.generators.hf import HFGenerator
 
     return Pipeline(rule=None, generator=HFGenerator(model, device="cpu", dtype="float32"))
 
@@ -87,8 +89,10 @@ def test_conditions_together_are_the_conditions_one_by_one(
         for a, b in zip(one, other, strict=True):
             assert a.answer is not None and b.answer is not None
             assert (a.example_id, a.condition, a.answer.text) == (
-                b.example_id, b.condition, b.answer.text
-            )  # fmt: skip
+                b.example_id,
+                b.condition,
+                b.answer.text,
+            )
             assert a.answer.p_yes == pytest.approx(b.answer.p_yes, abs=1e-5)
 
 

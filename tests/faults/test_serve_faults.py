@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 
 import httpx  # noqa: E402
 
-from mmedrag.images import pixel_hash  # noqa: E402
+from mmedrag.images.alike import pixel_hash  # noqa: E402
 from mmedrag.serve import engine as engines  # noqa: E402
 from mmedrag.serve.app import create_app  # noqa: E402
 from mmedrag.serve.audit import verify  # noqa: E402
@@ -52,9 +52,11 @@ def serving(pipeline=None, **settings):
 
 def ask(url, question=QUESTION, data=PNG, timeout=30.0, **fields):
     return httpx.post(
-        url + "/v1/ask", files={"image": ("a.png", data)}, data={"question": question, **fields},
+        url + "/v1/ask",
+        files={"image": ("a.png", data)},
+        data={"question": question, **fields},
         timeout=timeout,
-    )  # fmt: skip
+    )
 
 
 # --- load --------------------------------------------------------------------------------------
@@ -194,17 +196,20 @@ def test_no_path_or_address_of_a_body_is_opened(tmp_path):
     port = trap.getsockname()[1]
     with serving() as server:
         for place in (
-            str(secret), f"file://{secret}", f"http://127.0.0.1:{port}/a.png",
-            "../secret.png", "data:image/png;base64,/../" + secret.name,
-        ):  # fmt: skip
+            str(secret),
+            f"file://{secret}",
+            f"http://127.0.0.1:{port}/a.png",
+            "../secret.png",
+            "data:image/png;base64,/../" + secret.name,
+        ):
             sent = {"image": place, "question": QUESTION}
             answer = httpx.post(server.url + "/v1/ask", json=sent)
             assert answer.status_code in (400, 422), place
             part = {"type": "image_url", "image_url": {"url": place}}
             chat = {"messages": [{"role": "user", "content": [part]}]}
-            assert 400 <= httpx.post(
-                server.url + "/v1/chat/completions", json=chat
-            ).status_code < 500  # fmt: skip
+            assert (
+                400 <= httpx.post(server.url + "/v1/chat/completions", json=chat).status_code < 500
+            )
     trap.close()
     assert not reached.is_set()
 
@@ -254,7 +259,7 @@ def test_no_fault_of_a_model_ends_the_service(fault):
 
 
 def test_a_prompt_that_cannot_fit_is_the_callers_fault():
-    from mmedrag.types import UserError
+    from mmedrag.records.records import UserError
 
     def full(request):
         raise UserError("prompt of 900 tokens does not fit the context of 512")
@@ -409,7 +414,7 @@ def test_a_question_cannot_give_orders_either():
 
 def test_embeddings_of_requests_are_not_kept(tmp_path):
     """The command line caches query embeddings beside the index; the service must not."""
-    from mmedrag.embeddings import EmbeddingCache
+    from mmedrag.retrieval.embeddings import EmbeddingCache
 
     class Encoder:
         dim, fingerprint = 2, "f" * 64

@@ -11,17 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.datasets import check, export_released, import_data
-from mmedrag.datasets.check_report import CheckReport
-from mmedrag.types import DataFolder, Pair, read_jsonl
+from mmedrag.data.checks.report import CheckReport
+from mmedrag.data.importing import check, export_released, import_data
+from mmedrag.records.records import Pair
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import read_jsonl
 
 RELEASED = os.environ.get("MMEDRAG_RELEASED")
 ROWS = {  # SPEC §3
-    "test/report/harvard_test.json": 713, "test/report/iuxray_test.json": 590,
-    "test/report/mimic_test.json": 700, "test/report/pmc-oa_test.json": 800,
-    "test/report/quilt-1m_test.json": 1000, "test/vqa/harvard_test.jsonl": 4285,
-    "test/vqa/iuxray_test.jsonl": 2573, "test/vqa/mimic_test.jsonl": 3470,
-    "test/vqa/pmc-oa_test.jsonl": 1994, "test/vqa/quilt-1m_test.jsonl": 3124,
+    "test/report/harvard_test.json": 713,
+    "test/report/iuxray_test.json": 590,
+    "test/report/mimic_test.json": 700,
+    "test/report/pmc-oa_test.json": 800,
+    "test/report/quilt-1m_test.json": 1000,
+    "test/vqa/harvard_test.jsonl": 4285,
+    "test/vqa/iuxray_test.jsonl": 2573,
+    "test/vqa/mimic_test.jsonl": 3470,
+    "test/vqa/pmc-oa_test.jsonl": 1994,
+    "test/vqa/quilt-1m_test.jsonl": 3124,
     "training/alignment/ophthalmology/harvard_report.json": 427,
     "training/alignment/ophthalmology/harvard_vqa.json": 1854,
     "training/alignment/radiology/radiology_report.json": 701,
@@ -30,7 +37,7 @@ ROWS = {  # SPEC §3
     "training/retriever/pathology/pathology_val.json": 2000,
     "training/retriever/radiology/radiology_train.json": 4034,
     "training/retriever/radiology/radiology_val.json": 2035,
-}  # fmt: skip
+}
 ABSENT = [name for name in ROWS if not (Path(RELEASED or "") / name).is_file()]
 pytestmark = [
     pytest.mark.data,
@@ -47,8 +54,9 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = import_data("released", str(RELEASED), out)
     # two questions of the IU test file are empty; nothing else is refused
     assert [line.split(":")[:2] for line in result.refusals] == [
-        ["test/vqa/iuxray_test.jsonl", "499"], ["test/vqa/iuxray_test.jsonl", "998"],
-    ]  # fmt: skip
+        ["test/vqa/iuxray_test.jsonl", "499"],
+        ["test/vqa/iuxray_test.jsonl", "998"],
+    ]
     return out
 
 
@@ -72,8 +80,10 @@ def test_pairs_have_the_paper_tables_counts(imported: Path) -> None:
     assert kinds["harvard_vqa", "cross_modal"] == 824 and kinds["harvard_vqa", "resist"] == 1030
     assert [kinds["harvard_report", k] for k in ("cross_modal", "resist", "copy")] == [142, 78, 207]
     assert [kinds["radiology_report", k] for k in ("cross_modal", "resist", "copy")] == [
-        233, 126, 342,
-    ]  # fmt: skip
+        233,
+        126,
+        342,
+    ]
 
 
 def test_questions_and_studies(imported: Path) -> None:
@@ -91,11 +101,15 @@ def test_the_check_reports_the_known_faults(report: CheckReport) -> None:
     assert report.totals["identical_texts"] == 589
     assert "leak_patient" not in report.totals and "bad_row" not in report.totals
     # questions of the IU test file that were cut apart badly, or answered with nothing
-    iu = {code: [f for f in report.findings if f.code == code]
-          for code in ("answer_in_question", "question_in_answer", "empty_text")}  # fmt: skip
+    iu = {
+        code: [f for f in report.findings if f.code == code]
+        for code in ("answer_in_question", "question_in_answer", "empty_text")
+    }
     assert {code: len(found) for code, found in iu.items()} == {
-        "answer_in_question": 20, "question_in_answer": 22, "empty_text": 3,
-    }  # fmt: skip
+        "answer_in_question": 20,
+        "question_in_answer": 22,
+        "empty_text": 3,
+    }
     assert all(f.file.endswith("iuxray_test.jsonl") for found in iu.values() for f in found)
     cut = [f for f in report.findings if f.code == "cut_text"]
     assert len(cut) >= 150 and sum("pathology" in f.file for f in cut) >= len(cut) - 2

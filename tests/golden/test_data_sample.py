@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.datasets import check, import_data, stats
-from mmedrag.images import load_image
-from mmedrag.types import DataFolder
+from mmedrag.data.importing import check, import_data, stats
+from mmedrag.images.files import load_image
+from mmedrag.runtime.data_folder import DataFolder
 
 SAMPLE = os.environ.get("MMEDRAG_SAMPLE_DATA")
 pytestmark = [

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from mmedrag import repro, repro_checks
-from mmedrag.types import UserError
+from mmedrag.experiments import repro, repro_checks
+from mmedrag.records.records import UserError
 
 ROW = """
 [[row]]
@@ -23,8 +23,10 @@ from = "us"
 def git(folder, *words):
     done = subprocess.run(
         ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *words],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.strip()
 
 
@@ -62,10 +64,13 @@ def row(id, expected, commit=None):
 def test_a_deleted_file_is_read_from_the_named_commit(released, tmp_path):
     folder, first = released
     root = checkout(
-        tmp_path, row("good", 75, first), row("close", 76.4, first), row("far", 90, first),
+        tmp_path,
+        row("good", 75, first),
+        row("close", 76.4, first),
+        row("far", 90, first),
         row("gone", 75),
-    )  # fmt: skip
-    report = repro.repro(root, folders={"released": folder})
+    )
+    report = repro.run_matrix(root, folders={"released": folder})
     assert [r.status for r in report.results] == ["OK", "near", "FAIL", "no data"]
     assert report.failed
     assert report.count_line() == "4 rows: 1 OK, 1 near, 1 FAIL, 1 no data"
@@ -76,13 +81,15 @@ def test_a_bare_clone_serves_as_well(released, tmp_path):
     folder, first = released
     bare = tmp_path / "bare"
     subprocess.run(["git", "clone", "-q", "--bare", str(folder), str(bare)], check=True)
-    report = repro.repro(checkout(tmp_path, row("good", 75, first)), folders={"released": bare})
+    report = repro.run_matrix(
+        checkout(tmp_path, row("good", 75, first)), folders={"released": bare}
+    )
     assert not report.failed
 
 
 def test_nothing_ran_is_a_failure_that_says_what_to_set(tmp_path, monkeypatch):
     monkeypatch.delenv("MMEDRAG_RELEASED", raising=False)
-    report = repro.repro(checkout(tmp_path, row("x", 75)))
+    report = repro.run_matrix(checkout(tmp_path, row("x", 75)))
     assert report.failed and report.count_line() == "1 rows: 0 OK, 0 near, 0 FAIL, 1 no data"
     assert "set MMEDRAG_RELEASED" in report.lines()[0]
 
@@ -90,10 +97,10 @@ def test_nothing_ran_is_a_failure_that_says_what_to_set(tmp_path, monkeypatch):
 def test_the_page_keeps_what_was_measured_when_the_data_is_gone(released, tmp_path):
     folder, first = released
     root = checkout(tmp_path, row("good", 75, first), row("new", 75))
-    repro.repro(root, folders={"released": folder})
+    repro.run_matrix(root, folders={"released": folder})
     page = (root / "docs" / "reproduce.md").read_text()
     assert "| `good` |" in page and "| 75 | OK |" in page and "never run" in page
-    repro.repro(root, folders={"released": tmp_path / "nowhere"})
+    repro.run_matrix(root, folders={"released": tmp_path / "nowhere"})
     assert (root / "docs" / "reproduce.md").read_text() == page
     assert json.loads((root / "repro/results/latest.json").read_text())["good"]["measured"] == 75
 
@@ -101,11 +108,11 @@ def test_the_page_keeps_what_was_measured_when_the_data_is_gone(released, tmp_pa
 def test_one_row_alone_writes_nothing(released, tmp_path):
     folder, first = released
     root = checkout(tmp_path, row("good", 75, first), row("far", 90, first))
-    report = repro.repro(root, only=["good"], folders={"released": folder})
+    report = repro.run_matrix(root, only=["good"], folders={"released": folder})
     assert len(report.results) == 1 and not report.failed
     assert not (root / "docs").exists()
     with pytest.raises(UserError, match="--row nope: no such row"):
-        repro.repro(root, only=["nope"])
+        repro.run_matrix(root, only=["nope"])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ def test_one_row_alone_writes_nothing(released, tmp_path):
     [
         (row("a", 1) + row("a", 1), "'a' stands twice"),
         (row("a", 1) + 'surprise = "x"', "unknown key 'surprise'"),
-        (row("a", 1).replace("always_yes", "exec"), "not in mmedrag.repro_checks"),
+        (row("a", 1).replace("always_yes", "exec"), "not in mmedrag.experiments.repro_checks"),
         (row("a", 1).replace('"released"', '"web"'), "data.source is one of"),
         (row("a", 1).replace("tolerance = 0.5", ""), "tolerance is missing"),
         ("[[row]", "not valid TOML"),
@@ -121,22 +128,25 @@ def test_one_row_alone_writes_nothing(released, tmp_path):
 )
 def test_a_broken_matrix_is_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
-        repro.repro(checkout(tmp_path, text))
+        repro.run_matrix(checkout(tmp_path, text))
 
 
 def test_no_matrix(tmp_path):
     with pytest.raises(UserError, match="expected a checkout"):
-        repro.repro(tmp_path)
+        repro.run_matrix(tmp_path)
 
 
 def test_pairs_of_shuffled_files_are_told_apart_by_the_length_of_what_was_rejected():
     """Rows of resist were rejected with a reference (long), those of copy without (short)."""
     said = [(9, 1), (40, 0), (35, 0), (44, 0), (12, 0), (13, 0), (14, 0), (12, 0), (11, 0)]
     rows = [
-        {"image": f"{i * 7 % 5}.png", "rejected_noised": noised,
-         "rejected_conversations": [{}, {"value": "word " * length}]}
+        {
+            "image": f"{i * 7 % 5}.png",
+            "rejected_noised": noised,
+            "rejected_conversations": [{}, {"value": "word " * length}],
+        }
         for i, (length, noised) in enumerate(said)
-    ]  # fmt: skip
+    ]
     found = {
         kind: repro_checks.pairs(lambda file: rows, "f", kind, apart="length")
         for kind in ("cross_modal", "rest", "resist", "copy")
@@ -162,13 +172,21 @@ def test_our_own_ablation_becomes_rows_that_hold_on_the_run_they_came_from(tmp_p
     groups = {"overall": {"metrics": {"accuracy": cell, "balanced_accuracy": cell}}}
     result = {
         "runs": {
-            "base/none": {"title": "base", "condition": "clean/none", "plain": True,
-                          "tasks": {"vqa_closed": groups}},
-            "base/noise": {"title": "base", "condition": "noise:blank/none", "plain": False,
-                           "tasks": {"vqa_closed": groups}},
+            "base/none": {
+                "title": "base",
+                "condition": "clean/none",
+                "plain": True,
+                "tasks": {"vqa_closed": groups},
+            },
+            "base/noise": {
+                "title": "base",
+                "condition": "noise:blank/none",
+                "plain": False,
+                "tasks": {"vqa_closed": groups},
+            },
         },
         "reliance": {"base": {"title": "base", "metrics": {"excess_copying": cell}}},
-    }  # fmt: skip
+    }
     demo = tmp_path / "demo"
     demo.mkdir()
     (demo / "metrics.json").write_text(json.dumps(result))
@@ -177,12 +195,12 @@ def test_our_own_ablation_becomes_rows_that_hold_on_the_run_they_came_from(tmp_p
         repro.adopt(demo, root / "repro/ablation.toml")
     (demo / "sample.json").write_text(json.dumps({"studies_per_domain": 12}))
     assert repro.adopt(demo, root / "repro/ablation.toml") == 3
-    report = repro.repro(root, folders={"demo": demo})
+    report = repro.run_matrix(root, folders={"demo": demo})
     assert [r.status for r in report.results] == ["OK"] * 3
     result["reliance"]["base"]["metrics"]["excess_copying"] = {**cell, "value": 0.2}
     (demo / "metrics.json").write_text(json.dumps(result))
-    assert repro.repro(root, folders={"demo": demo}).counts["FAIL"] == 1
+    assert repro.run_matrix(root, folders={"demo": demo}).counts["FAIL"] == 1
     (demo / "sample.json").write_text(json.dumps({"studies_per_domain": 0}))
-    other = repro.repro(root, folders={"demo": demo})
+    other = repro.run_matrix(root, folders={"demo": demo})
     assert other.counts["no data"] == 3 and other.failed
     assert "all studies per domain, expected 12" in other.results[0].why

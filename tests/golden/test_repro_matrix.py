@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.repro import FAIL, NO_DATA, load_matrix, page, run_row
+from mmedrag.experiments.repro import FAIL, NO_DATA, load_matrix, page, run_row
 
 ROOT = Path(__file__).parents[2]
 FILES = [f for f in (ROOT / "repro/matrix.toml", ROOT / "repro/ablation.toml") if f.exists()]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.datasets import import_data
-from mmedrag.domain import open_domain
-from mmedrag.domain_eval import evaluate_domain
-from mmedrag.retrieval_eval import evaluate_retriever
-from mmedrag.train_domain import train_domain
-from mmedrag.types import UNKNOWN, DataFolder
+from mmedrag.data.importing import import_data
+from mmedrag.domain.identify import open_domain
+from mmedrag.domain.train import train_domain
+from mmedrag.evaluation.of_domain import evaluate_domain
+from mmedrag.evaluation.of_retriever import evaluate_retriever
+from mmedrag.records.records import UNKNOWN
+from mmedrag.runtime.data_folder import DataFolder
 
 pytestmark = [pytest.mark.data, pytest.mark.model]
 

@@ -17,26 +17,44 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from mmedrag.convert import convert  # noqa: E402
-from mmedrag.convert_source import TOWERS, load_tokenizer  # noqa: E402
-from mmedrag.convert_tensors import rename  # noqa: E402
-from mmedrag.encoders import torchvision_shim  # noqa: E402
-from mmedrag.generators import load_generator  # noqa: E402
-from mmedrag.generators.inputs import expand  # noqa: E402
-from mmedrag.protocols import Request  # noqa: E402
-from mmedrag.types import Prompt, UserError  # noqa: E402
+from mmedrag.answering.generators.inputs import expand  # noqa: E402
+from mmedrag.answering.generators.load import load_generator  # noqa: E402
+from mmedrag.models.convert import convert_checkpoint  # noqa: E402
+from mmedrag.models.llava_layout import TOWERS, load_tokenizer  # noqa: E402
+from mmedrag.models.llava_tensors import rename  # noqa: E402
+from mmedrag.records.protocols import Request  # noqa: E402
+from mmedrag.records.records import Prompt, UserError  # noqa: E402
+from mmedrag.runtime import torchvision_shim  # noqa: E402
 
 torchvision_shim.ready()
 from transformers import AutoTokenizer  # noqa: E402
 
 pytestmark = pytest.mark.model
 
-VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-              image_size=28, patch_size=7, projection_dim=16, hidden_act="quick_gelu")  # fmt: skip
-TEXT = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=8,
-            num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5,
-            rope_theta=1e6, sliding_window=None, bos_token_id=1, eos_token_id=2,
-            tie_word_embeddings=False)  # fmt: skip
+VISION = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    image_size=28,
+    patch_size=7,
+    projection_dim=16,
+    hidden_act="quick_gelu",
+)
+TEXT = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-5,
+    rope_theta=1e6,
+    sliding_window=None,
+    bos_token_id=1,
+    eos_token_id=2,
+    tie_word_embeddings=False,
+)
 CASES = {
     "llava_mistral": dict(format="safetensors", vision="inside", mlp=True, theta=1e6, kv=2),
     "llava_llama": dict(format="bin", vision="named", mlp=True, theta=1e4, kv=8),
@@ -67,9 +85,11 @@ def vision_tensors(g):
         "embeddings.class_embedding": (width,),
         "embeddings.patch_embedding.weight": (width, 3, patch, patch),
         "embeddings.position_embedding.weight": (count, width),
-        "pre_layrnorm.weight": (width,), "pre_layrnorm.bias": (width,),
-        "post_layernorm.weight": (width,), "post_layernorm.bias": (width,),
-    }  # fmt: skip
+        "pre_layrnorm.weight": (width,),
+        "pre_layrnorm.bias": (width,),
+        "post_layernorm.weight": (width,),
+        "post_layernorm.bias": (width,),
+    }
     for i in range(4):
         at = f"encoder.layers.{i}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -84,8 +104,11 @@ def vision_tensors(g):
 
 def text_tensors(g, vocabulary, kv, mlp):
     width, inner, head = 64, 96, 8
-    made = {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,),
-            "lm_head.weight": (vocabulary, width)}  # fmt: skip
+    made = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (vocabulary, width),
+    }
     for i in range(3):
         at = f"model.layers.{i}."
         made[f"{at}self_attn.q_proj.weight"] = made[f"{at}self_attn.o_proj.weight"] = (width, width)
@@ -134,12 +157,19 @@ def official(folder, kind, shard_count=3):
     else:
         stored = {**text, **{f"model.vision_tower.vision_tower.{k}": v for k, v in vision.items()}}
     config = {
-        **TEXT, "model_type": kind, "vocab_size": vocabulary, "rope_theta": case["theta"],
-        "num_key_value_heads": case["kv"], "mm_vision_tower": "clip", "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch", "mm_use_im_start_end": bool(tags),
+        **TEXT,
+        "model_type": kind,
+        "vocab_size": vocabulary,
+        "rope_theta": case["theta"],
+        "num_key_value_heads": case["kv"],
+        "mm_vision_tower": "clip",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": bool(tags),
         "mm_projector_type": "mlp2x_gelu" if case["mlp"] else "linear",
-        "image_aspect_ratio": "pad", "torch_dtype": "float32",
-    }  # fmt: skip
+        "image_aspect_ratio": "pad",
+        "torch_dtype": "float32",
+    }
     if not case["mlp"]:
         del config["mm_projector_type"]  # LLaVA-1.0 configurations do not have it
     (folder / "config.json").write_text(json.dumps(config))
@@ -260,7 +290,7 @@ def padded_pixels(path):
 def converted(request, tmp_path_factory):
     where = tmp_path_factory.mktemp(request.param)
     tensors, config = official(where / "official", request.param)
-    report = convert(where / "official", where / "hf")
+    report = convert_checkpoint(where / "official", where / "hf")
     return where, tensors, config, report
 
 
@@ -323,8 +353,14 @@ def test_prompts_are_tokenised_as_llava_does(converted):
 def test_report_and_files(converted):
     where, tensors, config, report = converted
     files = {p.name for p in (where / "hf").iterdir()}
-    assert {"config.json", "conversion.json", "processor_config.json", "tokenizer.json",
-            "generation_config.json", "chat_template.jinja"} <= files  # fmt: skip
+    assert {
+        "config.json",
+        "conversion.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    } <= files
     linear = not config.get("mm_projector_type")
     buffers = sum("inv_freq" in name for name in tensors)
     assert report.tensors == len(tensors) - buffers + 2 * linear
@@ -444,7 +480,7 @@ def test_what_does_not_fit_fails_and_leaves_nothing(tmp_path, monkeypatch, edit,
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     source = edited(tmp_path, edit)
     with pytest.raises(UserError, match=said):
-        convert(source, tmp_path / "out")
+        convert_checkpoint(source, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["official"]
 
 
@@ -453,15 +489,15 @@ def test_a_tower_known_by_name_needs_its_weights(tmp_path, monkeypatch):
     monkeypatch.setitem(TOWERS, "known/tower", VISION)
     source = edited(tmp_path, change_config(mm_vision_tower="known/tower"))
     with pytest.raises(UserError, match="no vision weights; name the folder of 'known/tower'"):
-        convert(source, tmp_path / "out")
-    convert(source, tmp_path / "out", vision_tower=source / "clip")
+        convert_checkpoint(source, tmp_path / "out")
+    convert_checkpoint(source, tmp_path / "out", vision_tower=source / "clip")
 
 
 def test_an_existing_folder_is_not_touched(tmp_path):
     source = edited(tmp_path, lambda s: None)
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):
-        convert(source, tmp_path / "out")
+        convert_checkpoint(source, tmp_path / "out")
 
 
 def test_a_damaged_safetensors_file_is_refused(tmp_path):
@@ -470,7 +506,7 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(UserError, match="not a sound safetensors file"):
-        convert(edited(tmp_path, cut, "llava_mistral"), tmp_path / "out")
+        convert_checkpoint(edited(tmp_path, cut, "llava_mistral"), tmp_path / "out")
 
 
 def test_names():
@@ -509,8 +545,10 @@ def test_peak_memory_is_bounded_by_the_largest_shard(tmp_path, kind):
     assert largest > 30e6
     out = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "wide")],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert out.returncode == 0, out.stderr[-2000:]
     before, peak = json.loads(out.stdout.splitlines()[-1])
     assert peak - before <= 1.3 * largest
@@ -546,10 +584,17 @@ def test_a_sentencepiece_tokenizer_gives_the_ids_of_the_original(tmp_path):
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(words, 8)) for _ in range(300)]
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(tmp_path / "tokenizer"), vocab_size=340,
-        model_type="bpe", byte_fallback=True, character_coverage=1.0, add_dummy_prefix=True,
-        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=340,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     original = spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))

@@ -8,11 +8,11 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from mmedrag.convert import info, merge  # noqa: E402
-from mmedrag.generators import load_generator  # noqa: E402
-from mmedrag.generators.random_model import random_llava  # noqa: E402
-from mmedrag.protocols import Request  # noqa: E402
-from mmedrag.types import Prompt, UserError  # noqa: E402
+from mmedrag.answering.generators.load import load_generator  # noqa: E402
+from mmedrag.answering.generators.random_model import random_llava  # noqa: E402
+from mmedrag.models.convert import merge_adapter, model_info  # noqa: E402
+from mmedrag.records.protocols import Request  # noqa: E402
+from mmedrag.records.records import Prompt, UserError  # noqa: E402
 
 pytestmark = pytest.mark.model
 
@@ -62,7 +62,7 @@ def logits(generator, requests):
 
 
 def test_merged_equals_unmerged(folder, adapter, requests, tmp_path):
-    facts = merge(folder, adapter, tmp_path / "merged")
+    facts = merge_adapter(folder, adapter, tmp_path / "merged")
     assert facts["adapter"] == adapter.name and facts["dtype"] == "float32"
     base = load_generator("hf", folder)
     tuned = load_generator("hf", folder, adapter=adapter)
@@ -79,16 +79,16 @@ def test_merged_equals_unmerged(folder, adapter, requests, tmp_path):
 
 
 def test_merging_keeps_the_number_type(folder, adapter, tmp_path):
-    facts = merge(folder, adapter, tmp_path / "half", dtype="bfloat16")
-    assert facts["dtype"] == "bfloat16" and info(tmp_path / "half")["dtype"] == "bfloat16"
-    assert info(tmp_path / "half")["merge"]["adapter"] == adapter.name
+    facts = merge_adapter(folder, adapter, tmp_path / "half", dtype="bfloat16")
+    assert facts["dtype"] == "bfloat16" and model_info(tmp_path / "half")["dtype"] == "bfloat16"
+    assert model_info(tmp_path / "half")["merge"]["adapter"] == adapter.name
 
 
 def test_what_does_not_fit_is_refused(folder, adapter, tmp_path):
     with pytest.raises(UserError, match="no adapter here"):
-        merge(folder, tmp_path, tmp_path / "out")
+        merge_adapter(folder, tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="dtype: 'int4' is not known"):
-        merge(folder, adapter, tmp_path / "out", dtype="int4")
+        merge_adapter(folder, adapter, tmp_path / "out", dtype="int4")
     other = tmp_path / "other"
     other.mkdir()
     for file in adapter.iterdir():
@@ -97,38 +97,38 @@ def test_what_does_not_fit_is_refused(folder, adapter, tmp_path):
     settings["target_modules"] = ".*no_such_layer"
     (other / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="does not fit"):
-        merge(folder, other, tmp_path / "out")
+        merge_adapter(folder, other, tmp_path / "out")
     settings["target_modules"] = r".*language_model.*\.q_proj"  # less than is stored
     (other / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"does not fit the model: \d+ tensors differ"):
-        merge(folder, other, tmp_path / "out")
+        merge_adapter(folder, other, tmp_path / "out")
     with pytest.raises(UserError, match=r"does not fit the model: \d+ tensors differ"):
         load_generator("hf", folder, adapter=other)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):
-        merge(folder, adapter, tmp_path / "out")
+        merge_adapter(folder, adapter, tmp_path / "out")
 
 
 def test_info(folder, adapter):
-    facts = info(folder)
+    facts = model_info(folder)
     model = load_generator("hf", folder)
     assert facts["parameters"] == model.parameters
     assert facts["bytes"] == 4 * model.parameters
     assert (facts["model_type"], facts["language_model"]) == ("llava", "mistral")
     assert (facts["image_size"], facts["context"], facts["dtype"]) == (32, 512, "float32")
     assert facts["chat_template"] is True
-    tuned = info(adapter)
+    tuned = model_info(adapter)
     assert tuned["adapter"] is True and tuned["r"] == 4
     assert tuned["modules_to_save"] == ["multi_modal_projector"]
 
 
 def test_info_of_nothing(tmp_path):
     with pytest.raises(UserError, match="config.json: cannot be read"):
-        info(tmp_path)
+        model_info(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="expected a JSON object"):
-        info(tmp_path)
+        model_info(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no weights here"):
-        info(tmp_path)
+        model_info(tmp_path)

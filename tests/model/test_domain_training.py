@@ -11,20 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from mmedrag import domain_outliers
-from mmedrag.domain import DomainModel, open_domain, predict_domain, tree_scores
-from mmedrag.domain_eval import evaluate_domain
-from mmedrag.domain_fit import (
+from mmedrag.domain import outliers as domain_outliers
+from mmedrag.domain.fit import (
     DomainTraining,
     fit_head,
     fit_temperature,
     threshold_between,
     tree_arrays,
 )
-from mmedrag.encoders import load_encoder
-from mmedrag.phantom.build import build
-from mmedrag.train_domain import split_rows, train_domain, zero_shot_domain, zero_shot_from
-from mmedrag.types import UNKNOWN, DataFolder, Example, UserError, write_jsonl
+from mmedrag.domain.identify import DomainModel, open_domain, predict_domain, tree_scores
+from mmedrag.domain.train import split_rows, train_domain, zero_shot_domain, zero_shot_from
+from mmedrag.evaluation.of_domain import evaluate_domain
+from mmedrag.phantom.build import build_benchmark
+from mmedrag.records.records import UNKNOWN, Example, UserError
+from mmedrag.retrieval.encoders.load import load_encoder
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import write_jsonl
 from retrieval_tools import paint, tiny_clip
 
 pytestmark = pytest.mark.model
@@ -35,7 +37,7 @@ NOTICE = "a model of this test"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
     out = tmp_path_factory.mktemp("domains") / "data"
-    build(out, studies=40, seed=5, size=64, workers=1)
+    build_benchmark(out, studies=40, seed=5, size=64, workers=1)
     return DataFolder(out)
 
 
@@ -56,8 +58,11 @@ def test_the_folder_is_ordinary_and_says_what_it_was_trained_on(
     assert config["metrics"]["val_accuracy"] == 1.0
     assert config["metrics"]["val_kept"] >= SMALL.keep
     assert config["metrics"]["val_outliers_flagged"] > 0.95
-    ids = [json.loads(line)["id"] for line in (trained / "train_ids.jsonl").read_text().split("\n")
-           if line]  # fmt: skip
+    ids = [
+        json.loads(line)["id"]
+        for line in (trained / "train_ids.jsonl").read_text().split("\n")
+        if line
+    ]
     train, val = split_rows([data], 0)
     assert set(ids) == {row.id for row in train}
     assert not set(ids) & {row.id for row in val}
@@ -239,9 +244,11 @@ def test_temperature_finds_what_was_hidden() -> None:
     chances = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     y = np.array(["abc"[rng.choice(3, p=p)] for p in chances], dtype=object)
     arrays = {
-        "mean": np.zeros(3, np.float32), "scale": np.ones(3, np.float32),
-        "weight": 5 * np.eye(3, dtype=np.float32), "bias": np.zeros(3, np.float32),
-    }  # fmt: skip
+        "mean": np.zeros(3, np.float32),
+        "scale": np.ones(3, np.float32),
+        "weight": 5 * np.eye(3, dtype=np.float32),
+        "bias": np.zeros(3, np.float32),
+    }
     head = DomainModel({"labels": list("abc"), "temperature": 1.0}, arrays)
     assert fit_temperature(head, z, y) == pytest.approx(5, rel=0.08)
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from dpo_tools import make_model, make_pairs, quick
-from mmedrag.dpo_cache import FeatureStore
-from mmedrag.dpo_collator import Clock, Collator, LengthGrouped
-from mmedrag.dpo_encode import EncodedPair, Encoder
-from mmedrag.dpo_policy import as_reference, install, linear_targets, vision_features
-from mmedrag.dpo_prepare import image_tokens, pixel_reader
-from mmedrag.generators.inputs import Inputs
-from mmedrag.generators.loading import load
-from mmedrag.losses import chosen_nll, dpo_loss, token_logps
-from mmedrag.train_dpo import _policy
-from mmedrag.types import Noise, Prompt, Side, UserError
+from mmedrag.answering.generators.inputs import Inputs
+from mmedrag.models.load import load_model
+from mmedrag.preference.dpo.cache import FeatureStore
+from mmedrag.preference.dpo.collate import Clock, Collator, LengthGrouped
+from mmedrag.preference.dpo.encode import EncodedPair, Encoder
+from mmedrag.preference.dpo.loss import chosen_nll, dpo_loss, token_logps
+from mmedrag.preference.dpo.policy import as_reference, install, linear_targets, vision_features
+from mmedrag.preference.dpo.prepare import image_tokens, pixel_reader
+from mmedrag.preference.dpo.train import _policy
+from mmedrag.records.records import Noise, Prompt, Side, UserError
 
 pytestmark = pytest.mark.model
 
@@ -28,8 +28,8 @@ class Setup:
     """A random model with everything that turns pairs into log-probabilities."""
 
     def __init__(self, folder: Path, **settings) -> None:
-        self.loaded = load(folder / "model", "cpu", "float32")
-        self.naive = load(folder / "model", "cpu", "float32").model
+        self.loaded = load_model(folder / "model", "cpu", "float32")
+        self.naive = load_model(folder / "model", "cpu", "float32").model
         self.inputs = Inputs(self.loaded.model, self.loaded.processor, 1, 0)
         self.pairs = make_pairs(folder / "data", 6)
         self.encoder = Encoder(self.inputs, image_tokens(self.loaded), 512)
@@ -255,7 +255,7 @@ def test_token_logps_in_chunks(monkeypatch) -> None:
     head, targets = torch.nn.Linear(6, 17, bias=False), torch.randint(0, 17, (11,))
     whole = token_logps(hidden, head, targets)
     (gradient,) = torch.autograd.grad(whole.sum(), hidden)
-    monkeypatch.setattr("mmedrag.losses.CHUNK_LOGITS", 40)
+    monkeypatch.setattr("mmedrag.preference.dpo.loss.CHUNK_LOGITS", 40)
     parts = token_logps(hidden, head, targets)
     (other,) = torch.autograd.grad(parts.sum(), hidden)
     assert torch.allclose(whole, parts, atol=1e-6) and torch.allclose(gradient, other, atol=1e-6)
@@ -338,14 +338,20 @@ def test_trl_gives_the_same_loss(setup: Setup, tmp_path: Path) -> None:
     trainer = DPOTrainer(
         setup.naive,
         args=DPOConfig(
-            output_dir=str(tmp_path), beta=0.3, report_to="none", use_cpu=True, bf16=False,
-            remove_unused_columns=False, max_length=None, gradient_checkpointing=False,
+            output_dir=str(tmp_path),
+            beta=0.3,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            remove_unused_columns=False,
+            max_length=None,
+            gradient_checkpointing=False,
         ),
         data_collator=collate,
         train_dataset=Dataset.from_list([{"index": i, "image": i} for i in range(len(rows))]),
         processing_class=setup.loaded.processor,
         peft_config=config,
-    )  # fmt: skip
+    )
     theirs = dict(trainer.model.named_parameters())
     torch.manual_seed(3)
     for name, parameter in setup.policy.named_parameters():

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dpo_tools import losses, make_model, make_pairs, quick
-from mmedrag.train_dpo import train_dpo
+from mmedrag.preference.dpo.train import train_dpo
 
 pytestmark = pytest.mark.model
 CHILD = Path(__file__).parents[1] / "dpo_child.py"
@@ -22,8 +22,13 @@ CHILD = Path(__file__).parents[1] / "dpo_child.py"
 def test_two_processes_give_the_single_process_loss(tmp_path: Path) -> None:
     make_model(tmp_path / "model")
     pairs = make_pairs(tmp_path / "data", 8)
-    train_dpo(pairs, tmp_path / "model", tmp_path / "one", quick(batch_size=4),
-              cache=tmp_path / "cache-one")  # fmt: skip
+    train_dpo(
+        pairs,
+        tmp_path / "model",
+        tmp_path / "one",
+        quick(batch_size=4),
+        cache=tmp_path / "cache-one",
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,9 +36,13 @@ def test_two_processes_give_the_single_process_loss(tmp_path: Path) -> None:
         {"settings": {"batch_size": 2, "tokens_per_pass": 150}, "count": 8, "cache": "cache-two"}
     )
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     running = [
         subprocess.Popen(
             [sys.executable, str(CHILD), str(tmp_path), "two", options],

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from dpo_tools import losses, make_model, make_pairs, quick
-from mmedrag.train_dpo import train_dpo
-from mmedrag.types import Prompt, UserError
+from mmedrag.preference.dpo.train import train_dpo
+from mmedrag.records.records import Prompt, UserError
 
 pytestmark = pytest.mark.model
 
@@ -65,8 +65,14 @@ def test_first_loss_is_ln2_and_metrics_are_trl_s(first) -> None:
     _, result, folder = first
     assert losses(folder)[0] == pytest.approx(math.log(2), abs=1e-6)
     rows = [json.loads(x) for x in (folder / "training_log.jsonl").read_text().splitlines()]
-    names = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-             "logps/chosen", "logps/rejected"}  # fmt: skip
+    names = {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    }
     assert names <= rows[0].keys()
     assert any(key.startswith("rewards/margins/") for key in rows[0])
     assert rows[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
@@ -78,9 +84,14 @@ def test_what_a_trained_folder_holds(first) -> None:
     pairs, _, folder = first
     held = {path.name for path in folder.iterdir()}
     assert held == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "result.json",
-        "run.json", "train_ids.jsonl", "training_log.jsonl",
-    }  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "result.json",
+        "run.json",
+        "train_ids.jsonl",
+        "training_log.jsonl",
+    }
     ids = [json.loads(x) for x in (folder / "train_ids.jsonl").read_text().splitlines()]
     assert [row["id"] for row in ids] == sorted(pair.id for pair in pairs)
     assert all(len(row["sha256"]) == 64 and row["patient"] for row in ids)
@@ -134,7 +145,7 @@ def test_cache_is_invalid_when_anything_changes(home: Path, first, tmp_path: Pat
     (other / "1.png").write_bytes((other / "0.png").read_bytes())
     image[1].root = other
     assert computed(image)[0] == 2
-    from mmedrag.generators.random_model import random_llava
+    from mmedrag.answering.generators.random_model import random_llava
 
     random_llava(home / "model2", "tiny", seed=2)
     assert computed(pairs, "model2") == (20, len({p.id for p in pairs}) + 5)
@@ -180,8 +191,14 @@ def test_second_stage(home: Path, first) -> None:
     train(home, "base", pairs, init_adapter=folder, reference="base")
     assert losses(home / "base")[0] < math.log(2) - 1e-3
     assert init["reference"] == "init"
-    live = train(home, "init-live", pairs, init_adapter=folder, reference="init",
-                 settings=quick(cache_reference=False))  # fmt: skip
+    live = train(
+        home,
+        "init-live",
+        pairs,
+        init_adapter=folder,
+        reference="init",
+        settings=quick(cache_reference=False),
+    )
     assert live["live_reference"]
     assert losses(home / "init-live") == pytest.approx(losses(home / "init"), abs=1e-5)
     assert not (home / "init-live" / "reference").exists()  # the frozen twin is not shipped
@@ -203,7 +220,7 @@ def test_projector_is_trained_kept_and_merged(home: Path) -> None:
     # a base-model answer is not touched by it, an adapted one is, and merging changes nothing
     from peft import PeftModel
 
-    from mmedrag.generators.loading import load
+    from mmedrag.models.load import load_model
 
     ids = torch.tensor([[1, *[3] * 16, 40, 41, 42]])
     pixels = torch.randn(1, 3, 32, 32)
@@ -212,18 +229,18 @@ def test_projector_is_trained_kept_and_merged(home: Path) -> None:
         with torch.no_grad():
             return model(input_ids=ids, pixel_values=pixels).logits
 
-    adapted = PeftModel.from_pretrained(load(home / "model").model, home / "projector").eval()
+    adapted = PeftModel.from_pretrained(load_model(home / "model").model, home / "projector").eval()
     with_adapter = logits(adapted)
     with adapted.disable_adapter():
         without = logits(adapted)
-    assert torch.equal(without, logits(load(home / "model").model.eval()))
+    assert torch.equal(without, logits(load_model(home / "model").model.eval()))
     assert (with_adapter - without).abs().max() > 1e-3
     assert torch.allclose(logits(adapted.merge_and_unload()), with_adapter, atol=1e-4)
 
 
 def test_released_recipe_redraws_noise(home: Path) -> None:
     """Its noise differs at every access, so neither features nor references of it are kept."""
-    from mmedrag.dpo_settings import DpoTraining
+    from mmedrag.preference.dpo.settings import DpoTraining
 
     pairs = make_pairs(home / "data", 8)
     settings = DpoTraining.recipe("released", epochs=1, lora_r=4, batch_size=4, log_steps=1)
@@ -235,8 +252,8 @@ def test_released_recipe_redraws_noise(home: Path) -> None:
 
 
 def test_redrawn_noise_differs_between_epochs_and_is_reproducible() -> None:
-    from mmedrag.dpo_encode import redrawn
-    from mmedrag.types import Noise
+    from mmedrag.preference.dpo.encode import redrawn
+    from mmedrag.records.records import Noise
 
     noise = Noise(kind="gaussian_clip", seed=5)
     assert redrawn(noise, 0) == redrawn(noise, 0) != redrawn(noise, 1)
@@ -244,7 +261,7 @@ def test_redrawn_noise_differs_between_epochs_and_is_reproducible() -> None:
 
 
 def test_recipes_are_the_published_values() -> None:
-    from mmedrag.dpo_settings import DpoTraining
+    from mmedrag.preference.dpo.settings import DpoTraining
 
     paper, released = DpoTraining.recipe("paper"), DpoTraining.recipe("released")
     assert (paper.lora_r, paper.lora_alpha, paper.beta, paper.epochs) == (128, 256, 0.1, 3)

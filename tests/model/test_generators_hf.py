@@ -6,13 +6,14 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from mmedrag.generators import load_generator  # noqa: E402
-from mmedrag.generators.decoding import Decoding, SeededSampler, Verbalizers  # noqa: E402
-from mmedrag.generators.inputs import expand  # noqa: E402
-from mmedrag.generators.random_model import byte_tokenizer, random_llava  # noqa: E402
-from mmedrag.images import apply_noise, load_image  # noqa: E402
-from mmedrag.protocols import Request  # noqa: E402
-from mmedrag.types import Noise, Prompt, UserError  # noqa: E402
+from mmedrag.answering.generators.decoding import Decoding, SeededSampler, Verbalizers  # noqa: E402
+from mmedrag.answering.generators.inputs import expand  # noqa: E402
+from mmedrag.answering.generators.load import load_generator  # noqa: E402
+from mmedrag.answering.generators.random_model import byte_tokenizer, random_llava  # noqa: E402
+from mmedrag.images.files import load_image  # noqa: E402
+from mmedrag.images.noise import apply_noise  # noqa: E402
+from mmedrag.records.protocols import Request  # noqa: E402
+from mmedrag.records.records import Noise, Prompt, UserError  # noqa: E402
 
 pytestmark = pytest.mark.model
 NOISE = Noise(kind="gaussian_clip", seed=5)
@@ -87,10 +88,7 @@ def test_answers_equal_plain_generation_one_by_one(generator, requests):
                     for word in words
                     if mark + word in vocabulary
                 )
-                for side, words in {
-                    "yes": ("yes", "Yes", "YES"),
-                    "no": ("no", "No", "NO"),
-                }.items()
+                for side, words in {"yes": ("yes", "Yes", "YES"), "no": ("no", "No", "NO")}.items()
             }
             both = words["yes"] + words["no"]
             assert answer.p_yes == pytest.approx(words["yes"] / both, abs=2e-6)

@@ -6,15 +6,22 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from mmedrag.generators import load_generator  # noqa: E402
-from mmedrag.generators.random_model import CHAT, byte_tokenizer  # noqa: E402
-from mmedrag.images import apply_noise, load_image  # noqa: E402
-from mmedrag.protocols import Request  # noqa: E402
-from mmedrag.types import Noise, Prompt  # noqa: E402
+from mmedrag.answering.generators.load import load_generator  # noqa: E402
+from mmedrag.answering.generators.random_model import CHAT, byte_tokenizer  # noqa: E402
+from mmedrag.images.files import load_image  # noqa: E402
+from mmedrag.images.noise import apply_noise  # noqa: E402
+from mmedrag.records.protocols import Request  # noqa: E402
+from mmedrag.records.records import Noise, Prompt  # noqa: E402
 
 pytestmark = pytest.mark.model
-TEXT = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=1024)  # fmt: skip
+TEXT = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
+)
 
 
 def special(tokenizer):
@@ -40,9 +47,14 @@ def llava_next(folder):
 
     tokenizer = byte_tokenizer()
     eye = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        image_size=32, patch_size=8, projection_dim=32,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        projection_dim=32,
+    )
     grid = [[32, 64], [64, 32], [64, 64]]
     config = LlavaNextConfig(
         vision_config=eye,
@@ -55,17 +67,18 @@ def llava_next(folder):
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=grid
     )
     LlavaNextProcessor(
-        images, tokenizer, patch_size=8, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, image_token="<image>", chat_template=CHAT,
-    ).save_pretrained(folder)  # fmt: skip
+        images,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=CHAT,
+    ).save_pretrained(folder)
 
 
 def qwen2_vl(folder):
-    from transformers import (
-        Qwen2VLConfig,
-        Qwen2VLForConditionalGeneration,
-        Qwen2VLProcessor,
-    )
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     tokenizer = byte_tokenizer(image_token="<|image_pad|>")
@@ -87,7 +100,7 @@ def qwen2_vl(folder):
             patch_size=8,
             spatial_merge_size=2,
             temporal_patch_size=2,
-        ),  # fmt: skip
+        ),
         image_token_id=ids["image_pad"],
         video_token_id=ids["video_pad"],
         vision_start_token_id=ids["vision_start"],
@@ -107,7 +120,7 @@ def qwen2_vl(folder):
 
 @pytest.fixture(scope="module", params=[llava_next, qwen2_vl], ids=lambda f: f.__name__)
 def generator(request, tmp_path_factory):
-    from mmedrag.encoders import torchvision_shim
+    from mmedrag.runtime import torchvision_shim
 
     torchvision_shim.ready()
     torch.manual_seed(0)

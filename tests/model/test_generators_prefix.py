@@ -8,11 +8,11 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from mmedrag.generators import load_generator  # noqa: E402
-from mmedrag.generators.prefix import GAIN, Begun, common_length, divide, saves  # noqa: E402
-from mmedrag.generators.random_model import random_llava  # noqa: E402
-from mmedrag.protocols import Request  # noqa: E402
-from mmedrag.types import Noise, Prompt  # noqa: E402
+from mmedrag.answering.generators.load import load_generator  # noqa: E402
+from mmedrag.answering.generators.prefix import GAIN, Begun, common_length, divide, saves  # noqa: E402
+from mmedrag.answering.generators.random_model import random_llava  # noqa: E402
+from mmedrag.records.protocols import Request  # noqa: E402
+from mmedrag.records.records import Noise, Prompt  # noqa: E402
 
 pytestmark = pytest.mark.model
 PICTURE = (1, 2, 3)  # two template tokens and the image token
@@ -143,7 +143,7 @@ def test_beams_and_single_questions_go_the_plain_way(folder, requests):
 
 
 def test_a_sliding_window_is_left_alone(folder, requests):
-    from mmedrag.generators.inputs import Inputs
+    from mmedrag.answering.generators.inputs import Inputs
 
     generator = load_generator("hf", folder)
     generator.model.config.text_config.sliding_window = 16

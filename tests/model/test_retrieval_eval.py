@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmedrag import config
-from mmedrag.calibrate import calibrate, write_recipe
-from mmedrag.embeddings import EmbeddingCache
-from mmedrag.encoders import load_encoder
-from mmedrag.index_write import build_index
-from mmedrag.retrieval_eval import agreements, evaluate_retriever, labels_of, reinitialised
-from mmedrag.retriever import open_retriever
-from mmedrag.select import RuleSpec
-from mmedrag.types import DataFolder, Reference, Truth, UserError, write_jsonl
+from mmedrag.evaluation.calibrate import fit_selection, write_recipe
+from mmedrag.evaluation.of_retriever import agreements, evaluate_retriever, labels_of, reinitialised
+from mmedrag.records.records import Reference, Truth, UserError
+from mmedrag.retrieval.embeddings import EmbeddingCache
+from mmedrag.retrieval.encoders.load import load_encoder
+from mmedrag.retrieval.index_build import build_index
+from mmedrag.retrieval.search import open_retriever
+from mmedrag.retrieval.select import RuleSpec
+from mmedrag.runtime import config
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import write_jsonl
 from retrieval_tools import FINDINGS, ColourEncoder, make_data, tiny_clip
 
 pytestmark = pytest.mark.model
@@ -39,10 +41,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[DataFolder]:
             found = {name: {"present": name in row.text} for name in FINDINGS}
             truth.append(
                 Truth.model_validate(
-                    {"study": row.id, "patient": row.patient, "domain": row.domain,
-                     "findings": found}
+                    {
+                        "study": row.id,
+                        "patient": row.patient,
+                        "domain": row.domain,
+                        "findings": found,
+                    }
                 )
-            )  # fmt: skip
+            )
         write_jsonl(folder.path / "truth.jsonl", truth)
     return folders
 
@@ -93,8 +99,10 @@ def test_untrained_means_random_weights_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_agreement_by_hand(tmp_path: Path) -> None:
-    rows = [Reference(id=str(n), text="x", meta={"labels": {"a": value, "n": 3}})
-            for n, value in enumerate(["yes", "no", ["yes", "big"]])]  # fmt: skip
+    rows = [
+        Reference(id=str(n), text="x", meta={"labels": {"a": value, "n": 3}})
+        for n, value in enumerate(["yes", "no", ["yes", "big"]])
+    ]
     assert labels_of(rows[2]) == {"a=yes", "a=big"}  # numbers are no labels
     folder = DataFolder(tmp_path)
     found = agreements([folder], rows[:1], rows)["label_jaccard"]
@@ -129,7 +137,7 @@ def test_too_little_to_measure(tmp_path: Path) -> None:
 def test_kept_references_reach_the_stated_precision(data: list[DataFolder], tmp_path: Path) -> None:
     build_index(data, tmp_path / "i", "radiology", ColourEncoder())
     retriever = open_retriever(tmp_path / "i", ColourEncoder())
-    found = calibrate(retriever, data, precision=0.9, k=20, level=0.8)
+    found = fit_selection(retriever, data, precision=0.9, k=20, level=0.8)
     assert found["measure"] == "finding_accuracy" and found["n"] == 60 * 20
     assert found["agreeing"] < 0.9 <= found["reached"]
     assert 0 < found["kept"] < 1
@@ -143,8 +151,10 @@ def test_kept_references_reach_the_stated_precision(data: list[DataFolder], tmp_
         example = next(e for e in data[2].examples() if e.image == row.image)
         (hits,), _ = retriever.search([example], 20)
         for reference in rule(hits).kept:
-            same = [truth[row.id].findings[f].present == truth[reference].findings[f].present
-                    for f in FINDINGS]  # fmt: skip
+            same = [
+                truth[row.id].findings[f].present == truth[reference].findings[f].present
+                for f in FINDINGS
+            ]
             kept, agree = kept + 1, agree + (np.mean(same) >= 0.8)
     assert kept > 20 and agree / kept >= 0.8
 
@@ -152,16 +162,16 @@ def test_kept_references_reach_the_stated_precision(data: list[DataFolder], tmp_
 def test_an_unreachable_precision_keeps_nothing(data: list[DataFolder], tmp_path: Path) -> None:
     build_index(data, tmp_path / "i", "radiology", ColourEncoder())
     retriever = open_retriever(tmp_path / "i", ColourEncoder())
-    found = calibrate(retriever, data, precision=0.999, k=20, level=1.0)
+    found = fit_selection(retriever, data, precision=0.999, k=20, level=1.0)
     assert (found["threshold"], found["kept"], found["reached"]) == (None, 0.0, None)
     write_recipe(tmp_path / "r.toml", found)
     rule = RuleSpec(**config.load(str(tmp_path / "r.toml"))["selection"])
     (hits,), _ = retriever.search([data[2].examples()[0]], 5)
     assert hits and rule(hits).kept == []
     with pytest.raises(UserError, match="precision: got 2"):
-        calibrate(retriever, data, precision=2)
+        fit_selection(retriever, data, precision=2)
     with pytest.raises(UserError, match="no rows with picture and text in split 'none'"):
-        calibrate(retriever, data, precision=0.5, split="none")
+        fit_selection(retriever, data, precision=0.5, split="none")
 
 
 def test_evaluation_uses_a_cache_where_one_is_given(data: list[DataFolder], tmp_path: Path) -> None:

@@ -16,12 +16,20 @@ import pytest
 import torch
 from torch import nn
 
-from mmedrag.contrastive import Pairs, Trainer, crop, fit, learning_rate, steps, total_steps
-from mmedrag.encoders import load_encoder, load_towers
-from mmedrag.losses_contrastive import MAX_LOG_SCALE, cached_backward, false_negatives, info_nce
-from mmedrag.retriever_settings import RetrieverTraining
-from mmedrag.train_retriever import open_tracker, pairs_of, train_retriever, usable
-from mmedrag.types import UserError
+from mmedrag.records.records import UserError
+from mmedrag.retrieval.encoders.load import load_encoder, load_towers
+from mmedrag.retrieval.loss import MAX_LOG_SCALE, cached_backward, false_negatives, info_nce
+from mmedrag.retrieval.settings import RetrieverTraining
+from mmedrag.retrieval.train import open_tracker, pairs_of, train_retriever, usable
+from mmedrag.retrieval.train_loop import (
+    Pairs,
+    Trainer,
+    crop,
+    learning_rate,
+    steps,
+    total_steps,
+    train_towers,
+)
 from retrieval_tools import make_data, tiny_clip, tiny_open_clip, tiny_siglip
 
 pytestmark = pytest.mark.model
@@ -36,9 +44,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list:
     base = tmp_path_factory.mktemp("data")
-    train = make_data(base / "train", 40)
+    train_towers = make_data(base / "train", 40)
     val = make_data(base / "val", 12, seed=1, split="val", first=60)
-    return [train, val]
+    return [train_towers, val]
 
 
 # --- loss -------------------------------------------------------------------------------------
@@ -208,7 +216,7 @@ def test_training_learns_and_writes_an_encoder(clip: Path, data: list, tmp_path:
     rows = usable(data, None, "val")
     images = encoder.images([r.images[0] for r in rows])
     scores = images @ encoder.texts([r.text for r in rows]).T
-    from mmedrag.retrieval_metrics import per_query
+    from mmedrag.retrieval.ranks import per_query
 
     mrr = per_query(scores, np.eye(12, dtype=bool))["mrr"].mean()
     assert mrr == pytest.approx(result["metrics"]["mrr"], abs=0.02)  # the best weights were kept
@@ -270,7 +278,7 @@ def test_in_memory_pairs_and_frozen_tower(clip: Path) -> None:
     before = {n: p.detach().clone() for n, p in towers.model.named_parameters()}
     pairs = Pairs(["There is nodule."] * 4 + ["Normal."] * 4, torch.randn(8, 3, 32, 32))
     s = replace(QUICK, batch_size=8, epochs=2, freeze="image")
-    result = fit(towers, pairs, s, device="cpu")
+    result = train_towers(towers, pairs, s, device="cpu")
     assert result["steps"] == 2
     for name, parameter in towers.model.named_parameters():
         moved = not torch.equal(parameter, before[name])
@@ -282,7 +290,7 @@ def test_scale_stays_within_the_released_clamp(clip: Path) -> None:
     towers = load_towers(str(clip))
     pairs = Pairs(["There is nodule.", "Normal."], torch.randn(2, 3, 32, 32))
     s = replace(QUICK, batch_size=2, init_scale=4.6, lr=1.0, warmup=0.0, epochs=3)
-    fit(towers, pairs, s, device="cpu")
+    train_towers(towers, pairs, s, device="cpu")
     assert 0 <= float(towers.model.logit_scale.detach()) <= MAX_LOG_SCALE + 1e-6
 
 
@@ -332,7 +340,7 @@ def sharded_training(clip: Path) -> dict[str, Any]:
     pixels = torch.randn(11, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     texts = [f"There is nodule {n % 9}." for n in range(11)]
     s = replace(QUICK, batch_size=6, chunk=2, epochs=2, crop=0.9)
-    result = fit(towers, Pairs(texts, pixels), s, device="cpu")
+    result = train_towers(towers, Pairs(texts, pixels), s, device="cpu")
     total = sum(float(p.detach().double().abs().sum()) for p in towers.model.parameters())
     return {"losses": result["losses"], "total": total}
 
@@ -352,12 +360,14 @@ def test_two_processes_train_like_one(clip: Path) -> None:
     shared = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(clip)], text=True,
+            [sys.executable, "-c", CHILD, str(clip)],
+            text=True,
             env={**base, **shared, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for rank in "01"
-    ]  # fmt: skip
+    ]
     alone = sharded_training(clip)
     outputs = [child.communicate(timeout=400) for child in children]
     assert all(child.returncode == 0 for child in children), outputs

@@ -7,7 +7,7 @@ tokens No / no / not).
 
 import pytest
 
-from mmedrag.answers import parse_released, parse_strict
+from mmedrag.records.answers import parse_released, parse_strict
 
 ROWS = [
     # bare and punctuated

@@ -28,8 +28,12 @@ def command_lines(page: Path) -> list[str]:
     return found
 
 
-LINES = [(page.name, line) for page in PAGES if page.name not in GENERATED
-         for line in command_lines(page)]  # fmt: skip
+LINES = [
+    (page.name, line)
+    for page in PAGES
+    if page.name not in GENERATED
+    for line in command_lines(page)
+]
 
 
 def parse(words: list[str]) -> click.Command:

@@ -29,8 +29,18 @@ def complaint(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
 
 
 def test_phantom_gives_one_json_result(tmp_path: Path) -> None:
-    args = ("data", "phantom", tmp_path / "d", "--studies", 2, "--domain", "radiology",
-            "--size", 32, "--json")  # fmt: skip
+    args = (
+        "data",
+        "phantom",
+        tmp_path / "d",
+        "--studies",
+        2,
+        "--domain",
+        "radiology",
+        "--size",
+        32,
+        "--json",
+    )
     done = call(*args)
     assert done.returncode == 0
     assert json.loads(done.stdout)["studies"] == 2
@@ -80,10 +90,13 @@ def test_broken_pipe_is_quiet(tmp_path: Path) -> None:
 def test_interrupt_is_one_line(tmp_path: Path) -> None:
     child = subprocess.Popen(
         [*RUN, "data", "phantom", str(tmp_path / "d"), "--studies", "5000", "--size", "32"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         # a background job of a shell starts with the signal ignored, and so would this child
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 20
     while not (tmp_path / "d" / "phantom.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

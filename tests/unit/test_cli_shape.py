@@ -13,7 +13,7 @@ import pytest
 
 from mmedrag.cli import common
 from mmedrag.cli.main import NOUNS, cli
-from mmedrag.config import TABLES
+from mmedrag.runtime.config import TABLES
 
 HEAVY = ("torch", "transformers", "pandas", "numpy", "pydantic", "PIL", "sklearn", "faiss")
 COMMON = {"json_", "seed", "config", "set_", "verbose"}

@@ -7,19 +7,22 @@ from typing import Any
 
 import pytest
 
-from mmedrag import config
-from mmedrag.ablation import AblationSettings
-from mmedrag.dpo_settings import DpoTraining
-from mmedrag.pairs_run import PairSettings
-from mmedrag.prompts import TemplateSet
-from mmedrag.retriever_settings import RetrieverTraining
-from mmedrag.run import RunSettings
-from mmedrag.select import RuleSpec
+from mmedrag.answering.prompts import TemplateSet
+from mmedrag.experiments.ablation import AblationSettings
+from mmedrag.pipeline.run import RunSettings
+from mmedrag.preference.dpo.settings import DpoTraining
+from mmedrag.preference.pairs.build import PairSettings
+from mmedrag.retrieval.select import RuleSpec
+from mmedrag.retrieval.settings import RetrieverTraining
+from mmedrag.runtime import config
 
 CLASSES: dict[str, Any] = {
-    "retriever": RetrieverTraining, "dpo": DpoTraining, "run": RunSettings, "pairs": PairSettings,
+    "retriever": RetrieverTraining,
+    "dpo": DpoTraining,
+    "run": RunSettings,
+    "pairs": PairSettings,
     "ablation": AblationSettings,
-}  # fmt: skip
+}
 NAMES = ("default", "paper", "released")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from mmedrag import config
-from mmedrag.types import UserError
+from mmedrag.records.records import UserError
+from mmedrag.runtime import config
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,17 @@ def test_overrides_lie_over_the_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("3e-7", 3e-7), ("true", True), ("[1, 2]", [1, 2]), ('"7"', "7"), ("a b", "a b"),
-     ("", ""), ("2026-01-02x", "2026-01-02x")],
-)  # fmt: skip
+    [
+        ("3", 3),
+        ("3e-7", 3e-7),
+        ("true", True),
+        ("[1, 2]", [1, 2]),
+        ('"7"', "7"),
+        ("a b", "a b"),
+        ("", ""),
+        ("2026-01-02x", "2026-01-02x"),
+    ],
+)
 def test_values_are_toml_or_text(text: str, value: object) -> None:
     assert config.parse_value(text) == value
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmedrag.datasets import check, import_data, stats
-from mmedrag.datasets import check_text as rules
-from mmedrag.datasets.check_report import FINDINGS
-from mmedrag.types import UserError
+from mmedrag.data.checks import text as rules
+from mmedrag.data.checks.report import FINDINGS
+from mmedrag.data.importing import check, import_data, stats
+from mmedrag.records.records import UserError
 
 
 def picture(seed: int, size: int = 96) -> Image.Image:
@@ -281,10 +281,15 @@ def test_an_import_keeps_the_faults_of_released_rows(tmp_path: Path) -> None:
     hexes = ["0a1b2c3d-00000001", "0a1b2c3d-00000002"]
     turns = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "By Dr. Miller."}]
     pairs = [
-        {"id": own, "image": f"p10/p10000001/s5/{hexes[0]}.jpg", "conversations": turns,
-         "rejected_conversations": turns, "rejected_noised": 1}
+        {
+            "id": own,
+            "image": f"p10/p10000001/s5/{hexes[0]}.jpg",
+            "conversations": turns,
+            "rejected_conversations": turns,
+            "rejected_noised": 1,
+        }
         for own in hexes
-    ]  # fmt: skip
+    ]
     for name, rows in (
         ("alignment/radiology_report", pairs),
         (
@@ -300,8 +305,10 @@ def test_an_import_keeps_the_faults_of_released_rows(tmp_path: Path) -> None:
     for folder in (tmp_path / "src", tmp_path / "out"):
         by = found(folder)
         assert [len(by[code]) for code in ("wrong_image", "leak_image", "repeated_image")] == [
-            1, 1, 1,
-        ]  # fmt: skip
+            1,
+            1,
+            1,
+        ]
         assert "q.jpg is in train and val" in by["leak_image"][0].message
         # a text is judged once, in however many rows it stands
         assert [(f.message, f.count) for f in by["identity"]] == [("name-like: 'Dr. Miller'", 2)]
@@ -313,9 +320,17 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     def rows(name: str, count: int) -> Path:
         write(
             tmp_path / name / "corpus.jsonl",
-            [{"id": f"{n}", "text": f"Report {n % 50} is here.", "patient": f"{n}",
-              "split": "train", "image": f"{n}.png"} for n in range(count)],
-        )  # fmt: skip
+            [
+                {
+                    "id": f"{n}",
+                    "text": f"Report {n % 50} is here.",
+                    "patient": f"{n}",
+                    "split": "train",
+                    "image": f"{n}.png",
+                }
+                for n in range(count)
+            ],
+        )
         return tmp_path / name
 
     small, large = rows("small", 500), rows("large", 6000)

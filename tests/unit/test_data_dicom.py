@@ -13,11 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
 pytest.importorskip("dicomanonymizer", reason="needs the extra 'dicom'")
 
-from mmedrag import dicom  # noqa: E402
-from mmedrag.datasets import import_data, ocr  # noqa: E402
-from mmedrag.datasets.deidentify import Pseudonyms, deidentify, read_key  # noqa: E402
-from mmedrag.images import load_image  # noqa: E402
-from mmedrag.types import DataFolder, UserError  # noqa: E402
+from mmedrag.data import ocr  # noqa: E402
+from mmedrag.data.deidentify import Pseudonyms, deidentify, read_key  # noqa: E402
+from mmedrag.data.importing import import_data
+from mmedrag.images import dicom  # noqa: E402
+from mmedrag.images.files import load_image  # noqa: E402
+from mmedrag.records.records import UserError  # noqa: E402
+from mmedrag.runtime.data_folder import DataFolder  # noqa: E402
 
 # pixels that tell orientation: bright in the upper left corner
 CORNER = np.zeros((40, 40), dtype=np.uint16)
@@ -332,8 +334,9 @@ def test_the_same_instance_again_is_refused_by_its_reason(tmp_path: Path) -> Non
     save(make(), tmp_path / "src" / "b.dcm", preamble=b"again".ljust(128, b"\0"))
     result = import_data("dicom", tmp_path / "src", tmp_path / "out", ocr="off")
     assert (result.corpus, result.rejected) == (1, 1)
-    assert result.refusals[0].endswith("b.dcm: SOPInstanceUID is that of a file before it: "
-                                       "the same image again")  # fmt: skip
+    assert result.refusals[0].endswith(
+        "b.dcm: SOPInstanceUID is that of a file before it: the same image again"
+    )
 
 
 def test_failed_decoders_are_named_in_one_line(

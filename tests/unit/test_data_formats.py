@@ -13,9 +13,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mmedrag.cli.data import noun
-from mmedrag.datasets import import_data
-from mmedrag.images import load_image, pixel_hash, png_bytes
-from mmedrag.types import BadRow, DataFolder, Example, UserError, read_jsonl
+from mmedrag.data.importing import import_data
+from mmedrag.images.alike import pixel_hash
+from mmedrag.images.files import load_image
+from mmedrag.images.strip import png_bytes
+from mmedrag.records.records import Example, UserError
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import BadRow, read_jsonl
 
 
 def picture(seed: int) -> Image.Image:
@@ -273,8 +277,9 @@ def test_a_column_map_on_the_command_line(tmp_path: Path) -> None:
         assert out.exists() == (code == 0)
     rows_ = DataFolder(out).corpus()
     assert [(r.text, r.patient, r.domain) for r in rows_] == [
-        ("One.", "p1", "radiology"), ("Two.", "p2", "radiology"),
-    ]  # fmt: skip
+        ("One.", "p1", "radiology"),
+        ("Two.", "p2", "radiology"),
+    ]
 
 
 def test_refused_rows_are_printed_each_on_its_line(tmp_path: Path) -> None:
@@ -380,5 +385,7 @@ def test_a_saved_hugging_face_dataset_folder(tmp_path: Path) -> None:
     ]
     assert len({r.id for r in corpus}) == 3
     assert {r.text: r.meta["grade"] for r in corpus} == {
-        "one.": "high", "two.": "low", "three.": "high",
-    }  # fmt: skip
+        "one.": "high",
+        "two.": "low",
+        "three.": "high",
+    }

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmedrag.datasets import export_released, import_data, splits
-from mmedrag.datasets.rows import read_rows
-from mmedrag.images import load_image, pixel_hash
-from mmedrag.images_alike import Look
-from mmedrag.types import BadRow, DataFolder, UserError, read_jsonl
+from mmedrag.data import splits
+from mmedrag.data.importing import export_released, import_data
+from mmedrag.data.rows import read_rows
+from mmedrag.images.alike import Look, pixel_hash
+from mmedrag.images.files import load_image
+from mmedrag.records.records import UserError
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import BadRow, read_jsonl
 
 
 def picture(seed: int, size: int = 96) -> Image.Image:
@@ -475,7 +478,7 @@ def test_released_rows_of_every_kind(released: Path, tmp_path: Path) -> None:
 
 
 def test_released_alignment_rows_become_pairs(released: Path, tmp_path: Path) -> None:
-    from mmedrag.types import Pair
+    from mmedrag.records.records import Pair
 
     import_data("released", released, tmp_path / "out")
     pairs = list(read_jsonl(tmp_path / "out" / "pairs.jsonl", Pair))

@@ -15,9 +15,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "Dockerfile"
 KNOWN = {
-    "ARG", "FROM", "ENV", "RUN", "COPY", "LABEL", "USER", "WORKDIR", "VOLUME", "EXPOSE",
-    "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT", "CMD",
-}  # fmt: skip
+    "ARG",
+    "FROM",
+    "ENV",
+    "RUN",
+    "COPY",
+    "LABEL",
+    "USER",
+    "WORKDIR",
+    "VOLUME",
+    "EXPOSE",
+    "HEALTHCHECK",
+    "STOPSIGNAL",
+    "ENTRYPOINT",
+    "CMD",
+}
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="not a source checkout")
 
 

@@ -3,16 +3,24 @@
 import numpy as np
 import pytest
 
-from mmedrag import controls
-from mmedrag.types import Example, Finding, Hit, Trace, Truth
+from mmedrag.evaluation import controls
+from mmedrag.phantom.reading import present_in, read_reference
+from mmedrag.records.records import Example, Finding, Hit, Trace, Truth
 
 
 def row(i, domain="radiology", question="Is it?", patient=None, target="yes", hit="", **meta):
     hits = [Hit(id=f"h{i}", text=hit, score=1.0, rank=0)] if hit else []
     return Trace(
-        example_id=str(i), task="vqa", question=question, target=target, hits=hits,
-        answer_type="closed", patient=patient, target_domain=domain, meta=meta,
-    )  # fmt: skip
+        example_id=str(i),
+        task="vqa",
+        question=question,
+        target=target,
+        hits=hits,
+        answer_type="closed",
+        patient=patient,
+        target_domain=domain,
+        meta=meta,
+    )
 
 
 def test_leave_one_out_prior_never_sees_its_own_label():
@@ -24,8 +32,9 @@ def test_leave_one_out_prior_never_sees_its_own_label():
 
 
 def test_shuffled_references_come_from_another_patient_of_the_same_domain():
-    traces = [row(i, "radiology" if i < 20 else "pathology", patient=f"p{i // 3}")
-              for i in range(40)]  # fmt: skip
+    traces = [
+        row(i, "radiology" if i < 20 else "pathology", patient=f"p{i // 3}") for i in range(40)
+    ]
     texts = [f"{t.target_domain} {t.patient}" for t in traces]
     out = controls.shuffled(traces, texts, seed=1)
     for trace, own, text in zip(traces, texts, out, strict=True):
@@ -40,8 +49,14 @@ def test_shuffling_one_patient_gives_nothing_rather_than_its_own():
 
 def test_question_prior_learns_from_train_alone_and_backs_off():
     def train(question, answer):
-        return Example(id="x", task="vqa", question=question, answer=answer, answer_type="closed",
-                       domain="radiology")  # fmt: skip
+        return Example(
+            id="x",
+            task="vqa",
+            question=question,
+            answer=answer,
+            answer_type="closed",
+            domain="radiology",
+        )
 
     rows = [train("Is it?", "yes")] * 3 + [train("Was it?", "no")] * 9
     traces = [row(0), row(1, question="was it"), row(2, question="new?")]
@@ -57,12 +72,16 @@ def test_copied_reference_is_read_for_the_asked_finding():
     domain = load_domain("radiology")
     spec = next(s for s in domain.findings if s.sided)
     side, other = domain.single_sides[:2]
-    state = Finding(present=True, side=side, count=1 if spec.most else None,
-                    severity=spec.grades[0] if spec.grades else None)  # fmt: skip
+    state = Finding(
+        present=True,
+        side=side,
+        count=1 if spec.most else None,
+        severity=spec.grades[0] if spec.grades else None,
+    )
     text = fill(domain, spec, next(t for t in spec.positive if "{at}" in t or "{side}" in t), state)
 
     def says(text, **meta):
-        return controls.read_reference(row(0, finding=spec.name, **meta), text)
+        return read_reference(row(0, finding=spec.name, **meta), text)
 
     assert says(text, form="presence", side=None) == "yes"
     assert says(text, form="presence", side=side) == "yes"
@@ -109,7 +128,7 @@ def test_word_f1_by_hand():
 
 def test_best_findings_constant_maximises_micro_f1_by_brute_force():
     pytest.importorskip("mmedrag.phantom.chest")
-    from mmedrag.metrics import findings
+    from mmedrag.evaluation.metrics.questions import findings
     from mmedrag.phantom.grammar import fill, load_domain
 
     domain = load_domain("radiology")
@@ -118,12 +137,17 @@ def test_best_findings_constant_maximises_micro_f1_by_brute_force():
     for i in range(30):
         on = {s.name: bool(rng.random() < 0.4) for s in domain.findings}
         states = {
-            s.name: Finding(present=True, side=domain.single_sides[0] if s.sided else None,
-                            count=1 if s.most else None, severity=(s.grades or (None,))[0])
+            s.name: Finding(
+                present=True,
+                side=domain.single_sides[0] if s.sided else None,
+                count=1 if s.most else None,
+                severity=(s.grades or (None,))[0],
+            )
             for s in domain.findings
-        }  # fmt: skip
-        text = " ".join(fill(domain, s, s.positive[0], states[s.name]) for s in domain.findings
-                        if on[s.name])  # fmt: skip
+        }
+        text = " ".join(
+            fill(domain, s, s.positive[0], states[s.name]) for s in domain.findings if on[s.name]
+        )
         truth = {n: states[n] if p else Finding(present=False) for n, p in on.items()}
         known = Truth(study=str(i), patient="p", domain="radiology", findings=truth)
         rows.append((text or domain.normal[0], known))
@@ -131,7 +155,7 @@ def test_best_findings_constant_maximises_micro_f1_by_brute_force():
     wanted = [{n for n, f in t.findings.items() if f.present} for _, t in rows]
 
     def score(text):
-        said = controls.present_in("radiology", text)
+        said = present_in("radiology", text)
         return findings([said] * 30, wanted)["finding_f1"].point()
 
     assert score(best) == pytest.approx(max(score(text) for text, _ in rows))

@@ -2,20 +2,27 @@
 
 import pytest
 
-from mmedrag.reliance import DENOMINATORS, missing, reliance
-from mmedrag.types import Answer, Condition, Noise, Prompt, Trace
+from mmedrag.evaluation.reliance import DENOMINATORS, missing, reliance
+from mmedrag.records.records import Answer, Condition, Noise, Prompt, Trace
 
 NOISE = Noise(kind="gaussian_clip", seed=1)
 
 
 def trace(number, said, truth="yes", image="clean", references="none", shown=(), **meta):
     return Trace(
-        example_id=f"e{number}", task="vqa", question="Is there an effusion?", patient=f"p{number}",
-        answer_type="closed", target=truth, answer=Answer(text=said), meta=meta,
-        condition=Condition(image=image, noise=NOISE if image == "noise" else None,
-                            references=references),
+        example_id=f"e{number}",
+        task="vqa",
+        question="Is there an effusion?",
+        patient=f"p{number}",
+        answer_type="closed",
+        target=truth,
+        answer=Answer(text=said),
+        meta=meta,
+        condition=Condition(
+            image=image, noise=NOISE if image == "noise" else None, references=references
+        ),
         prompt=Prompt(template="t", text="q", references=list(shown)),
-    )  # fmt: skip
+    )
 
 
 def condition(answers, **more):

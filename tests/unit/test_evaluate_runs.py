@@ -6,14 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from mmedrag.arms import load_arms, system_groups
 from mmedrag.cli.eval import headline
-from mmedrag.compare import marked
-from mmedrag.evaluate import evaluate, scores_path
-from mmedrag.types import (
+from mmedrag.evaluation.arms import load_arms, system_groups
+from mmedrag.evaluation.compare import marked
+from mmedrag.evaluation.evaluate_runs import evaluate, scores_path
+from mmedrag.records.records import (
     Answer,
     Condition,
-    DataFolder,
     Domain,
     Example,
     Finding,
@@ -24,24 +23,30 @@ from mmedrag.types import (
     Trace,
     Truth,
     UserError,
-    read_jsonl,
-    write_jsonl,
 )
+from mmedrag.runtime.data_folder import DataFolder
+from mmedrag.runtime.files import read_jsonl, write_jsonl
 
 REPORTS = ["The heart is large.", "The lungs are clear.", "A left effusion is seen."]
 
 
 def closed_trace(i, said, truth, domain="radiology", references="selected", noise=None, **more):
     return Trace(
-        example_id=f"q{i:03d}", task="vqa", question=f"Is finding {i % 5} present?",
-        answer_type="closed", patient=f"p{i // 2}", target=truth, target_domain=domain,
+        example_id=f"q{i:03d}",
+        task="vqa",
+        question=f"Is finding {i % 5} present?",
+        answer_type="closed",
+        patient=f"p{i // 2}",
+        target=truth,
+        target_domain=domain,
         domain=Domain(label=domain),
         hits=[Hit(id=f"r{i % 3}", text=REPORTS[i % 3], score=0.5, rank=0)],
         answer=Answer(text=said, p_yes=0.9 if said.startswith("y") else 0.1, model="m"),
-        condition=Condition(image="noise" if noise else "clean", noise=noise,
-                            references=references),
+        condition=Condition(
+            image="noise" if noise else "clean", noise=noise, references=references
+        ),
         **more,
-    )  # fmt: skip
+    )
 
 
 def report_trace(i, text):
@@ -71,8 +76,9 @@ def skilled(tmp_path):
         wrong = i % 10 == 3
         said = truth if not wrong else ("no" if truth == "yes" else "yes")
         rows.append(closed_trace(i, said, truth, "radiology" if i < 40 else "pathology"))
-    return write_run(tmp_path / "skilled", rows + [report_trace(i, REPORTS[i % 3])
-                                                   for i in range(9)])  # fmt: skip
+    return write_run(
+        tmp_path / "skilled", rows + [report_trace(i, REPORTS[i % 3]) for i in range(9)]
+    )
 
 
 def test_metrics_json_has_what_the_contract_says(skilled, tmp_path):
@@ -86,8 +92,9 @@ def test_metrics_json_has_what_the_contract_says(skilled, tmp_path):
     cell = overall["metrics"]["accuracy"]
     assert cell["value"] == 0.9 and cell["low"] < 0.9 < cell["high"] and cell["n"] == 80
     assert {"always_yes", "always_no", "copied_reference"} <= {
-        *overall["controls"], *overall["not_computed"]
-    }  # fmt: skip
+        *overall["controls"],
+        *overall["not_computed"],
+    }
     for name in ("constant", "question_prior", "random_reference"):
         assert "--data" in overall["not_computed"][name] or name == "random_reference"
     assert result["environment"]["versions"]["numpy"] == np.__version__
@@ -101,7 +108,7 @@ def test_metrics_json_has_what_the_contract_says(skilled, tmp_path):
 def test_per_example_scores_lie_beside_and_average_to_the_metric(skilled, tmp_path):
     out = tmp_path / "metrics.json"
     result = evaluate([skilled], out=out, resamples=50)
-    from mmedrag.types import Score
+    from mmedrag.records.records import Score
 
     rows = list(read_jsonl(scores_path(out), Score))
     values = [r.value for r in rows if r.metric == "accuracy"]
@@ -151,15 +158,32 @@ def test_training_data_brings_its_controls(skilled, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     train = [
-        Example(id=f"t{i}", task="vqa", question=f"Is finding {i % 5} present?", domain=domain,
-                answer_type="closed", answer="no" if i % 5 < 3 else "yes", split="train")
+        Example(
+            id=f"t{i}",
+            task="vqa",
+            question=f"Is finding {i % 5} present?",
+            domain=domain,
+            answer_type="closed",
+            answer="no" if i % 5 < 3 else "yes",
+            split="train",
+        )
         for i, domain in enumerate(["radiology"] * 10 + ["pathology"] * 10)
-    ]  # fmt: skip
-    reports = [Example(id=f"tr{i}", task="report", domain="radiology", split="train",
-                       answer=REPORTS[0] if i < 4 else REPORTS[1]) for i in range(6)]  # fmt: skip
+    ]
+    reports = [
+        Example(
+            id=f"tr{i}",
+            task="report",
+            domain="radiology",
+            split="train",
+            answer=REPORTS[0] if i < 4 else REPORTS[1],
+        )
+        for i in range(6)
+    ]
     write_jsonl(data / "examples.jsonl", train + reports)
-    write_jsonl(data / "corpus.jsonl", [Reference(id="c", text=REPORTS[2], domain="radiology",
-                                                  split="train")])  # fmt: skip
+    write_jsonl(
+        data / "corpus.jsonl",
+        [Reference(id="c", text=REPORTS[2], domain="radiology", split="train")],
+    )
     result = evaluate([skilled], DataFolder(data), resamples=50)
     tasks = result["runs"]["skilled"]["tasks"]
     controls = tasks["vqa_closed"]["overall"]["controls"]
@@ -174,9 +198,16 @@ def test_training_data_brings_its_controls(skilled, tmp_path):
 
 def test_a_noise_run_becomes_a_control_of_the_same_system(tmp_path, skilled):
     noise = Noise(kind="blank", seed=0)
-    rows = [closed_trace(i, "no", "yes" if (i // 5) % 2 else "no",
-                         "radiology" if i < 40 else "pathology", noise=noise)
-            for i in range(80)]  # fmt: skip
+    rows = [
+        closed_trace(
+            i,
+            "no",
+            "yes" if (i // 5) % 2 else "no",
+            "radiology" if i < 40 else "pathology",
+            noise=noise,
+        )
+        for i in range(80)
+    ]
     result = evaluate([skilled, write_run(tmp_path / "blank", rows)], resamples=50)
     overall = result["runs"]["skilled"]["tasks"]["vqa_closed"]["overall"]
     assert overall["controls"]["blank_image"]["accuracy"]["value"] == 0.5
@@ -235,9 +266,16 @@ def test_subgroups_show_the_gap(tmp_path):
 
 def test_a_degraded_run_has_controls_and_marks_as_well(tmp_path, skilled):
     noise = Noise(kind="blank", seed=0)
-    rows = [closed_trace(i, "no", "yes" if (i // 5) % 2 else "no",
-                         "radiology" if i < 40 else "pathology", noise=noise)
-            for i in range(80)]  # fmt: skip
+    rows = [
+        closed_trace(
+            i,
+            "no",
+            "yes" if (i // 5) % 2 else "no",
+            "radiology" if i < 40 else "pathology",
+            noise=noise,
+        )
+        for i in range(80)
+    ]
     result = evaluate([skilled, write_run(tmp_path / "blank", rows)], resamples=50)
     arm = result["runs"]["blank"]
     overall = arm["tasks"]["vqa_closed"]["overall"]
@@ -259,8 +297,10 @@ def test_controls_that_arms_have_in_common_are_what_they_are_alone(tmp_path, ski
 
 def test_a_gap_of_chance_has_a_large_p(tmp_path):
     rng = np.random.default_rng(0)
-    rows = [closed_trace(i, "yes" if rng.random() < 0.5 else "no", "yes", meta={"sex": "fm"[i % 2]})
-            for i in range(100)]  # fmt: skip
+    rows = [
+        closed_trace(i, "yes" if rng.random() < 0.5 else "no", "yes", meta={"sex": "fm"[i % 2]})
+        for i in range(100)
+    ]
     for i, row in enumerate(rows):
         row.patient = f"p{i}"
     result = evaluate([write_run(tmp_path / "run", rows)], resamples=100, subgroups=["meta.sex"])
@@ -268,8 +308,9 @@ def test_a_gap_of_chance_has_a_large_p(tmp_path):
 
 
 def test_one_folder_with_several_conditions_gives_several_arms(tmp_path):
-    rows = [closed_trace(i, "yes", "yes", references=r) for r in ("none", "selected")
-            for i in range(4)]  # fmt: skip
+    rows = [
+        closed_trace(i, "yes", "yes", references=r) for r in ("none", "selected") for i in range(4)
+    ]
     arms = load_arms([write_run(tmp_path / "run", rows)])
     assert [a.name for a in arms] == ["run [clean/none]", "run [clean/selected]"]
     assert len({a.system for a in arms}) == 1
@@ -282,13 +323,19 @@ def test_a_system_with_references_borrows_the_reference_free_run_of_its_model(tm
         system = {"generator": {"model": model}, "retriever": retriever}
         return write_run(tmp_path / name, rows, system=system)
 
-    runs = [run("base", "none", None), run("naive", "selected", "generic"),
-            run("aware", "selected", "own"), run("tuned", "selected", "own", "other")]  # fmt: skip
+    runs = [
+        run("base", "none", None),
+        run("naive", "selected", "generic"),
+        run("aware", "selected", "own"),
+        run("tuned", "selected", "own", "other"),
+    ]
     groups = {k: [a.name for a in v] for k, v in system_groups(load_arms(runs)).items()}
     assert groups == {
-        "base": ["base"], "naive": ["naive", "base"], "aware": ["aware", "base"],
+        "base": ["base"],
+        "naive": ["naive", "base"],
+        "aware": ["aware", "base"],
         "tuned": ["tuned"],
-    }  # fmt: skip
+    }
     found = evaluate(runs, resamples=20)["reliance"]
     assert found["naive"]["metrics"]["over_reliance_rate"]["n"] == 4
     assert "over_reliance_rate" in found["tuned"]["not_computed"]
@@ -346,17 +393,23 @@ def test_agreement_of_references_counts_images_and_stands_beside_shuffled(tmp_pa
         found = {n: Finding(present=n in present) for n in ("a", "b", "c", "d")}
         return Truth(study=study, patient=study, domain="radiology", findings=found)
 
-    write_jsonl(data / "truth.jsonl", [truth("s0", "a"), truth("s1", "a", "b"),
-                                       truth("s2", "c", "d"), truth("s3", "c", "d")])  # fmt: skip
-    write_jsonl(data / "corpus.jsonl", [Reference(id=f"r{i}", text="x", meta={"study": f"s{i}"})
-                                        for i in range(4)])  # fmt: skip
+    write_jsonl(
+        data / "truth.jsonl",
+        [truth("s0", "a"), truth("s1", "a", "b"), truth("s2", "c", "d"), truth("s3", "c", "d")],
+    )
+    write_jsonl(
+        data / "corpus.jsonl",
+        [Reference(id=f"r{i}", text="x", meta={"study": f"s{i}"}) for i in range(4)],
+    )
     rows = []
     for i in range(8):  # two questions per image; images of s0 get r1, those of s2 get r3
         row = closed_trace(i, "yes", "yes", patient_number=i)
         study = 0 if (i // 2) % 2 == 0 else 2
         row.image, row.patient, row.meta = f"i{i // 2}.png", f"p{i // 2}", {"study": f"s{study}"}
-        row.hits = [Hit(id=f"r{study + 1}", text="x", score=0.9, rank=0),
-                    Hit(id=f"r{2 - study}", text="y", score=0.5, rank=1)]  # fmt: skip
+        row.hits = [
+            Hit(id=f"r{study + 1}", text="x", score=0.9, rank=0),
+            Hit(id=f"r{2 - study}", text="y", score=0.5, rank=1),
+        ]
         row.selection = Selection(rule="all", kept=[h.id for h in row.hits])
         rows.append(row)
     result = evaluate([write_run(tmp_path / "run", rows)], DataFolder(data), resamples=50)

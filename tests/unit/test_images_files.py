@@ -11,9 +11,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy.fft import dctn
 
-from mmedrag import images
-from mmedrag.images_alike import Look, hamming, near_identical, perceptual_hash
-from mmedrag.types import Noise, UserError
+from mmedrag.images import files
+from mmedrag.images.alike import Look, hamming, near_identical, perceptual_hash, pixel_hash
+from mmedrag.images.noise import apply_noise, pad_to_square
+from mmedrag.images.strip import clean_copy
+from mmedrag.records.records import Noise, UserError
 
 SECRET = b"Doe^Jane 1950-01-02"
 
@@ -56,10 +58,10 @@ def with_metadata(kind: str, orientation: int = 1) -> bytes:
 def test_a_stored_copy_has_the_pixels_and_nothing_else(kind: str, orientation: int) -> None:
     data = with_metadata(kind, orientation)
     assert SECRET in data
-    bare, suffix, shown = images.clean_copy(data)
+    bare, suffix, shown = clean_copy(data)
     assert SECRET not in bare
-    assert images.pixel_hash(shown) == images.pixel_hash(images.decode_image(data))
-    assert images.pixel_hash(shown) == images.pixel_hash(images.decode_image(bare))
+    assert pixel_hash(shown) == pixel_hash(files.decode_image(data))
+    assert pixel_hash(shown) == pixel_hash(files.decode_image(bare))
     assert shown.info == {}
     jpeg = kind in ("jpeg", "progressive") and orientation == 1
     assert suffix == (".jpg" if jpeg else ".png")
@@ -72,15 +74,15 @@ def test_a_stored_copy_has_the_pixels_and_nothing_else(kind: str, orientation: i
 
 def test_saving_a_loaded_image_does_not_bring_the_comment_back(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(with_metadata("jpeg"))
-    images.load_image(tmp_path / "a.jpg").save(tmp_path / "b.jpg")
+    files.load_image(tmp_path / "a.jpg").save(tmp_path / "b.jpg")
     assert SECRET not in (tmp_path / "b.jpg").read_bytes()
 
 
 def test_orientation_is_applied() -> None:
-    upright = images.decode_image(with_metadata("png", 1))
-    turned = images.decode_image(with_metadata("png", 6))  # 6: rotate 90 degrees clockwise
+    upright = files.decode_image(with_metadata("png", 1))
+    turned = files.decode_image(with_metadata("png", 6))  # 6: rotate 90 degrees clockwise
     assert turned.size == (32, 48)
-    assert images.pixel_hash(turned.rotate(90, expand=True)) == images.pixel_hash(upright)
+    assert pixel_hash(turned.rotate(90, expand=True)) == pixel_hash(upright)
 
 
 def save(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -91,7 +93,7 @@ def save(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     values = (np.arange(64, dtype=np.uint16) * 60 + 1000).reshape(8, 8)
-    shown = np.asarray(images.decode_image(save(Image.fromarray(values), "PNG")))
+    shown = np.asarray(files.decode_image(save(Image.fromarray(values), "PNG")))
     assert shown.min() == 0 and shown.max() == 255
     assert len(np.unique(shown)) == 64
     assert (shown[..., 0] == shown[..., 2]).all()
@@ -100,7 +102,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
 def test_transparency_lies_on_black_and_hides_what_is_below() -> None:
     rgba = np.full((4, 4, 4), 200, dtype=np.uint8)
     rgba[:2, :, 3] = 0
-    shown = np.asarray(images.decode_image(save(Image.fromarray(rgba), "PNG")))
+    shown = np.asarray(files.decode_image(save(Image.fromarray(rgba), "PNG")))
     assert (shown[:2] == 0).all() and (shown[2:] == round(200 * 200 / 255)).all()
 
 
@@ -112,7 +114,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
         source = (
             picture().convert("L").convert(mode) if mode in ("1", "F") else picture().convert(mode)
         )
-    shown = images.decode_image(save(source, "TIFF"))
+    shown = files.decode_image(save(source, "TIFF"))
     assert shown.mode == "RGB" and shown.size == (48, 32)
 
 
@@ -126,10 +128,10 @@ def test_npz_prefers_the_fundus_array_and_never_unpickles(tmp_path: Path) -> Non
         slo_fundus=pixels,
         a_first=np.zeros((9, 9)),
     )
-    assert (np.asarray(images.load_image(path)) == pixels).all()
+    assert (np.asarray(files.load_image(path)) == pixels).all()
     np.savez(path, note=np.array([{"x": 1}], dtype=object))
     with pytest.raises(UserError, match=r"data_00001\.npz: no image array"):
-        images.load_image(path)
+        files.load_image(path)
 
 
 def test_refusals_name_the_file(tmp_path: Path) -> None:
@@ -146,11 +148,11 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
     for name, data in bad.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
-            images.load_image(tmp_path / name)
+            files.load_image(tmp_path / name)
     with pytest.raises(UserError, match=r"gone\.png: image cannot be read"):
-        images.load_image(tmp_path / "gone.png")
+        files.load_image(tmp_path / "gone.png")
     with pytest.raises(UserError, match="cannot be read"):
-        images.load_image(tmp_path)
+        files.load_image(tmp_path)
 
 
 def _bomb() -> bytes:
@@ -173,7 +175,7 @@ def _bomb() -> bytes:
 
 def test_the_bomb_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(UserError, match="50000 x 50000|100,000,000 pixels"):
-        images.decode_image(_bomb(), "bomb.png")
+        files.decode_image(_bomb(), "bomb.png")
 
 
 # --- hashes
@@ -182,11 +184,11 @@ def test_the_bomb_is_refused_before_it_is_decoded() -> None:
 def test_hashes_tell_same_similar_and_different() -> None:
     base = picture(1, (320, 240))
     png, jpeg = save(base, "PNG"), save(base, "JPEG", quality=40)
-    assert images.pixel_hash(base) == images.pixel_hash(images.decode_image(png))
-    assert images.pixel_hash(base) != images.pixel_hash(images.decode_image(jpeg))
-    assert images.pixel_hash(base) != images.pixel_hash(base.resize((240, 320)))
+    assert pixel_hash(base) == pixel_hash(files.decode_image(png))
+    assert pixel_hash(base) != pixel_hash(files.decode_image(jpeg))
+    assert pixel_hash(base) != pixel_hash(base.resize((240, 320)))
     assert 0 <= perceptual_hash(base) < 1 << 64
-    near = [images.decode_image(jpeg), base.resize((160, 120)), base.point(lambda v: v * 0.85)]
+    near = [files.decode_image(jpeg), base.resize((160, 120)), base.point(lambda v: v * 0.85)]
     for other in near:
         assert near_identical(Look.of(base), Look.of(other))
     for seed in range(2, 12):
@@ -217,16 +219,16 @@ def test_uniform_pictures_are_alike_only_when_equal() -> None:
 @pytest.mark.parametrize("size", [32, 57])
 def test_noise_has_model_size_and_depends_on_its_seed_alone(kind: str, size: int) -> None:
     base = picture(3, (90, 60))
-    made = [images.apply_noise(base, Noise(kind=kind, seed=s), size) for s in (5, 5, 6)]
+    made = [apply_noise(base, Noise(kind=kind, seed=s), size) for s in (5, 5, 6)]
     assert all(m.size == (size, size) and m.mode == "RGB" for m in made)
-    hashes = [images.pixel_hash(m) for m in made]
+    hashes = [pixel_hash(m) for m in made]
     assert hashes[0] == hashes[1]
     assert (hashes[0] != hashes[2]) == (kind != "blank")
 
 
 def test_gaussian_clip_has_the_released_distribution_and_ignores_the_picture() -> None:
     noise = Noise(kind="gaussian_clip", seed=0)
-    a, b = (np.asarray(images.apply_noise(picture(s), noise, 336)) for s in (1, 2))
+    a, b = (np.asarray(apply_noise(picture(s), noise, 336)) for s in (1, 2))
     assert (a == b).all()
     # clip(N(0,1), 0, 1): P(0) = 1/2, P(255) = 1 - Phi(1) = 0.1587; a truncated uint8 of < 1
     # is 0 for another (Phi(1/255) - Phi(0)) = 0.0016
@@ -237,7 +239,7 @@ def test_gaussian_clip_has_the_released_distribution_and_ignores_the_picture() -
 def test_shuffled_patches_are_the_same_patches() -> None:
     base = picture(4, (64, 64))
     noise = Noise(kind="shuffle_patches", seed=1, params={"patch": 16})
-    made = np.asarray(images.apply_noise(base, noise, 64))
+    made = np.asarray(apply_noise(base, noise, 64))
 
     def patches(pixels: np.ndarray) -> list[bytes]:
         return sorted(
@@ -254,25 +256,25 @@ def test_other_patient_and_bad_parameters(tmp_path: Path) -> None:
     path = tmp_path / "other.png"
     picture(9, (40, 40)).save(path)
     noise = Noise(kind="other_patient", seed=0, params={"path": str(path)})
-    shown = images.apply_noise(picture(1), noise, 40)
-    assert images.pixel_hash(shown) == images.pixel_hash(picture(9, (40, 40)))
+    shown = apply_noise(picture(1), noise, 40)
+    assert pixel_hash(shown) == pixel_hash(picture(9, (40, 40)))
     for bad in (
         Noise(kind="other_patient", seed=0),
         Noise(kind="shuffle_patches", seed=0, params={"patch": 0}),
         Noise(kind="additive", seed=0, params={"sigma": "much"}),
     ):
         with pytest.raises(UserError, match=f"noise {bad.kind}"):
-            images.apply_noise(picture(1), bad, 32)
+            apply_noise(picture(1), bad, 32)
 
 
 def test_additive_noise_keeps_some_of_the_picture() -> None:
     base = picture(5, (64, 64))
     noise = Noise(kind="additive", seed=0, params={"sigma": 0.3})
-    made = np.asarray(images.apply_noise(base, noise, 64), dtype=float)
+    made = np.asarray(apply_noise(base, noise, 64), dtype=float)
     assert np.corrcoef(made.ravel(), np.asarray(base, dtype=float).ravel())[0, 1] > 0.4
 
 
 def test_fit_pads_to_a_square() -> None:
     wide = Image.new("RGB", (40, 20), (255, 255, 255))
-    square = np.asarray(images.fit(wide, 40))
+    square = np.asarray(pad_to_square(wide, 40))
     assert (square[:10] == 0).all() and (square[10:30] == 255).all() and (square[30:] == 0).all()

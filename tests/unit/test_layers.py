@@ -31,8 +31,23 @@ LAYERS = {
     "D": "cli report serve repro demo ask tiny",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "open_clip", "timm",
-         "torchvision", "pandas", "faiss", "openai", "fastapi", "gradio", "uvicorn"}  # fmt: skip
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "open_clip",
+    "timm",
+    "torchvision",
+    "pandas",
+    "faiss",
+    "openai",
+    "fastapi",
+    "gradio",
+    "uvicorn",
+}
 ROOT = Path(mmedrag.__file__).parent
 
 

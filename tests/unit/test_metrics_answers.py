@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from mmedrag import metrics
+from mmedrag.evaluation.metrics import questions
 
 LABELS = st.sampled_from(["yes", "no", "unclear"])
 WORDS = {"yes": "Yes.", "no": "No.", "unclear": "It may be there."}
 
 
 def closed(labels, truth, p_yes=None):
-    found = metrics.closed([WORDS[x] for x in labels], [WORDS[x] for x in truth], p_yes)
+    found = questions.closed([WORDS[x] for x in labels], [WORDS[x] for x in truth], p_yes)
     return {name: stat.point() for name, stat in found.items()}
 
 
@@ -42,7 +42,7 @@ def test_an_unclear_answer_is_wrong_not_missing():
 
 
 def test_a_failed_row_is_wrong_under_both_parsers():
-    found = metrics.closed(["", "yes"], ["yes", "yes"])
+    found = questions.closed(["", "yes"], ["yes", "yes"])
     assert found["accuracy"].point() == 0.5
     assert found["accuracy_released"].point() == 0.5
 
@@ -62,12 +62,12 @@ def test_auroc_and_ece_by_hand():
 
 def test_the_interval_of_ece_is_around_its_value():
     """A calibrated model's resamples all look worse calibrated than it is."""
-    from mmedrag.metrics_stats import intervals
+    from mmedrag.evaluation.metrics.statistics import intervals
 
     rng = np.random.default_rng(0)
     p = rng.random(300)
     truth = ["yes" if rng.random() < x else "no" for x in p]
-    stat = metrics.closed(truth, truth, list(p))["ece"]
+    stat = questions.closed(truth, truth, list(p))["ece"]
     found = intervals({"ece": stat}, [None] * 300, 2000)["ece"]
     assert 0 <= found.low < found.value < found.high < 0.15
 
@@ -79,22 +79,22 @@ def test_without_probabilities_there_is_no_auroc():
 def test_targets_in_the_field_s_forms():
     forms = {"Yes": "yes", "No.": "no", "- No.": "no", "No, not indicated by the film.": "no"}
     for text, label in forms.items():
-        assert metrics.read_target(text) == label
+        assert questions.read_target(text) == label
 
 
 def test_open_answers():
-    found = metrics.open_answers(
+    found = questions.open_answers(
         ["The left lung.", "two", "", "left-sided"], ["left lung", "three", "x", "left sided"]
     )
     assert found["exact_match"].values.tolist() == [1, 0, 0, 1]
-    assert metrics.token_f1("large left effusion", "left effusion") == pytest.approx(4 / 5)
-    assert metrics.token_f1("", "") == 1.0 and metrics.token_f1("", "a b") == 0.0
+    assert questions.token_f1("large left effusion", "left effusion") == pytest.approx(4 / 5)
+    assert questions.token_f1("", "") == 1.0 and questions.token_f1("", "a b") == 0.0
 
 
 def test_findings_micro_average_by_hand():
     said = [{"effusion", "nodule"}, set(), {"fracture"}]
     truth = [{"effusion"}, set(), {"effusion", "fracture"}]
-    found = metrics.findings(said, truth)  # tp 2, fp 1, fn 1
+    found = questions.findings(said, truth)  # tp 2, fp 1, fn 1
     assert found["finding_precision"].point() == pytest.approx(2 / 3)
     assert found["finding_recall"].point() == pytest.approx(2 / 3)
     assert found["finding_f1"].point() == pytest.approx(2 / 3)
@@ -102,25 +102,25 @@ def test_findings_micro_average_by_hand():
 
 
 def test_retrieval_metrics():
-    found = metrics.retrieval([0, 4, None, 9])
+    found = questions.retrieval([0, 4, None, 9])
     assert found["recall@1"].point() == 0.25 and found["recall@5"].point() == 0.5
     assert found["recall@10"].point() == 0.75
     assert found["mrr"].point() == pytest.approx((1 + 1 / 5 + 0 + 1 / 10) / 4)
 
 
 def test_reliability_points():
-    points = metrics.reliability([0.95, 0.91, 0.1, None], ["yes", "no", "no", "yes"])
+    points = questions.reliability([0.95, 0.91, 0.1, None], ["yes", "no", "no", "yes"])
     assert [(p["p_yes"].n, p["share_yes"].n) for p in points] == [(1, 1), (2, 2)]
     assert points[1]["p_yes"].point() == pytest.approx(0.93)
     assert points[1]["share_yes"].point() == 0.5
 
 
 def test_every_contract_name_is_computed_somewhere():
-    from mmedrag import metrics_text
-    from mmedrag.reliance import DENOMINATORS
+    from mmedrag.evaluation.metrics import text as metrics_text
+    from mmedrag.evaluation.reliance import DENOMINATORS
 
-    made = set(metrics.closed(["yes", "no"], ["yes", "no"], [0.9, 0.2]))
-    made |= set(metrics.open_answers(["a"], ["a"])) | set(metrics.findings([{"a"}], [{"a"}]))
+    made = set(questions.closed(["yes", "no"], ["yes", "no"], [0.9, 0.2]))
+    made |= set(questions.open_answers(["a"], ["a"])) | set(questions.findings([{"a"}], [{"a"}]))
     made |= set(metrics_text.bleu(["a"], ["a"])) | set(metrics_text.rouge(["a"], ["a"]))
-    made |= {"meteor", "recall@k", *metrics.retrieval([0]), *DENOMINATORS}
-    assert set(metrics.CONTRACT_NAMES) <= made
+    made |= {"meteor", "recall@k", *questions.retrieval([0]), *DENOMINATORS}
+    assert set(questions.CONTRACT_NAMES) <= made

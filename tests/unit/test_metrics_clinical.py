@@ -5,14 +5,14 @@ import types
 
 import pytest
 
-from mmedrag import metrics_clinical
+from mmedrag.evaluation.metrics import clinical
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    metrics_clinical._scorer.cache_clear()
+    clinical._scorer.cache_clear()
     yield
-    metrics_clinical._scorer.cache_clear()
+    clinical._scorer.cache_clear()
 
 
 def radeval(monkeypatch, build):
@@ -24,7 +24,7 @@ def radeval(monkeypatch, build):
 
 def test_without_the_package_each_metric_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "radeval", None)
-    found, missing = metrics_clinical.clinical(["a"], ["a"])
+    found, missing = clinical.clinical(["a"], ["a"])
     assert found == {} and set(missing) == {"radgraph", "f1chexbert", "ratescore"}
     assert all("mmedrag[clinical]" in why for why in missing.values())
 
@@ -39,7 +39,7 @@ def test_a_library_that_does_not_load_is_one_line(monkeypatch, capsys, caplog):
 
     radeval(monkeypatch, build)
     caplog.set_level("INFO")
-    found, missing = metrics_clinical.clinical(["a"], ["a"])
+    found, missing = clinical.clinical(["a"], ["a"])
     assert found == {} and capsys.readouterr() == ("", "") and caplog.records == []
     assert missing["radgraph"] == (
         "RadGraph F1 cannot be loaded by the installed RadEval (No module named 'RadEval')"
@@ -60,7 +60,7 @@ def test_one_metric_without_weights_does_not_cost_the_others(monkeypatch):
             return {self.name: [0.25, 0.75]}
 
     radeval(monkeypatch, RadEval)
-    found, missing = metrics_clinical.clinical(["a", "b"], ["c", "d"])
+    found, missing = clinical.clinical(["a", "b"], ["c", "d"])
     assert found["ratescore"].point() == 0.5 and found["ratescore"].values.tolist() == [0.25, 0.75]
     assert set(missing) == {"radgraph"}
     assert missing["radgraph"] == (

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
-from mmedrag.metrics import average, closed, proportion
-from mmedrag.metrics_stats import (
+from mmedrag.evaluation.metrics.questions import average, closed, proportion
+from mmedrag.evaluation.metrics.statistics import (
     RankStat,
     clean,
     clusters,
@@ -115,7 +115,7 @@ def test_auroc_by_pairs_of_clusters_is_the_same(rng, monkeypatch):
     stat = RankStat(scores, rng.random(90) < 0.4, scores)
     weights = rng.multinomial(11, [1 / 11] * 11, size=50).astype(float)
     by_cluster = stat.weighted(weights, groups)
-    monkeypatch.setattr("mmedrag.metrics_stats.FEW_CLUSTERS", 0)
+    monkeypatch.setattr("mmedrag.evaluation.metrics.statistics.FEW_CLUSTERS", 0)
     assert by_cluster == pytest.approx(stat.weighted(weights, groups), nan_ok=True)
     assert by_cluster == pytest.approx(stat.weighted(weights[:, groups]), nan_ok=True)
 
@@ -153,9 +153,13 @@ def test_sign_flip_agrees_with_scipy_permutation_test(rng):
     differences = rng.normal(0.15, 1, size=60)
     ours = sign_flip(differences, np.arange(60), 20_000)
     theirs = scipy_stats.permutation_test(
-        (differences, np.zeros(60)), lambda a, b, axis: np.mean(a - b, axis=axis), vectorized=True,
-        permutation_type="samples", n_resamples=20_000, rng=1,
-    ).pvalue  # fmt: skip
+        (differences, np.zeros(60)),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        vectorized=True,
+        permutation_type="samples",
+        n_resamples=20_000,
+        rng=1,
+    ).pvalue
     assert ours == pytest.approx(theirs, abs=0.02)
 
 

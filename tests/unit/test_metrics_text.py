@@ -9,8 +9,8 @@ from nltk.translate.bleu_score import sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from mmedrag import metrics_text as mt
-from mmedrag.types import UserError
+from mmedrag.evaluation.metrics import text as mt
+from mmedrag.records.records import UserError
 
 TEXTS = [
     "There is a large left pleural effusion.",

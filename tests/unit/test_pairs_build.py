@@ -12,21 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmedrag.generators.scripted import ScriptedGenerator
-from mmedrag.pairs import (
-    CONDITIONS,
-    KINDS,
-    PAPER_KINDS,
-    build_pairs,
-    by_condition,
-    condition_of,
-)
-from mmedrag.pairs_heldout import HeldOut
-from mmedrag.pairs_io import read_pairs, write_pairs
-from mmedrag.pairs_judge import Criterion, token_f1
-from mmedrag.pairs_run import PairSettings, make_pairs
-from mmedrag.pipeline import Pipeline
-from mmedrag.types import Answer, Condition, DataFolder, Hit, Noise, Prompt, Trace, UserError
+from mmedrag.answering.generators.scripted import ScriptedGenerator
+from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.preference.pairs.build import PairSettings, make_pairs
+from mmedrag.preference.pairs.construct import build_pairs
+from mmedrag.preference.pairs.files import read_pairs, write_pairs
+from mmedrag.preference.pairs.held_out import HeldOut
+from mmedrag.preference.pairs.judge import Criterion, token_f1
+from mmedrag.records.conditions import CONDITIONS, by_condition, condition_of
+from mmedrag.records.pair_kinds import KINDS, PAPER_KINDS
+from mmedrag.records.records import Answer, Condition, Hit, Noise, Prompt, Trace, UserError
+from mmedrag.runtime.data_folder import DataFolder
 
 ALL = (*PAPER_KINDS, "stage1")
 
@@ -75,8 +71,12 @@ def test_each_kind_of_the_paper() -> None:
         kinds=ALL,
     )
     assert [p.id for p in found.pairs] == [
-        "cross_modal:cm", "resist:oa2", "copy:cm", "copy:oa1", "stage1:s1",
-    ]  # fmt: skip
+        "cross_modal:cm",
+        "resist:oa2",
+        "copy:cm",
+        "copy:oa1",
+        "stage1:s1",
+    ]
     by_id = {p.id: p for p in found.pairs}
     cm = by_id["cross_modal:cm"]
     assert (cm.chosen.text, cm.rejected.text) == ("Yes", "Yes.")  # y against M(x*, q + x_r)
@@ -247,9 +247,9 @@ def test_paper_report_default_is_token_f1_against_the_mean_per_domain() -> None:
 
 
 def test_benchmark_reports_by_exact_findings() -> None:
-    from mmedrag.pairs_judge import benchmark_criterion
     from mmedrag.phantom import grammar
-    from mmedrag.types import Finding, Truth
+    from mmedrag.preference.pairs.judge import benchmark_criterion
+    from mmedrag.records.records import Finding, Truth
 
     study = {"cardiomegaly": Finding(present=True)}
     yes, no = "The heart is enlarged.", "Nothing that this grammar knows."
@@ -284,8 +284,13 @@ def test_drops_with_counts() -> None:
     found = build(no_refs, failed, lone, unclear, no_target, empty, good, kinds=kinds)
     assert [p.id for p in found.pairs] == ["resist:g"]
     assert found.counts["dropped"]["resist"] == {
-        "empty": 1, "failed": 1, "incomplete": 1, "no_references": 1, "no_target": 1, "unclear": 1,
-    }  # fmt: skip
+        "empty": 1,
+        "failed": 1,
+        "incomplete": 1,
+        "no_references": 1,
+        "no_target": 1,
+        "unclear": 1,
+    }
 
 
 def test_identical_sides_are_dropped() -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmedrag.images import apply_noise, load_image, pixel_hash
-from mmedrag.pairs import PairSet
-from mmedrag.pairs_export import export_pairs
-from mmedrag.pairs_heldout import HeldOut, image_hashes
-from mmedrag.pairs_import import import_released
-from mmedrag.pairs_io import read_pairs, write_pairs
-from mmedrag.types import Example, Noise, Pair, Prompt, Side, Trace, UserError
+from mmedrag.data.formats.released_pairs import import_released
+from mmedrag.images.alike import pixel_hash
+from mmedrag.images.files import load_image
+from mmedrag.images.noise import apply_noise
+from mmedrag.preference.pairs.export import export_pairs
+from mmedrag.preference.pairs.files import read_pairs, write_pairs
+from mmedrag.preference.pairs.held_out import HeldOut, image_hashes
+from mmedrag.records.pair_kinds import PairSet
+from mmedrag.records.records import Example, Noise, Pair, Prompt, Side, Trace, UserError
 
 NOISE = Noise(kind="gaussian_clip", seed=3)
 
@@ -26,11 +28,13 @@ def pair(kind: str, noise: Noise | None = None, root: Path | None = None, **side
         kind=kind,
         chosen=Side(prompt=prompt, image="images/a.png", text="yes"),
         rejected=Side(
-            prompt=sides.get("other", prompt), image=sides.get("image", "images/a.png"),
-            noise=noise, text="no",
+            prompt=sides.get("other", prompt),
+            image=sides.get("image", "images/a.png"),
+            noise=noise,
+            text="no",
         ),
         root=root,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -178,10 +182,16 @@ def test_faults_of_a_row(tmp_path: Path) -> None:
     ]
     _, faults = imported(tmp_path, rows)
     assert set(faults) >= {
-        (1, "identical_texts"), (2, "unclear_chosen"), (3, "no_id"), (4, "image_list"),
-        (5, "polarity"), (6, "empty_text"), (7, "image_token"), (7, "prompts_differ"),
+        (1, "identical_texts"),
+        (2, "unclear_chosen"),
+        (3, "no_id"),
+        (4, "image_list"),
+        (5, "polarity"),
+        (6, "empty_text"),
+        (7, "image_token"),
+        (7, "prompts_differ"),
         (8, "image_path"),
-    }  # fmt: skip
+    }
 
 
 def test_broken_rows_do_not_stop_good_ones(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmedrag.phantom.build import build
+from mmedrag.phantom.build import build_benchmark
 from mmedrag.phantom.canvas import Canvas, Dice, grain, turn
 from mmedrag.phantom.grammar import (
     DOMAINS,
@@ -22,7 +22,8 @@ from mmedrag.phantom.grammar import (
 )
 from mmedrag.phantom.questions import ask_closed, balance
 from mmedrag.phantom.sample import Knobs, flip, picture, report, studies
-from mmedrag.types import DataFolder, UserError
+from mmedrag.records.records import UserError
+from mmedrag.runtime.data_folder import DataFolder
 
 KNOBS = Knobs()
 
@@ -206,13 +207,13 @@ def _digest(folder):
 
 def test_build_is_reproducible_resumable_and_complete(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    counts = build(one, studies=60, seed=4, twins="image", workers=1, size=64)
-    build(two, studies=60, seed=4, twins="image", workers=2, size=64)
+    counts = build_benchmark(one, studies=60, seed=4, twins="image", workers=1, size=64)
+    build_benchmark(two, studies=60, seed=4, twins="image", workers=2, size=64)
     assert _digest(one) == _digest(two)
     for path in list((two / "images").iterdir())[::3]:
         path.unlink()
     (two / "examples.jsonl").unlink()
-    build(two, studies=60, seed=4, twins="image", size=64)
+    build_benchmark(two, studies=60, seed=4, twins="image", size=64)
     assert _digest(one) == _digest(two)
 
     data = DataFolder(one)
@@ -228,7 +229,9 @@ def test_build_is_reproducible_resumable_and_complete(tmp_path):
 
 
 def test_image_twins_flip_the_asked_answer_and_keep_the_rest(tmp_path):
-    build(tmp_path / "d", studies=60, domains=["radiology"], seed=4, twins="image", size=64)
+    build_benchmark(
+        tmp_path / "d", studies=60, domains=["radiology"], seed=4, twins="image", size=64
+    )
     rows = {e.id: e for e in DataFolder(tmp_path / "d").examples()}
     twins = [e for e in rows.values() if e.meta.get("twin") == "image"]
     asked = [e for e in twins if e.meta["finding"] == e.meta["flipped"]]
@@ -240,13 +243,13 @@ def test_image_twins_flip_the_asked_answer_and_keep_the_rest(tmp_path):
 
 
 def test_another_build_in_the_same_folder_is_refused(tmp_path):
-    build(tmp_path / "d", studies=2, domains=["radiology"], seed=1, size=32)
+    build_benchmark(tmp_path / "d", studies=2, domains=["radiology"], seed=1, size=32)
     with pytest.raises(UserError, match="another phantom build"):
-        build(tmp_path / "d", studies=2, domains=["radiology"], seed=2, size=32)
+        build_benchmark(tmp_path / "d", studies=2, domains=["radiology"], seed=2, size=32)
     with pytest.raises(UserError, match="unknown knob"):
-        build(tmp_path / "e", studies=2, brightness=3)
+        build_benchmark(tmp_path / "e", studies=2, brightness=3)
     with pytest.raises(UserError, match="not in the benchmark"):
-        build(tmp_path / "e", studies=2, domains=["dermatology"])
+        build_benchmark(tmp_path / "e", studies=2, domains=["dermatology"])
 
 
 def test_any_size_shows_the_same_study(domain):
@@ -259,7 +262,7 @@ def test_any_size_shows_the_same_study(domain):
 
 
 def test_truth_file_has_the_contract_fields(tmp_path):
-    build(tmp_path / "d", studies=3, domains=["radiology"], seed=1, size=32)
+    build_benchmark(tmp_path / "d", studies=3, domains=["radiology"], seed=1, size=32)
     line = json.loads((tmp_path / "d" / "truth.jsonl").read_text().splitlines()[0])
     assert set(line) == {"study", "patient", "domain", "findings"}
     assert all("present" in state for state in line["findings"].values())

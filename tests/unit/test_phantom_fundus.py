@@ -14,7 +14,7 @@ import pytest
 from mmedrag.phantom.canvas import Canvas, Dice
 from mmedrag.phantom.fundus import BLOT_PLACES, SPEC, WOOL_PLACES, render
 from mmedrag.phantom.grammar import Findings, fill, label_report, sentences, states, write_report
-from mmedrag.types import Finding
+from mmedrag.records.records import Finding
 
 SIZE = 128
 CANVAS = Canvas(SIZE)
@@ -58,8 +58,10 @@ def test_every_sentence_has_one_meaning() -> None:
         assert min(len(spec.positive), len(spec.negative), len(spec.hedged)) >= 4
         assert len(spec.questions) >= 3
         assert {m[1] for m in table.values() if m and m[0] == spec.name} == {
-            "present", "absent", "uncertain",
-        }  # fmt: skip
+            "present",
+            "absent",
+            "uncertain",
+        }
         for template in (*spec.positive, *spec.hedged, *spec.questions):
             for state in states(SPEC, spec):
                 text = fill(SPEC, spec, template, state)
@@ -104,8 +106,12 @@ def test_same_pixels_without_cpu_features() -> None:
     env["NPY_DISABLE_CPU_FEATURES"] = " ".join(found)
     child = subprocess.run(
         [sys.executable, "-c", code],
-        env=env, capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert child.stdout.split() == [digest(), "0"]
 
 

@@ -16,7 +16,7 @@ import mmedrag
 from mmedrag.phantom.canvas import Canvas, Dice, to_uint8
 from mmedrag.phantom.grammar import fill, label_report, sentences, states, write_report
 from mmedrag.phantom.histology import SPEC
-from mmedrag.types import Finding
+from mmedrag.records.records import Finding
 
 NAMES = [spec.name for spec in SPEC.findings]
 SIZE = 96
@@ -39,9 +39,11 @@ def tile(key: object, present: dict[str, Finding] | None = None, contrast: float
 def plain(name: str, side: str | None = "upper") -> Finding:
     spec = SPEC.by_name[name]
     return Finding(
-        present=True, side=side if spec.sided else None,
-        severity="moderate" if spec.grades else None, count=2 if spec.most else None,
-    )  # fmt: skip
+        present=True,
+        side=side if spec.sided else None,
+        severity="moderate" if spec.grades else None,
+        count=2 if spec.most else None,
+    )
 
 
 def everything(key: int) -> dict[str, Finding]:
@@ -114,9 +116,11 @@ def test_same_pixels_without_vector_instructions() -> None:
     here = Path(__file__)
     paths = [str(here.parent), str(Path(mmedrag.__file__).parents[1])]
     env = {
-        **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
         "NPY_DISABLE_CPU_FEATURES": " ".join(optional),
-    }  # fmt: skip
+    }
     code = (
         f"import {here.stem} as t; from numpy._core import _multiarray_umath as m; "
         f"print(sum(m.__cpu_features__[n] for n in {optional!r}), t.digest())"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmedrag.prompts import SETS, TemplateSet, fill, kind, load_set, neutralise
-from mmedrag.types import Domain, Hit, Prompt, Trace, UserError
+from mmedrag.answering.prompts import SETS, TemplateSet, fill, kind, load_set, neutralise
+from mmedrag.records.records import Domain, Hit, Prompt, Trace, UserError
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.metrics import CONTRACT_NAMES
-from mmedrag.metrics_text import signatures
-from mmedrag.reliance import DENOMINATORS
+from mmedrag.evaluation.metrics.questions import CONTRACT_NAMES
+from mmedrag.evaluation.metrics.text import signatures
+from mmedrag.evaluation.reliance import DENOMINATORS
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = Path(__file__).parents[2] / "repro/results/latest.json"
@@ -20,7 +20,7 @@ def test_every_metric_and_control_is_defined():
     for name in (*CONTRACT_NAMES, *DENOMINATORS):
         shown = re.sub(r"_[2-4]$", "_1", name) if name.startswith("bleu") else name
         assert f"`{shown}`" in text, name
-    source = (DOCS.parent / "src/mmedrag/controls.py").read_text().split('"""')[1]
+    source = (DOCS.parent / "src/mmedrag/evaluation/controls.py").read_text().split('"""')[1]
     rows = [row.split("|")[1] for row in source.splitlines() if row.startswith("| ")][2:]
     names = [name.strip() for row in rows for name in row.split(",")]
     assert len(names) > 10
@@ -47,14 +47,16 @@ def test_printed_controls_are_those_that_were_measured():
     known = {name: row["measured"] for name, row in json.loads(RESULTS.read_text()).items()}
     for control in ("copied", "shuffled", "constant"):
         line = next(
-            row for row in text.splitlines()
+            row
+            for row in text.splitlines()
             if row.startswith(("| copied top", "| shuffled ref", "| one constant"))
             and control[:4] in row
-        )  # fmt: skip
+        )
         for column, data in enumerate(("iu", "mimic", "harvard")):
             cell = line.split("|")[2 + column]
-            parts = [f"{known[f'{control}-{data}-{m}']:.1f}" for m in
-                     ("bleu-1", "bleu-avg", "rouge-l")]  # fmt: skip
+            parts = [
+                f"{known[f'{control}-{data}-{m}']:.1f}" for m in ("bleu-1", "bleu-avg", "rouge-l")
+            ]
             assert cell.strip() == " / ".join(parts)
     prior = next(row for row in text.splitlines() if row.startswith("| question prior"))
     assert f"{known['question-prior-iu']:.1f}" in prior

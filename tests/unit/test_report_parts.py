@@ -9,21 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmedrag.arms import Arm
-from mmedrag.evaluate import classification, retrieval
+from mmedrag.evaluation.arms import Arm
+from mmedrag.evaluation.classification import classification
+from mmedrag.evaluation.of_retrieval import retrieval
+from mmedrag.evaluation.scoring import Facts
+from mmedrag.records.records import Answer, Condition, Domain, Hit, Prompt, Selection, Trace
 from mmedrag.report import gallery, svg, tables, view
 from mmedrag.report.tables import Cell, Table
-from mmedrag.scoring import Facts
-from mmedrag.types import Answer, Condition, Domain, Hit, Prompt, Selection, Trace
 
 
 def table():
     rows = [
-        [Cell("a & b_c"), Cell("x"), Cell("0.5† [0.4, 0.6]", 0.5, 0.4, 0.6, 12, "note", True),
-         tables.count(12)],
+        [
+            Cell("a & b_c"),
+            Cell("x"),
+            Cell("0.5† [0.4, 0.6]", 0.5, 0.4, 0.6, 12, "note", True),
+            tables.count(12),
+        ],
         [Cell("a & b_c"), Cell("y"), Cell("–"), tables.count(0)],
         [Cell("other, with comma"), Cell("z"), Cell("0.7", 0.7), tables.count(3)],
-    ]  # fmt: skip
+    ]
     return Table("t", "Caption with 95 %", ["row", "group", "score_1", "n"], rows, heads=2)
 
 
@@ -56,12 +61,20 @@ def test_ticks_are_few_round_and_inside(low, span):
     [
         svg.dots([svg.Dot("<row> & 'x'", 0.5, 0.4, 0.6, 0.45, True)], "T", "x"),
         svg.bars(["m"], ["a", "b"], [[(0.5, 0.4, 0.6), None]], "T"),
-        svg.lines([("a", [(0, 0.1), (1, 0.9)])], "T", "x", "y", bands=[[(0, 0, 1), (1, 0, 1)]],
-                  cuts=[(0, 0.5)], diagonal=True, unit=True),
+        svg.lines(
+            [("a", [(0, 0.1), (1, 0.9)])],
+            "T",
+            "x",
+            "y",
+            bands=[[(0, 0, 1), (1, 0, 1)]],
+            cuts=[(0, 0.5)],
+            diagonal=True,
+            unit=True,
+        ),
         svg.lines([("flat", [(1, 0.5), (2, 0.5)])], "T", "x", "y"),
         svg.spark([0.9, 0.5, 0.4], 1),
     ],
-)  # fmt: skip
+)
 def test_charts_are_well_formed_and_named_for_screen_readers(drawn):
     root = ET.fromstring(drawn)
     assert root.get("role") == "img" and len(root.get("aria-label")) > 5
@@ -96,16 +109,25 @@ def test_training_logs_are_read_in_both_forms(tmp_path):
 def case(i, said, truth, references="none", domain="radiology", hits=()):
     kept = [h.id for h in hits][:1]
     return Trace(
-        example_id=f"e{i:03d}", task="vqa", question=f"Question {i}?", answer_type="closed",
-        target=truth, target_domain=domain, answer=Answer(text=said), hits=list(hits),
-        condition=Condition(references=references), patient=f"p{i}",
+        example_id=f"e{i:03d}",
+        task="vqa",
+        question=f"Question {i}?",
+        answer_type="closed",
+        target=truth,
+        target_domain=domain,
+        answer=Answer(text=said),
+        hits=list(hits),
+        condition=Condition(references=references),
+        patient=f"p{i}",
         selection=Selection(rule="log_ratio", kept=kept, reason="cut") if hits else None,
         prompt=Prompt(template="t", text="", references=[], dropped=[]),
-    )  # fmt: skip
+    )
 
 
-HITS = [Hit(id="h0", text="Kept text.", score=0.9, rank=0),
-        Hit(id="h1", text="Dropped text.", score=0.2, rank=1)]  # fmt: skip
+HITS = [
+    Hit(id="h0", text="Kept text.", score=0.9, rank=0),
+    Hit(id="h1", text="Dropped text.", score=0.2, rank=1),
+]
 
 
 def arms():
@@ -148,8 +170,16 @@ def test_cases_are_spread_over_outcomes_and_seeded():
 
 def scored(rows):
     """The part of the evaluation that the tables of retrieval and of classes read."""
-    return {"runs": {a.name: {"title": a.title, "retrieval": retrieval(a, Facts(), 200, 0),
-                              **classification(a, 200, 0)} for a in rows}}  # fmt: skip
+    return {
+        "runs": {
+            a.name: {
+                "title": a.title,
+                "retrieval": retrieval(a, Facts(), 200, 0),
+                **classification(a, 200, 0),
+            }
+            for a in rows
+        }
+    }
 
 
 def test_hubness_counts_images_not_questions():
@@ -196,8 +226,7 @@ def test_domains_are_shown_against_those_identified():
     for i, trace in enumerate(rows[1].traces):
         trace.domain = Domain(label="radiology" if i < 15 else "unknown")
     found = {table_.id: table_ for table_ in tables.classification(scored(rows))}["routing"]
-    assert found.columns == ["domain", "images", "identified as radiology",
-                             "identified as unknown"]  # fmt: skip
+    assert found.columns == ["domain", "images", "identified as radiology", "identified as unknown"]
     assert [c.value for c in found.rows[0][1:]] == [20, 0.75, 0.25]
 
 
@@ -221,14 +250,21 @@ def test_what_is_missing_says_where():
         return {"title": title, "plain": plain, "tasks": {"report": overall}}
 
     found = {
-        "runs": {"a": arm("A", True, blank_image="needs a run", constant="needs --data"),
-                 "b": arm("B", True, constant="needs --data"),
-                 "c": arm("C", False, copied="needs hits")},
-        "reliance": {}, "subgroups": {}, "not_computed": {"row D": "no adapter"},
-    }  # fmt: skip
+        "runs": {
+            "a": arm("A", True, blank_image="needs a run", constant="needs --data"),
+            "b": arm("B", True, constant="needs --data"),
+            "c": arm("C", False, copied="needs hits"),
+        },
+        "reliance": {},
+        "subgroups": {},
+        "not_computed": {"row D": "no adapter"},
+    }
     rows = [[cell.text for cell in row] for row in tables.not_computed(found).rows]
-    assert rows == [["blank image", "needs a run", "A"], ["constant", "needs --data", "all"],
-                    ["row D", "no adapter", ""]]  # fmt: skip
+    assert rows == [
+        ["blank image", "needs a run", "A"],
+        ["constant", "needs --data", "all"],
+        ["row D", "no adapter", ""],
+    ]
 
 
 def test_confusion_counts_every_answer():

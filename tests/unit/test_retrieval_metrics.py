@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import skew
 
-from mmedrag.encoders.windows import sentences, windows
-from mmedrag.metrics_stats import AnyStat, intervals
-from mmedrag.retrieval_metrics import chance, hubness, hubs, per_query, ranks, relevant, usage
-from mmedrag.types import Hit, Selection, Trace
+from mmedrag.evaluation.metrics.retrieval import chance, hubness, hubs, usage
+from mmedrag.evaluation.metrics.statistics import AnyStat, intervals
+from mmedrag.records.records import Hit, Selection, Trace
+from mmedrag.retrieval.encoders.windows import sentences, windows
+from mmedrag.retrieval.ranks import per_query, ranks, relevant
 
 
 def test_hand_computed() -> None:
@@ -51,9 +52,14 @@ def test_hubness() -> None:
     found = {name: stat.point() for name, stat in stats.items()}
     uses = [3, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     assert found == pytest.approx(
-        {"distinct_share": 2 / 4, "coverage@2": 5 / 10, "top_share": 3 / 4, "top_ten_share": 1.0,
-         "skewness": skew(uses)}
-    )  # fmt: skip
+        {
+            "distinct_share": 2 / 4,
+            "coverage@2": 5 / 10,
+            "top_share": 3 / 4,
+            "top_ten_share": 1.0,
+            "skewness": skew(uses),
+        }
+    )
     assert {stat.n for stat in stats.values()} == {4}
     nothing = hubness(np.array([[-1], [-1]]), references=3)["top_share"]
     assert nothing.n == 0 and np.isnan(nothing.point())
@@ -101,11 +107,15 @@ def test_one_reference_for_all_does_not_print_as_certainty() -> None:
 def test_usage_counts_each_image_once_and_says_what_is_kept() -> None:
     def trace(i: int, kept: list[str] | None, excluded: int) -> Trace:
         return Trace(
-            example_id=str(i), task="vqa", excluded=excluded,
-            hits=[Hit(id="a", text="", score=0.9, rank=0),
-                  Hit(id="b", text="", score=0.1 * i, rank=1)],
+            example_id=str(i),
+            task="vqa",
+            excluded=excluded,
+            hits=[
+                Hit(id="a", text="", score=0.9, rank=0),
+                Hit(id="b", text="", score=0.1 * i, rank=1),
+            ],
             selection=None if kept is None else Selection(rule="r", kept=kept),
-        )  # fmt: skip
+        )
 
     stats = usage([trace(1, ["a", "b"], 3), trace(2, [], 1), trace(3, None, 0)])
     found = {name: (stat.point(), stat.n) for name, stat in stats.items()}
@@ -133,8 +143,9 @@ def test_a_long_sentence_is_cut_between_words() -> None:
 
 def test_numbers_and_abbreviations_stay_inside() -> None:
     assert sentences("A 1.5 cm nodule, e.g. a cyst. No effusion.") == [
-        "A 1.5 cm nodule, e.g. a cyst.", "No effusion."
-    ]  # fmt: skip
+        "A 1.5 cm nodule, e.g. a cyst.",
+        "No effusion.",
+    ]
 
 
 @given(st.lists(st.sampled_from(["Ab", "cd", "ef.", "Gh", "x."]), max_size=40), st.integers(4, 12))

@@ -8,13 +8,22 @@ from typing import Any
 
 import pytest
 
-from mmedrag.conditions import Plan
-from mmedrag.generators.scripted import ScriptedGenerator
-from mmedrag.images import load_image
-from mmedrag.pipeline import Pipeline
-from mmedrag.protocols import Request
-from mmedrag.run import RunSettings, choose, chunks, merge, parse_shard, run, run_plans
-from mmedrag.types import DataFolder, Hit, UserError
+from mmedrag.answering.generators.scripted import ScriptedGenerator
+from mmedrag.images.files import load_image
+from mmedrag.pipeline.conditions import Plan
+from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.pipeline.run import (
+    RunSettings,
+    choose,
+    chunks,
+    merge,
+    parse_shard,
+    run_examples,
+    run_plans,
+)
+from mmedrag.records.protocols import Request
+from mmedrag.records.records import Hit, UserError
+from mmedrag.runtime.data_folder import DataFolder
 
 
 class EchoSearcher:
@@ -48,7 +57,7 @@ def traces(out: Path) -> list[dict]:
 
 
 def test_run_writes_every_row_in_input_order(small_data: Path, tmp_path: Path) -> None:
-    result = run(pipeline(), DataFolder(small_data), tmp_path / "r", RunSettings(chunk=5))
+    result = run_examples(pipeline(), DataFolder(small_data), tmp_path / "r", RunSettings(chunk=5))
     ids = [e.id for e in DataFolder(small_data).examples()]
     assert result == {"out": str(tmp_path / "r"), "rows": 36, "failed": 0}
     rows = traces(tmp_path / "r")
@@ -59,13 +68,15 @@ def test_run_writes_every_row_in_input_order(small_data: Path, tmp_path: Path) -
     assert first["excluded"] == 1
     assert first["prompt"]["references"] == ["s00-q0.0", "s00-q0.1"]
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
-        "config.json", "timings.jsonl", "traces.jsonl",
-    ]  # fmt: skip
+        "config.json",
+        "timings.jsonl",
+        "traces.jsonl",
+    ]
 
 
 def test_config_says_what_was_run_on_what(small_data: Path, tmp_path: Path) -> None:
     system = {"generator": {"kind": "scripted"}}
-    run(
+    run_examples(
         pipeline(),
         DataFolder(small_data),
         tmp_path / "r",
@@ -87,7 +98,9 @@ def test_same_bytes_whatever_the_chunk(small_data: Path, tmp_path: Path) -> None
     made = []
     for size in (1, 4, 128):
         out = tmp_path / str(size)
-        run(pipeline(), DataFolder(small_data), out, RunSettings(chunk=size, references="shuffled"))
+        run_examples(
+            pipeline(), DataFolder(small_data), out, RunSettings(chunk=size, references="shuffled")
+        )
         made.append((out / "traces.jsonl").read_bytes())
     assert made[0] == made[1] == made[2]
 
@@ -95,11 +108,11 @@ def test_same_bytes_whatever_the_chunk(small_data: Path, tmp_path: Path) -> None
 def test_a_finished_run_is_not_run_again(small_data: Path, tmp_path: Path) -> None:
     asked = pipeline()
     for _ in range(2):
-        result = run(asked, DataFolder(small_data), tmp_path / "r", RunSettings())
+        result = run_examples(asked, DataFolder(small_data), tmp_path / "r", RunSettings())
     assert result["rows"] == 36
     assert asked.generator.calls == 36  # type: ignore[union-attr]
     with pytest.raises(UserError, match="other settings"):
-        run(asked, DataFolder(small_data), tmp_path / "r", RunSettings(limit=2))
+        run_examples(asked, DataFolder(small_data), tmp_path / "r", RunSettings(limit=2))
 
 
 def test_images_stay_together(small_data: Path) -> None:
@@ -115,11 +128,11 @@ def test_images_stay_together(small_data: Path) -> None:
 @pytest.mark.parametrize("first", [0, 1])
 def test_shards_merge_into_the_unsplit_run(small_data: Path, tmp_path: Path, first: int) -> None:
     data = DataFolder(small_data)
-    run(pipeline(), data, tmp_path / "whole", RunSettings(chunk=4))
+    run_examples(pipeline(), data, tmp_path / "whole", RunSettings(chunk=4))
     parts = []
     for i in range(first, first + 3):
         parts.append(tmp_path / f"part{i}")
-        run(pipeline(), data, parts[-1], RunSettings(chunk=4, shard=f"{i}/3"))
+        run_examples(pipeline(), data, parts[-1], RunSettings(chunk=4, shard=f"{i}/3"))
     result = merge(parts[::-1], tmp_path / "merged")
     assert result["rows"] == 36
     for name in ("traces.jsonl", "config.json"):
@@ -129,7 +142,9 @@ def test_shards_merge_into_the_unsplit_run(small_data: Path, tmp_path: Path, fir
 def test_merge_refuses_what_is_no_whole(small_data: Path, tmp_path: Path) -> None:
     data = DataFolder(small_data)
     for i, seed in ((0, 0), (1, 9)):
-        run(pipeline(), data, tmp_path / f"{i}", RunSettings(chunk=4, shard=f"{i}/2"), seed)
+        run_examples(
+            pipeline(), data, tmp_path / f"{i}", RunSettings(chunk=4, shard=f"{i}/2"), seed
+        )
     with pytest.raises(UserError, match="1 of 2 shards given, 1 is missing"):
         merge([tmp_path / "0"], tmp_path / "m")
     with pytest.raises(UserError, match="the same shard"):
@@ -151,7 +166,7 @@ def test_a_failing_row_does_not_stop_the_others(small_data: Path, tmp_path: Path
             raise ValueError("cannot look at this one")
         return "no"
 
-    result = run(pipeline(script), DataFolder(small_data), tmp_path / "r", RunSettings())
+    result = run_examples(pipeline(script), DataFolder(small_data), tmp_path / "r", RunSettings())
     assert result["failed"] == 3
     rows = traces(tmp_path / "r")
     bad = [row for row in rows if "error" in row]
@@ -171,7 +186,7 @@ def test_unreadable_images_do_not_repeat_the_others(small_data: Path, tmp_path: 
         (small_data / "images" / f"{name}.png").write_bytes(b"torn")
     looking = pipeline()
     looking.generator = Looking("tester", script=say)
-    result = run(looking, DataFolder(small_data), tmp_path / "r", RunSettings())
+    result = run_examples(looking, DataFolder(small_data), tmp_path / "r", RunSettings())
     assert result["failed"] == 6
     assert looking.generator.calls == 30
     for row in traces(tmp_path / "r"):
@@ -192,8 +207,8 @@ def test_out_of_memory_halves_and_is_recorded(small_data: Path, tmp_path: Path) 
 
     small = pipeline()
     small.generator = Small("tester", script=say)
-    run(small, DataFolder(small_data), tmp_path / "r", RunSettings(chunk=24))
-    run(pipeline(), DataFolder(small_data), tmp_path / "plain", RunSettings(chunk=24))
+    run_examples(small, DataFolder(small_data), tmp_path / "r", RunSettings(chunk=24))
+    run_examples(pipeline(), DataFolder(small_data), tmp_path / "plain", RunSettings(chunk=24))
     assert Small.sizes[:3] == [24, 12, 6]
     assert max(Small.sizes[3:]) <= 6
     times = [json.loads(x) for x in (tmp_path / "r" / "timings.jsonl").read_text().splitlines()]
@@ -212,7 +227,7 @@ def test_smaller_batches_of_the_generator_are_recorded(small_data: Path, tmp_pat
 
     careful = pipeline()
     careful.generator = Careful("tester", script=say)
-    run(careful, DataFolder(small_data), tmp_path / "r", RunSettings(limit=2))
+    run_examples(careful, DataFolder(small_data), tmp_path / "r", RunSettings(limit=2))
     (line,) = (tmp_path / "r" / "timings.jsonl").read_text().splitlines()
     assert json.loads(line)["batch_backoffs"] == [{"from": 32, "to": 16}]
 

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmedrag import runs
-from mmedrag.types import UserError
+from mmedrag.records.records import UserError
+from mmedrag.runtime import run_folder
+from mmedrag.runtime.files import append_line, sha256
+from mmedrag.runtime.journal import Journal
 
 
 def test_journal_replays_what_was_appended(tmp_path: Path) -> None:
     rows = {"a": '{"x": 1}', 'b\t"\n': '{"y": "é"}', "c": "{}"}
-    journal = runs.Journal(tmp_path / "j")
+    journal = Journal(tmp_path / "j")
     journal.append(rows)
     journal.close()
-    again = runs.Journal(tmp_path / "j")
+    again = Journal(tmp_path / "j")
     again.write(tmp_path / "out", ["c", "a", 'b\t"\n'])
     again.close(remove=True)
     assert (tmp_path / "out").read_text() == '{}\n{"x": 1}\n{"y": "é"}\n'
@@ -31,14 +33,14 @@ def test_journal_cut_anywhere_loses_only_the_torn_row(
     tmp_path_factory: pytest.TempPathFactory, cut: int
 ) -> None:
     path = tmp_path_factory.mktemp("cut") / "j"
-    journal = runs.Journal(path)
+    journal = Journal(path)
     for number in range(6):
         journal.append({f"k{number}": json.dumps({"n": number})})
     journal.close()
     whole = path.read_bytes()
     path.write_bytes(whole[: min(cut, len(whole))])
     complete = whole[:cut].count(b"\n")
-    journal = runs.Journal(path)
+    journal = Journal(path)
     assert list(journal.where) == [f"k{n}" for n in range(complete)]
     missing = {f"k{n}": json.dumps({"n": n}) for n in range(complete, 6)}
     journal.append(missing)
@@ -49,66 +51,68 @@ def test_journal_cut_anywhere_loses_only_the_torn_row(
 
 def test_journal_drops_a_poisoned_line(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    journal = runs.Journal(path)
+    journal = Journal(path)
     for key in "abc":
         journal.append({key: json.dumps({"is": key})})
     journal.close()
     path.write_bytes(path.read_bytes().replace(b'"is": "b"', b'"is": "z"'))
-    journal = runs.Journal(path)
+    journal = Journal(path)
     assert list(journal.where) == ["a", "c"]
     journal.append({"b": '{"is": "b"}'})
     journal.write(tmp_path / "out", "abc")
     journal.close()
     assert [json.loads(x)["is"] for x in (tmp_path / "out").read_text().split("\n")[:3]] == [
-        "a", "b", "c",
-    ]  # fmt: skip
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def test_journal_has_one_writer(tmp_path: Path) -> None:
-    journal = runs.Journal(tmp_path / "j")
+    journal = Journal(tmp_path / "j")
     with pytest.raises(UserError, match="another process"):
-        runs.Journal(tmp_path / "j")
+        Journal(tmp_path / "j")
     journal.close()
-    runs.Journal(tmp_path / "j").close()
+    Journal(tmp_path / "j").close()
 
 
 def test_claim_goes_on_only_with_the_same_call(tmp_path: Path) -> None:
     config = {"command": "run", "settings": {"limit": 3}, "inputs": {"a": "1"}, "environment": {}}
-    assert runs.claim(tmp_path / "r", config) == config
+    assert run_folder.claim(tmp_path / "r", config) == config
     other = {**config, "environment": {"commit": "x"}}
-    assert runs.claim(tmp_path / "r", other) == config  # keeps what it was begun with
+    assert run_folder.claim(tmp_path / "r", other) == config  # keeps what it was begun with
     with pytest.raises(UserError, match="limit: 3 before, 4 now"):
-        runs.claim(tmp_path / "r", {**config, "settings": {"limit": 4}})
+        run_folder.claim(tmp_path / "r", {**config, "settings": {"limit": 4}})
     with pytest.raises(UserError, match="other inputs"):
-        runs.claim(tmp_path / "r", {**config, "inputs": {"a": "2"}})
+        run_folder.claim(tmp_path / "r", {**config, "inputs": {"a": "2"}})
 
 
 def test_claim_refuses_a_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty and no run folder"):
-        runs.claim(tmp_path, {"command": "run"})
+        run_folder.claim(tmp_path, {"command": "run"})
 
 
 def test_sha256_of_a_folder_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    first = runs.sha256(tmp_path)
+    first = sha256(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
-    second = runs.sha256(tmp_path)
+    second = sha256(tmp_path)
     (tmp_path / "b").write_text("2")
-    assert len({first, second, runs.sha256(tmp_path)}) == 3
+    assert len({first, second, sha256(tmp_path)}) == 3
     with pytest.raises(UserError, match="cannot be read"):
-        runs.sha256(tmp_path / "none")
+        sha256(tmp_path / "none")
 
 
 def test_append_line_ends_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "t"
     path.write_text('{"torn": ')
-    runs.append_line(path, "{}")
-    runs.append_line(path, "{}")
+    append_line(path, "{}")
+    append_line(path, "{}")
     assert path.read_text() == '{"torn": \n{}\n{}\n'
 
 
 def test_environment_names_versions() -> None:
-    found = runs.environment()
+    found = run_folder.environment()
     assert found["versions"]["numpy"]
     assert found["versions"]["mmedrag"]

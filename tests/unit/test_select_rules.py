@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmedrag import select
-from mmedrag.pipeline import Pipeline
-from mmedrag.select import RuleSpec
-from mmedrag.types import Hit, Selection, Trace, UserError
+from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.records.records import Hit, Selection, Trace, UserError
+from mmedrag.retrieval import select
+from mmedrag.retrieval.select import RuleSpec
 
 NAN = float("nan")
 
@@ -102,18 +102,23 @@ def test_threshold_of_one_is_refused() -> None:
 
 
 def test_a_rule_of_another_package() -> None:
-    rule = RuleSpec("mmedrag.select:fixed_k", k=1)
+    rule = RuleSpec("mmedrag.retrieval.select:fixed_k", k=1)
     assert rule(hits(0.4, 0.3)).kept == ["r0"]
 
 
 scores = st.lists(st.floats(-1, 1) | st.just(NAN), max_size=12).map(
     lambda values: sorted(values, key=lambda v: (math.isnan(v), -v))
 )
-specs = st.sampled_from([
-    RuleSpec("log_ratio", gamma=0.1), RuleSpec("top1_ratio"), RuleSpec("fixed_k", k=4),
-    RuleSpec("score_floor", floor=0.2), RuleSpec("calibrated", threshold=0.1),
-    RuleSpec("log_ratio", gamma=0.5, min_k=2, k=5),
-])  # fmt: skip
+specs = st.sampled_from(
+    [
+        RuleSpec("log_ratio", gamma=0.1),
+        RuleSpec("top1_ratio"),
+        RuleSpec("fixed_k", k=4),
+        RuleSpec("score_floor", floor=0.2),
+        RuleSpec("calibrated", threshold=0.1),
+        RuleSpec("log_ratio", gamma=0.5, min_k=2, k=5),
+    ]
+)
 
 
 @given(scores, specs)

@@ -13,17 +13,18 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra 'serve'")
 
-from mmedrag.images import decode_image, pixel_hash  # noqa: E402
+from mmedrag.images.alike import pixel_hash  # noqa: E402
+from mmedrag.images.files import decode_image
+from mmedrag.pipeline.evidence import abstention, guess_answer_type, references  # noqa: E402
+from mmedrag.records.records import Answer, Domain, Hit, Prompt, Selection, Trace, UserError  # noqa: E402
 from mmedrag.serve import audit as audits  # noqa: E402
 from mmedrag.serve import openai, uploads  # noqa: E402
 from mmedrag.serve.audit import Audit  # noqa: E402
 from mmedrag.serve.decoder import BadImage, Decoders  # noqa: E402
 from mmedrag.serve.errors import Refused  # noqa: E402
-from mmedrag.serve.evidence import abstention, guess_answer_type, references  # noqa: E402
 from mmedrag.serve.metrics import HELP, Metrics  # noqa: E402
 from mmedrag.serve.queue import Batcher, Busy, Job, Stopped  # noqa: E402
 from mmedrag.serve.security import Keys, Rate, load_keys, may_bind, new_key, same_site  # noqa: E402
-from mmedrag.types import Answer, Domain, Hit, Prompt, Selection, Trace, UserError  # noqa: E402
 from serve_tools import dicom_bytes, encoded, picture, write_keys  # noqa: E402
 
 # --- queue -------------------------------------------------------------------------------------
@@ -185,8 +186,11 @@ def test_every_reference_says_why_it_was_kept_or_dropped():
     prompt = Prompt(template="t", text="", references=["a"], dropped=["b", "c"])
     rows = references(trace(hits=hits, selection=rule, prompt=prompt))
     assert [(row["id"], row["used"]) for row in rows] == [
-        ("a", True), ("b", False), ("c", False), ("d", False),
-    ]  # fmt: skip
+        ("a", True),
+        ("b", False),
+        ("c", False),
+        ("d", False),
+    ]
     assert [row["why"] for row in rows] == [
         "kept by the rule log_ratio: gap 3",
         "kept by the rule log_ratio: gap 3, but it does not fit the model's context",
@@ -212,11 +216,19 @@ def test_keys_are_hashed_at_rest_and_scoped(tmp_path):
         found.check(f"Bearer {keys['reader']}", "ask")
     assert refused.value.status == 403
     wrong = [
-        None, "", "Bearer", "Bearer mmr_doctor_", f"Basic {keys['doctor']}", "Bearer mmr__",
-        f"Bearer {keys['doctor']}x", keys["doctor"], f"Bearer {keys['doctor'][:-1]}",
+        None,
+        "",
+        "Bearer",
+        "Bearer mmr_doctor_",
+        f"Basic {keys['doctor']}",
+        "Bearer mmr__",
+        f"Bearer {keys['doctor']}x",
+        keys["doctor"],
+        f"Bearer {keys['doctor'][:-1]}",
         "Bearer mmr_nobody_" + keys["doctor"].split("_", 2)[2],
-        "Bearer mmr_reader_" + keys["doctor"].split("_", 2)[2], "Bearer \udcff_\udcff_\udcff",
-    ]  # fmt: skip
+        "Bearer mmr_reader_" + keys["doctor"].split("_", 2)[2],
+        "Bearer \udcff_\udcff_\udcff",
+    ]
     for header in wrong:
         with pytest.raises(Refused) as refused:
             found.check(header, "read")
@@ -411,10 +423,19 @@ def test_a_decoder_gets_no_secrets(decoders, monkeypatch):
 @pytest.mark.parametrize(
     "value",
     [
-        "file:///etc/passwd", "/etc/passwd", "http://127.0.0.1/x.png", "ftp://x/y", "image.png", 7,
-        "data:text/html;base64,PGI+", "data:image/png,plain", "data:image/png;base64,#", None, [],
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "http://127.0.0.1/x.png",
+        "ftp://x/y",
+        "image.png",
+        7,
+        "data:text/html;base64,PGI+",
+        "data:image/png,plain",
+        "data:image/png;base64,#",
+        None,
+        [],
     ],
-)  # fmt: skip
+)
 def test_only_data_urls_are_read(value):
     with pytest.raises(Refused) as refused:
         uploads.data_url(value, "image")

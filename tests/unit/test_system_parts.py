@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag import system
-from mmedrag.stores import folder
-from mmedrag.system import Flags, resolve
-from mmedrag.types import UserError
+from mmedrag.pipeline import system
+from mmedrag.pipeline.system import Flags, resolve_system
+from mmedrag.records.records import UserError
+from mmedrag.retrieval.stores import folder
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_file_gives_the_parts_relative_to_itself(place: Path) -> None:
-    found = resolve(Flags(system=place / "system.toml"))
+    found = resolve_system(Flags(system=place / "system.toml"))
     assert found.domain.label == "radiology"
     assert found.domains["radiology"].index == str(place / "index-radiology")
     assert found.generator == {"kind": "hf", "model": str(place / "model"), "batch_size": 4}
@@ -40,59 +40,66 @@ def test_file_gives_the_parts_relative_to_itself(place: Path) -> None:
     assert found.prompts.set == "llava_med"
     assert json.dumps(found.describe())
     assert set(found.inputs()) == {
-        str(place / "model"), str(place / "adapter"), str(place / "index-radiology"),
-    }  # fmt: skip
+        str(place / "model"),
+        str(place / "adapter"),
+        str(place / "index-radiology"),
+    }
     assert found.inputs()[str(place / "index-radiology")].name == "manifest.json"
 
 
 def test_flags_win(place: Path) -> None:
     flags = Flags(
-        system=place / "system.toml", domain="pathology", model="other", rule="fixed_k",
+        system=place / "system.toml",
+        domain="pathology",
+        model="other",
+        rule="fixed_k",
         index=[str(place / "index-pathology"), str(place / "index-generic")],
-    )  # fmt: skip
-    found = resolve(flags)
+    )
+    found = resolve_system(flags)
     assert found.domain.label == "pathology"
     assert found.generator["model"] == "other"
     assert found.selection == {"rule": "fixed_k"}
     assert {name: part.index is not None for name, part in found.domains.items()} == {
-        "radiology": True, "pathology": True, "generic": True,
-    }  # fmt: skip
+        "radiology": True,
+        "pathology": True,
+        "generic": True,
+    }
 
 
 def test_recipe_lies_between_flags_and_file(place: Path) -> None:
     recipe = {"selection": {"gamma": 0.5}, "generator": {"batch_size": 2}, "prompts": {"set": "x"}}
-    found = resolve(Flags(system=place / "system.toml", model="other"), recipe)
+    found = resolve_system(Flags(system=place / "system.toml", model="other"), recipe)
     assert found.selection == {"rule": "log_ratio", "gamma": 0.5}
     assert (found.generator["batch_size"], found.generator["model"]) == (2, "other")
     assert found.prompts.set == "x"
 
 
 def test_auto_asks_the_model(place: Path) -> None:
-    found = resolve(Flags(system=place / "system.toml", domain="auto"))
+    found = resolve_system(Flags(system=place / "system.toml", domain="auto"))
     assert (found.domain.label, found.domain.model) == (None, "embedded:domain")
-    found = resolve(Flags(system=place / "system.toml", domain_model="mine"))
+    found = resolve_system(Flags(system=place / "system.toml", domain_model="mine"))
     assert (found.domain.label, found.domain.model) == (None, "mine")
 
 
 def test_a_foreign_model_gets_no_embedded_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmedrag.embedded.index_folders", lambda: {"radiology": Path("r")})
-    assert resolve(Flags(model="foreign")).domains == {}
-    own = resolve(Flags())
+    monkeypatch.setattr("mmedrag.pipeline.embedded.index_folders", lambda: {"radiology": Path("r")})
+    assert resolve_system(Flags(model="foreign")).domains == {}
+    own = resolve_system(Flags())
     assert own.domains["radiology"].index == "r"
     assert own.generator["model"] == "embedded:vlm"
-    assert resolve(Flags(), references=False).domains == {}
+    assert resolve_system(Flags(), references=False).domains == {}
 
 
 def test_adapter_none_takes_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "_embedded_has", lambda name: True)
-    assert resolve(Flags(), references=False).generator["adapter"] == "embedded:adapter"
-    assert "adapter" not in resolve(Flags(adapter="none"), references=False).generator
+    assert resolve_system(Flags(), references=False).generator["adapter"] == "embedded:adapter"
+    assert "adapter" not in resolve_system(Flags(adapter="none"), references=False).generator
 
 
 def test_two_indexes_for_a_domain(place: Path) -> None:
     twice = [str(place / "index-radiology")] * 2
     with pytest.raises(UserError, match="'radiology' has one already"):
-        resolve(Flags(model="m", index=twice))
+        resolve_system(Flags(model="m", index=twice))
 
 
 @pytest.mark.parametrize(
@@ -113,23 +120,27 @@ def test_wrong_files_are_named(place: Path, text: str, what: str) -> None:
     file = place / "wrong.toml"
     file.write_text(text)
     with pytest.raises(UserError, match=what):
-        resolve(Flags(system=file, model="m"))
+        resolve_system(Flags(system=file, model="m"))
 
 
 def test_generator_options_are_checked(place: Path) -> None:
-    from mmedrag.generators.scripted import ScriptedGenerator
+    from mmedrag.answering.generators.scripted import ScriptedGenerator
 
     fixed = Flags(domain="radiology")
-    scripted = resolve(fixed, {"generator": {"kind": "scripted", "image_size": 8}})
-    built = system.build(scripted, references=False)
+    scripted = resolve_system(fixed, {"generator": {"kind": "scripted", "image_size": 8}})
+    built = system.build_pipeline(scripted, references=False)
     assert isinstance(built.generator, ScriptedGenerator) and built.generator.image_size == 8
-    strict = resolve(fixed, {"generator": {"kind": "mmedrag.select:fixed_k", "heat": 1}})
+    strict = resolve_system(
+        fixed, {"generator": {"kind": "mmedrag.retrieval.select:fixed_k", "heat": 1}}
+    )
     with pytest.raises(UserError, match="unknown key 'heat', expected one of k, kind, scores"):
-        system.build(strict, references=False)
+        system.build_pipeline(strict, references=False)
     with pytest.raises(UserError, match="'fog' is not known"):
-        system.build(resolve(fixed, {"generator": {"kind": "fog"}}), references=False)
+        system.build_pipeline(
+            resolve_system(fixed, {"generator": {"kind": "fog"}}), references=False
+        )
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        resolve(Flags(system=tmp_path / "none.toml"))
+        resolve_system(Flags(system=tmp_path / "none.toml"))

@@ -18,17 +18,21 @@ from mmedrag.cli.common import FOLDER, Call, command, with_system
 @click.option("--studies", type=click.IntRange(0), help="Per domain; 0, the default: all.")
 @click.option("--generic", metavar="DIR", help="Index over all domains, for naive retrieval.")
 def noun(
-    call: Call, data: Path, out: Path, split: str | None, studies: int | None,
-    generic: str | None, **flags: Any,
-) -> None:  # fmt: skip
+    call: Call,
+    data: Path,
+    out: Path,
+    split: str | None,
+    studies: int | None,
+    generic: str | None,
+    **flags: Any,
+) -> None:
     """Base model to full method on DATA: runs, metrics and an HTML report in OUT.
 
     The recipe's table [ablation] names the adapters. Finished rows stand: the same command goes
     on where it was interrupted. A row whose parts are not here is named, and left out.
     """
-    from mmedrag.ablation import AblationSettings
-    from mmedrag.demo import ablate, headline
-    from mmedrag.types import DataFolder
+    from mmedrag.experiments import AblationSettings, ablate, headline
+    from mmedrag.runtime import DataFolder
 
     settings = call.settings(AblationSettings, split=split, studies=studies, generic=generic)
     result = ablate(

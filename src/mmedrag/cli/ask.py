@@ -24,23 +24,35 @@ from mmedrag.cli.common import FILE, Call, command, with_system
     help="Abstain below; default: the threshold fitted for the model.",
 )
 def noun(
-    call: Call, image: Path, question: str | None, report: bool, views: tuple[Path, ...],
-    patient: str | None, no_rag: bool, min_confidence: float | None, **flags: Any,
-) -> None:  # fmt: skip
+    call: Call,
+    image: Path,
+    question: str | None,
+    report: bool,
+    views: tuple[Path, ...],
+    patient: str | None,
+    no_rag: bool,
+    min_confidence: float | None,
+    **flags: Any,
+) -> None:
     """Answer QUESTION about IMAGE, with the references, why each was kept, and the confidence.
 
     No answer is given when the image's domain is unknown or the confidence is too low.
     """
-    from mmedrag import ask, system
-    from mmedrag.types import UserError
+    from mmedrag.embedded import located
+    from mmedrag.pipeline import interactive, system
+    from mmedrag.records import UserError
 
     if report == bool(question):
         raise UserError("expected either a QUESTION or --report")
     parts = call.system(flags, not no_rag)
     if min_confidence is None:
-        min_confidence = ask.min_confidence(system.located(str(parts.generator.get("model"))))
-    result = ask.ask(
-        system.build(parts, references=not no_rag, seed=call.seed), [image, *views], question,
-        patient, "none" if no_rag else "selected", min_confidence,
-    )  # fmt: skip
-    call.finish(result, ask.as_text(result))
+        min_confidence = interactive.min_confidence(located(str(parts.generator.get("model"))))
+    result = interactive.ask(
+        system.build_pipeline(parts, references=not no_rag, seed=call.seed),
+        [image, *views],
+        question,
+        patient,
+        "none" if no_rag else "selected",
+        min_confidence,
+    )
+    call.finish(result, interactive.as_text(result))

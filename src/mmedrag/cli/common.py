@@ -38,7 +38,7 @@ class Call:
 
     def settings(self, cls: type[T], table: str | None = None, **flags: Any) -> T:
         """Settings of ``cls`` from a recipe table, with the flags that were given on top."""
-        from mmedrag import config
+        from mmedrag.runtime import config
 
         name = table or self.table
         given = {key: value for key, value in flags.items() if value is not None}
@@ -65,10 +65,10 @@ class Call:
         return found
 
     def system(self, flags: Mapping[str, Any], references: bool = True) -> Any:
-        """The system that flags, recipe and system file name (see :mod:`mmedrag.system`)."""
-        from mmedrag import system
+        """The system that flags, recipe and system file name (see ``mmedrag.pipeline``)."""
+        from mmedrag.pipeline import system
 
-        return system.resolve(system.Flags(**flags), self.recipe, references)
+        return system.resolve_system(system.Flags(**flags), self.recipe, references)
 
     def finish(self, result: Mapping[str, Any], text: str | None = None, ok: bool = True) -> None:
         """Print the one result and leave with 0, or with 1 when ``ok`` is false."""
@@ -137,7 +137,7 @@ def load_recipe(config: str | None, overrides: Iterable[str], table: str) -> dic
     """Recipe tables; a key of ``--set`` without a table belongs to the command's own."""
     if config is None and not overrides:
         return {}
-    from mmedrag import config as settings
+    from mmedrag.runtime import config as settings
 
     full = []
     for override in overrides:
@@ -237,13 +237,16 @@ class Progress:
                 Progress,
                 TextColumn,
                 TimeRemainingColumn,
-            )  # fmt: skip
+            )
 
             self.bar = Progress(
-                TextColumn(self.what), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+                TextColumn(self.what),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
                 console=Console(stderr=True),
-            )  # fmt: skip
+            )
             self.bar.start()
             self.task = self.bar.add_task(self.what, total=total, completed=done, rate="")
         rate = (done - (self.first or 0)) / max(time.monotonic() - self.start, 1e-9)
@@ -255,7 +258,7 @@ class Progress:
 
 def plain(value: Any) -> Any:
     """A result as plain JSON data (paths as text, records and dataclasses as objects)."""
-    from mmedrag.config import as_dict
+    from mmedrag.runtime import as_dict
 
     return as_dict(value)
 

@@ -38,14 +38,18 @@ def phantom(
     """
     from dataclasses import asdict
 
-    from mmedrag.phantom.build import build
-    from mmedrag.phantom.sample import Knobs
+    from mmedrag.phantom import Knobs, build_benchmark
 
     knobs = asdict(call.settings(Knobs, size=size))
-    rows = build(
-        out, studies=studies, domains=domains or None, seed=call.seed, twins=twins,
-        progress=call.progress("studies"), **knobs,
-    )  # fmt: skip
+    rows = build_benchmark(
+        out,
+        studies=studies,
+        domains=domains or None,
+        seed=call.seed,
+        twins=twins,
+        progress=call.progress("studies"),
+        **knobs,
+    )
     call.finish({"out": out, **rows})
 
 
@@ -54,9 +58,14 @@ def phantom(
 @click.argument("src", type=ANY)
 @click.argument("out", type=FOLDER)
 @click.option("--image-root", type=FOLDER, help="Folder that image paths start from.")
-@click.option("--column", "column", metavar="NAME=SOURCE", multiple=True,
-              help="table: which column is id, image, text, question, answer, ... "
-              "Repeatable; NAME= for none.")  # fmt: skip
+@click.option(
+    "--column",
+    "column",
+    metavar="NAME=SOURCE",
+    multiple=True,
+    help="table: which column is id, image, text, question, answer, ... "
+    "Repeatable; NAME= for none.",
+)
 def import_(
     call: Call, format: str, src: Path, out: Path, image_root: Path | None, column: tuple[str, ...]
 ) -> None:
@@ -66,16 +75,22 @@ def import_(
     row goes to OUT/rejected.jsonl and never stops the others. Other options of a format are
     settings, such as --set domain=radiology.
     """
-    from mmedrag.datasets import import_data
+    from mmedrag.data import import_data
 
     options: dict[str, Any] = call.rest()
     if column:
         options["columns"] = {**(options.get("columns") or {}), **_columns(column)}
     shares = options.pop("shares", None)
     result = import_data(
-        format, src, out, seed=call.seed, shares=shares, image_root=image_root,
-        progress=call.progress("rows"), **options,
-    )  # fmt: skip
+        format,
+        src,
+        out,
+        seed=call.seed,
+        shares=shares,
+        image_root=image_root,
+        progress=call.progress("rows"),
+        **options,
+    )
     found = result.to_dict()
     shown = [f"refused: {reason}" for reason in found.pop("refusals")]
     if len(shown) > REFUSALS:
@@ -100,8 +115,13 @@ def _columns(given: tuple[str, ...]) -> dict[str, list[str]]:
 @click.option("--html", type=FILE, help="Also write a page with thumbnails of the worst.")
 @click.option("--image-root", type=FOLDER, help="Where images of released files lie.")
 @click.option("--no-images", is_flag=True, help="Leave pictures unread: rows and texts only.")
-@click.option("--most", type=click.IntRange(0), default=20, show_default=True,
-              help="Findings of one kind that are listed; totals count all.")  # fmt: skip
+@click.option(
+    "--most",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Findings of one kind that are listed; totals count all.",
+)
 def check(
     call: Call,
     data: tuple[Path, ...],
@@ -114,13 +134,17 @@ def check(
 
     DATA are data folders or released files; several are also checked against each other.
     """
-    from mmedrag.datasets import check as check_data
-    from mmedrag.datasets.check_report import FINDINGS
+    from mmedrag.data import check as check_data
+    from mmedrag.data.checks import FINDINGS
 
     report = check_data(
-        data, html=html, image_root=image_root, images=not no_images, most=most,
+        data,
+        html=html,
+        image_root=image_root,
+        images=not no_images,
+        most=most,
         progress=call.progress("rows and images"),
-    )  # fmt: skip
+    )
     shown = [str(finding) for finding in report.findings]
     shown += [f"{FINDINGS[code][0]} {code}: {count}" for code, count in report.totals.items()]
     shown += [
@@ -129,8 +153,9 @@ def check(
         for b in report.baselines
     ] + report.notes
     warnings = report.total("warning")
-    text = "\n".join([*shown, f"{sum(report.rows.values())} rows, {report.errors} errors, "
-                      f"{warnings} warnings"])  # fmt: skip
+    text = "\n".join(
+        [*shown, f"{sum(report.rows.values())} rows, {report.errors} errors, {warnings} warnings"]
+    )
     call.finish(report.to_dict(), text, ok=not report.errors)
 
 
@@ -138,7 +163,7 @@ def check(
 @click.argument("data", type=FOLDER)
 def stats(call: Call, data: Path) -> None:
     """Count rows by split, domain, source and task, with patients, images and baselines."""
-    from mmedrag.datasets import stats as count
+    from mmedrag.data import stats as count
 
     call.finish(count(data))
 
@@ -148,6 +173,6 @@ def stats(call: Call, data: Path) -> None:
 @click.argument("out", type=FOLDER)
 def export(call: Call, data: Path, out: Path) -> None:
     """Write DATA back in the released formats."""
-    from mmedrag.datasets import export_released
+    from mmedrag.data import export_released
 
     call.finish(export_released(data, out))

@@ -18,8 +18,8 @@ def noun(call: Call, out: Path, studies: int | None, full: bool) -> None:
 
     Finished rows stand: the same command goes on where it was interrupted.
     """
-    from mmedrag.demo import STUDIES, demo, headline
+    from mmedrag.experiments import STUDIES, headline, run_demo
 
     few = studies or (0 if full else STUDIES)
-    result = demo(out, few, call.seed, pairwise=full, progress=call.progresses())
+    result = run_demo(out, few, call.seed, pairwise=full, progress=call.progresses())
     call.finish(result, headline(result), ok=not result["failed"])

@@ -27,8 +27,7 @@ def predict(
     from collections import Counter
 
     from mmedrag.domain import open_domain, predict_domain
-    from mmedrag.runs import write_rows
-    from mmedrag.types import DataFolder
+    from mmedrag.runtime import DataFolder, write_rows
 
     rows = predict_domain(DataFolder(data), open_domain(model, device), split)
     write_rows(out, rows)
@@ -42,13 +41,17 @@ def predict(
 @click.option("--no-outliers", is_flag=True, help="Skip pictures that belong to no domain.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 def eval_(
-    call: Call, data: tuple[Path, ...], model: str, split: str, no_outliers: bool,
+    call: Call,
+    data: tuple[Path, ...],
+    model: str,
+    split: str,
+    no_outliers: bool,
     device: str | None,
-) -> None:  # fmt: skip
+) -> None:
     """Accuracy, recall, calibration, unknown pictures, and accuracy on sources left out."""
     from mmedrag.domain import open_domain
-    from mmedrag.domain_eval import evaluate_domain
-    from mmedrag.types import DataFolder
+    from mmedrag.evaluation import evaluate_domain
+    from mmedrag.runtime import DataFolder
 
     folders = [DataFolder(path) for path in data]
     call.finish(

@@ -26,20 +26,26 @@ def noun(
     clinical: bool,
 ) -> None:
     """Score run folders; the first one is the baseline of the paired tests."""
-    from mmedrag.evaluate import RESAMPLES, evaluate
-    from mmedrag.types import DataFolder
+    from mmedrag.evaluation import evaluate
+    from mmedrag.evaluation.metrics import RESAMPLES
+    from mmedrag.runtime import DataFolder
 
     result = evaluate(
-        runs, DataFolder(data) if data else None, out=out, seed=call.seed,
-        resamples=resamples or RESAMPLES, subgroups=subgroups, clinical=clinical,
-    )  # fmt: skip
+        runs,
+        DataFolder(data) if data else None,
+        out=out,
+        seed=call.seed,
+        resamples=resamples or RESAMPLES,
+        subgroups=subgroups,
+        clinical=clinical,
+    )
     call.finish(result, headline(result, out))
 
 
 def headline(result: dict, out: Path) -> str:
     """The main numbers with interval and best control, a line each; then what was asked for and
     could not be computed."""
-    from mmedrag.metrics_clinical import NAMES
+    from mmedrag.evaluation.metrics import NAMES
 
     lines = []
     lacking = {f"not computed: {why}" for why in result.get("not_computed", {}).values()}
@@ -56,8 +62,8 @@ def headline(result: dict, out: Path) -> str:
 
 def score(found: dict, metric: str) -> str:
     """A value and its best control, each with its interval, and n; "" without a value."""
-    from mmedrag.compare import best_control
-    from mmedrag.report.tables import beside
+    from mmedrag.evaluation import best_control
+    from mmedrag.report import beside
 
     value = found["metrics"].get(metric)
     if not value or value["value"] is None:

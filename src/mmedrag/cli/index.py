@@ -16,7 +16,7 @@ def noun() -> None:
 
 
 def _folders(paths: tuple[Path, ...]) -> list[Any]:
-    from mmedrag.types import DataFolder
+    from mmedrag.runtime import DataFolder
 
     return [DataFolder(path) for path in paths]
 
@@ -51,16 +51,20 @@ def build(
 
     Without --retriever the embedded encoder of that domain is used, where there is one.
     """
-    from mmedrag.index_write import build_index
+    from mmedrag.retrieval import build_index
 
     _finish(
         call,
         build_index(
-            _folders(data), out, domain, retriever or _embedded(domain),
-            split=None if split == "all" else split, progress=call.progress("references"),
+            _folders(data),
+            out,
+            domain,
+            retriever or _embedded(domain),
+            split=None if split == "all" else split,
+            progress=call.progress("references"),
             **options,
         ),
-    )  # fmt: skip
+    )
 
 
 def _embedded(domain: str | None) -> str:
@@ -79,7 +83,7 @@ def add(
     call: Call, index: Path, data: tuple[Path, ...], split: str | None, retriever: str | None
 ) -> None:
     """Add references of DATA; only content that was never seen is encoded."""
-    from mmedrag.index_write import add_to_index
+    from mmedrag.retrieval import add_to_index
 
     bar = call.progress("references")
     _finish(call, add_to_index(index, _folders(data), split, retriever, progress=bar))
@@ -94,7 +98,7 @@ def update(
     call: Call, index: Path, data: tuple[Path, ...], split: str | None, retriever: str | None
 ) -> None:
     """As add, and replace references whose content has changed."""
-    from mmedrag.index_write import update_index
+    from mmedrag.retrieval import update_index
 
     bar = call.progress("references")
     found = update_index(index, _folders(data), split=split, encoder=retriever, progress=bar)
@@ -106,7 +110,7 @@ def update(
 @click.option("--id", "ids", multiple=True, required=True, help="Repeatable; @FILE: one a line.")
 def remove(call: Call, index: Path, ids: tuple[str, ...]) -> None:
     """Remove references by id."""
-    from mmedrag.index_write import remove_from_index
+    from mmedrag.retrieval import remove_from_index
 
     _finish(call, remove_from_index(index, call.names(ids)))
 
@@ -115,7 +119,7 @@ def remove(call: Call, index: Path, ids: tuple[str, ...]) -> None:
 @click.argument("index", type=FOLDER)
 def info(call: Call, index: Path) -> None:
     """Count, domain, encoder, dimension and engine."""
-    from mmedrag.index import index_info
+    from mmedrag.retrieval import index_info
 
     call.finish(index_info(index))
 
@@ -124,7 +128,7 @@ def info(call: Call, index: Path) -> None:
 @click.argument("index", type=FOLDER)
 def verify(call: Call, index: Path) -> None:
     """Check every file against the manifest; exit 1 when something is wrong."""
-    from mmedrag.index import verify_index
+    from mmedrag.retrieval import verify_index
 
     findings = verify_index(index)
     text = "\n".join(findings) or f"{index}: sound"

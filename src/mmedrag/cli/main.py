@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        from mmedrag.types import UserError
+        from mmedrag.records import UserError
 
         expected = isinstance(error, (UserError, OSError))
         logging.getLogger("mmedrag").debug("traceback", exc_info=True)

@@ -28,9 +28,11 @@ def convert(
     call: Call, src: Path, out: Path, vision_tower: str | None, chat: str | None, download: bool
 ) -> None:
     """Turn a LLaVA-Med-1.5, LLaVA-1.5 or LLaVA-Med-1.0 folder into a Hugging Face folder."""
-    from mmedrag.convert import convert as convert_model
+    from mmedrag.models import convert_checkpoint
 
-    call.finish(vars(convert_model(src, out, vision_tower, chat, local_files_only=not download)))
+    call.finish(
+        vars(convert_checkpoint(src, out, vision_tower, chat, local_files_only=not download))
+    )
 
 
 @command("merge", table="model", group=noun)
@@ -40,8 +42,8 @@ def convert(
 @click.option("--dtype", default="keep", show_default=True, help="Of the merged weights.")
 def merge(call: Call, model: Path, adapter: Path, out: Path, dtype: str) -> None:
     """Fold ADAPTER, and the projector it may have trained, into the weights of MODEL."""
-    from mmedrag.convert import merge as merge_adapter
-    from mmedrag.system import located
+    from mmedrag.embedded import located
+    from mmedrag.models import merge_adapter as merge_adapter
 
     call.finish({"out": out, **merge_adapter(located(str(model)), adapter, out, dtype)})
 
@@ -50,8 +52,8 @@ def merge(call: Call, model: Path, adapter: Path, out: Path, dtype: str) -> None
 @click.argument("model", type=FOLDER)
 def info(call: Call, model: Path) -> None:
     """What a model or adapter folder is, read from its small files."""
-    from mmedrag.convert import info as describe
-    from mmedrag.system import located
+    from mmedrag.embedded import located
+    from mmedrag.models import model_info as describe
 
     call.finish(describe(located(str(model))))
 
@@ -68,10 +70,10 @@ def info(call: Call, model: Path) -> None:
 )
 def calibrate(call: Call, runs: tuple[Path, ...], model: Path | None, accuracy: float) -> None:
     """Fit, on runs over validation data, the confidence below which `ask` abstains."""
-    from mmedrag import ask
-    from mmedrag.runs import write_json
+    from mmedrag.pipeline import interactive
+    from mmedrag.runtime import write_json
 
-    fitted = ask.fit(runs, accuracy)
+    fitted = interactive.fit_abstention(runs, accuracy)
     if model and fitted["min_confidence"] is not None:
-        write_json(model / ask.SIDECAR, fitted)
+        write_json(model / interactive.SIDECAR, fitted)
     call.finish(fitted, ok=fitted["min_confidence"] is not None)

@@ -32,29 +32,48 @@ noun.default = "build"  # type: ignore[attr-defined]
     "--held-out", type=FOLDER, multiple=True, help="Further trained folders (train_ids.jsonl)."
 )
 def build(
-    call: Call, data: Path, out: Path, mode: str | None, kinds: tuple[str, ...],
-    noise: str | None, split: str | None, task: str | None, limit: int | None,
-    held_out: tuple[Path, ...], **flags: Any,
-) -> None:  # fmt: skip
+    call: Call,
+    data: Path,
+    out: Path,
+    mode: str | None,
+    kinds: tuple[str, ...],
+    noise: str | None,
+    split: str | None,
+    task: str | None,
+    limit: int | None,
+    held_out: tuple[Path, ...],
+    **flags: Any,
+) -> None:
     """Answer DATA under four conditions and build preference pairs from the answers.
 
     No pair comes from test patients, from what the retrievers were trained on (the
     train_ids.jsonl of their folders), or from the training data of the --held-out folders.
     """
-    from mmedrag import system
-    from mmedrag.pairs_run import PairSettings, make_pairs
-    from mmedrag.types import DataFolder
+    from mmedrag.pipeline import system
+    from mmedrag.preference.pairs import PairSettings, make_pairs
+    from mmedrag.runtime import DataFolder
 
     settings = call.settings(
-        PairSettings, mode=mode, kinds=kinds or None, noise=noise, split=split, task=task,
+        PairSettings,
+        mode=mode,
+        kinds=kinds or None,
+        noise=noise,
+        split=split,
+        task=task,
         limit=limit,
-    )  # fmt: skip
+    )
     folder = DataFolder(data)
     parts = call.system(flags)
     result = make_pairs(
-        lambda: system.build(parts, seed=call.seed), folder, out, settings, call.seed,
-        parts, held_out, call.progress("examples"),
-    )  # fmt: skip
+        lambda: system.build_pipeline(parts, seed=call.seed),
+        folder,
+        out,
+        settings,
+        call.seed,
+        parts,
+        held_out,
+        call.progress("examples"),
+    )
     call.finish(result, ok=not result["failed"])
 
 
@@ -65,8 +84,8 @@ def build(
 @click.option("--resist", type=int, help="How many rows without noise are resist, if known.")
 def import_(call: Call, src: Path, out: Path, images: Path | None, resist: int | None) -> None:
     """Read released alignment rows; their faults are listed, none is hidden."""
-    from mmedrag.pairs_import import import_released
-    from mmedrag.pairs_io import write_pairs
+    from mmedrag.data.formats import import_released
+    from mmedrag.preference.pairs import write_pairs
 
     found, faults = import_released(src, images, resist, call.seed)
     write_pairs(found, out, images or src.parent, {"imported": str(src)})
@@ -91,8 +110,7 @@ def export(
     call: Call, pairs: Path, format: str, out: Path, data: Path | None, noise_size: int
 ) -> None:
     """Write pairs for other trainers; what a format cannot say is refused with the reason."""
-    from mmedrag.pairs_export import export_pairs
-    from mmedrag.pairs_io import read_pairs
+    from mmedrag.preference.pairs import export_pairs, read_pairs
 
     result = export_pairs(read_pairs(pairs, data), out, format, noise_size)
     call.finish(result, ok=not result["refused"])

@@ -24,15 +24,27 @@ from mmedrag.cli.common import FILE, FOLDER, Call, command
 )
 @click.option("--subgroup", "subgroups", multiple=True, help="Repeatable: source, meta.sex, ...")
 def noun(
-    call: Call, runs: tuple[Path, ...], out: Path, data: Path | None, metrics: Path | None,
-    title: str, cases: int, subgroups: tuple[str, ...],
-) -> None:  # fmt: skip
+    call: Call,
+    runs: tuple[Path, ...],
+    out: Path,
+    data: Path | None,
+    metrics: Path | None,
+    title: str,
+    cases: int,
+    subgroups: tuple[str, ...],
+) -> None:
     """Write OUT/report.html from run folders, with tables as CSV and LaTeX beside it."""
     from mmedrag.report import write_report
-    from mmedrag.types import DataFolder
+    from mmedrag.runtime import DataFolder
 
     page = write_report(
-        runs, out, DataFolder(data) if data else None, metrics=metrics, title=title, cases=cases,
-        seed=call.seed, subgroups=subgroups,
-    )  # fmt: skip
+        runs,
+        out,
+        DataFolder(data) if data else None,
+        metrics=metrics,
+        title=title,
+        cases=cases,
+        seed=call.seed,
+        subgroups=subgroups,
+    )
     call.finish({"out": out, "page": page})

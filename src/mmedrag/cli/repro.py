@@ -18,19 +18,25 @@ from mmedrag.cli.common import FOLDER, Call, command
 @click.option("--demo", type=FOLDER, help="Output of `mmedrag demo`.")
 @click.option("--adopt", is_flag=True, help="First write repro/ablation.toml from --demo.")
 def noun(
-    call: Call, check: bool, no_write: bool, rows: tuple[str, ...], root: Path,
-    released: Path | None, demo: Path | None, adopt: bool,
-) -> None:  # fmt: skip
+    call: Call,
+    check: bool,
+    no_write: bool,
+    rows: tuple[str, ...],
+    root: Path,
+    released: Path | None,
+    demo: Path | None,
+    adopt: bool,
+) -> None:
     """Run the matrix: OK, near, FAIL or no data per row; exit 1 if one fails or none ran."""
-    from mmedrag.repro import adopt as adopt_demo
-    from mmedrag.repro import repro
+    from mmedrag.experiments import adopt as adopt_demo
+    from mmedrag.experiments import run_matrix
 
     if adopt:
         if demo is None or not demo.is_dir():
             raise click.UsageError("--adopt needs --demo, the output folder of `mmedrag demo`")
         adopt_demo(demo, root / "repro" / "ablation.toml")
     folders = {"released": released, "demo": demo}
-    report = repro(
+    report = run_matrix(
         root, rows, {name: at for name, at in folders.items() if at} or None, write=not no_write
     )
     call.finish(report.as_dict(), "\n".join(report.lines()), ok=not report.failed)

@@ -40,27 +40,37 @@ from mmedrag.cli.common import FILE, FOLDER, Call, command, with_system
 )
 @click.option("--keep-own", is_flag=True, help="Also references of the own patient or image.")
 def noun(
-    call: Call, data: Path, out: Path, format: str, split: str | None, task: str | None,
-    limit: int | None, views: str, where: tuple[str, ...], near: int, keep_own: bool, **flags: Any,
-) -> None:  # fmt: skip
+    call: Call,
+    data: Path,
+    out: Path,
+    format: str,
+    split: str | None,
+    task: str | None,
+    limit: int | None,
+    views: str,
+    where: tuple[str, ...],
+    near: int,
+    keep_own: bool,
+    **flags: Any,
+) -> None:
     """Write the hits and the selection of every example of DATA to OUT.
 
     References of the same patient, of the same image, or of one that looks the same are left out
     and counted.
     """
-    from mmedrag import system
-    from mmedrag.index import Filter
-    from mmedrag.retrieve import retrieve
-    from mmedrag.retriever import Exclusion
-    from mmedrag.run import RunSettings, choose
-    from mmedrag.types import DataFolder
+    from mmedrag.pipeline import RunSettings, choose, retrieve_examples, system
+    from mmedrag.retrieval import Exclusion, Filter
+    from mmedrag.runtime import DataFolder
 
     chosen = RunSettings(split=split, task=task, limit=limit)
     examples = choose(DataFolder(data).examples(), chosen)
     looks_alike = None if keep_own or near < 0 else near
-    pipeline = system.build(
-        call.system(flags), answers=False, views=views, where=Filter.parse(where),
+    pipeline = system.build_pipeline(
+        call.system(flags),
+        answers=False,
+        views=views,
+        where=Filter.parse(where),
         exclude=Exclusion(patient=not keep_own, image=not keep_own, near=looks_alike),
-    )  # fmt: skip
-    result = retrieve(pipeline, examples, out, format, call.progress("examples"))
+    )
+    result = retrieve_examples(pipeline, examples, out, format, call.progress("examples"))
     call.finish(result, ok=not result["failed"])

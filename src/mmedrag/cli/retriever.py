@@ -23,20 +23,32 @@ def noun() -> None:
 @click.option("--no-untrained", is_flag=True, help="Skip the encoder with random weights.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 def eval_(
-    call: Call, data: tuple[Path, ...], retriever: str, domain: str | None, split: str,
-    gallery_split: str, no_untrained: bool, device: str | None,
-) -> None:  # fmt: skip
+    call: Call,
+    data: tuple[Path, ...],
+    retriever: str,
+    domain: str | None,
+    split: str,
+    gallery_split: str,
+    no_untrained: bool,
+    device: str | None,
+) -> None:
     """Recall, MRR, nDCG, agreement and hubness, beside chance, shuffled and untrained."""
-    from mmedrag.retrieval_eval import evaluate_retriever
-    from mmedrag.types import DataFolder
+    from mmedrag.evaluation import evaluate_retriever
+    from mmedrag.runtime import DataFolder
 
     folders = [DataFolder(path) for path in data]
     call.finish(
         evaluate_retriever(
-            folders, retriever, domain, split, gallery_split, untrained=not no_untrained,
-            device=device, seed=call.seed,
+            folders,
+            retriever,
+            domain,
+            split,
+            gallery_split,
+            untrained=not no_untrained,
+            device=device,
+            seed=call.seed,
         )
-    )  # fmt: skip
+    )
 
 
 @command("calibrate", table="retriever", group=noun)
@@ -56,20 +68,29 @@ def eval_(
 @click.option("--retriever", help="The index's encoder, where it was moved.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 def calibrate(
-    call: Call, index: Path, data: tuple[Path, ...], precision: float, split: str, k: int,
-    level: float, out: Path | None, retriever: str | None, device: str | None,
-) -> None:  # fmt: skip
+    call: Call,
+    index: Path,
+    data: tuple[Path, ...],
+    precision: float,
+    split: str,
+    k: int,
+    level: float,
+    out: Path | None,
+    retriever: str | None,
+    device: str | None,
+) -> None:
     """Fit the selection rule `calibrated` for INDEX on pictures of DATA whose findings are known.
 
     Use the result with --config RECIPE, or --rule calibrated --set selection.threshold=T.
     """
-    from mmedrag.calibrate import calibrate as fit
-    from mmedrag.calibrate import write_recipe
-    from mmedrag.retriever import open_retriever
-    from mmedrag.types import DataFolder
+    from mmedrag.evaluation import fit_selection, write_recipe
+    from mmedrag.retrieval import open_retriever
+    from mmedrag.runtime import DataFolder
 
     folders = [DataFolder(path) for path in data]
-    result = fit(open_retriever(index, retriever, device), folders, precision, split, k, level)
+    result = fit_selection(
+        open_retriever(index, retriever, device), folders, precision, split, k, level
+    )
     if out:
         write_recipe(out, result)
         result["out"] = out

@@ -40,32 +40,55 @@ noun.default = "batch"  # type: ignore[attr-defined]
 @click.option("--ids", multiple=True, help="Repeatable or comma-separated; @FILE: one a line.")
 @click.option("--shard", metavar="I/N", help="Only the i-th of n parts; put together by run merge.")
 def batch(
-    call: Call, data: Path, out: Path, no_rag: bool, references: str | None, noise: str | None,
-    split: str | None, task: str | None, only_domain: str | None, limit: int | None,
-    ids: tuple[str, ...], shard: str | None, **flags: Any,
-) -> None:  # fmt: skip
+    call: Call,
+    data: Path,
+    out: Path,
+    no_rag: bool,
+    references: str | None,
+    noise: str | None,
+    split: str | None,
+    task: str | None,
+    only_domain: str | None,
+    limit: int | None,
+    ids: tuple[str, ...],
+    shard: str | None,
+    **flags: Any,
+) -> None:
     """Answer every example of DATA into the run folder OUT (traces.jsonl, config.json).
 
     Stopped at any moment, the same command goes on and ends with the same bytes.
     """
-    from mmedrag import system
-    from mmedrag.run import RunSettings, run
-    from mmedrag.types import DataFolder, UserError
+    from mmedrag.pipeline import RunSettings, run_examples, system
+    from mmedrag.records import UserError
+    from mmedrag.runtime import DataFolder
 
     if no_rag and references not in (None, "none"):
         raise UserError(f"--no-rag and --references {references} exclude each other")
     settings = call.settings(
-        RunSettings, references="none" if no_rag else references, noise=noise, split=split,
-        task=task, domain=only_domain, limit=limit, ids=call.names(ids) or None, shard=shard,
-    )  # fmt: skip
+        RunSettings,
+        references="none" if no_rag else references,
+        noise=noise,
+        split=split,
+        task=task,
+        domain=only_domain,
+        limit=limit,
+        ids=call.names(ids) or None,
+        shard=shard,
+    )
     folder = DataFolder(data)
     references_used = settings.references != "none"
     parts = call.system(flags, references_used)
-    pipeline = system.build(parts, references=references_used, seed=call.seed)
-    result = run(
-        pipeline, folder, out, settings, call.seed, parts.describe(), parts.inputs(),
+    pipeline = system.build_pipeline(parts, references=references_used, seed=call.seed)
+    result = run_examples(
+        pipeline,
+        folder,
+        out,
+        settings,
+        call.seed,
+        parts.describe(),
+        parts.inputs(),
         call.progress("examples"),
-    )  # fmt: skip
+    )
     call.finish(result, ok=not result["failed"])
 
 
@@ -74,7 +97,7 @@ def batch(
 @click.option("--out", type=FOLDER, required=True, help="Run folder of the whole.")
 def merge(call: Call, runs: tuple[Path, ...], out: Path) -> None:
     """Put the shards of one run together."""
-    from mmedrag.run import merge as merge_runs
+    from mmedrag.pipeline import merge as merge_runs
 
     result = merge_runs(runs, out)
     call.finish(result, ok=not result["failed"])

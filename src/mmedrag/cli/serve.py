@@ -31,9 +31,13 @@ def noun() -> None:
 @click.option("--audit", type=FILE, help="Audit log to append to.")
 @with_system
 def start(
-    call: Call, host: str | None, port: int | None, hosts: tuple[str, ...], audit: Path | None,
+    call: Call,
+    host: str | None,
+    port: int | None,
+    hosts: tuple[str, ...],
+    audit: Path | None,
     **flags: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Serve until interrupted; what runs is finished first.
 
     API keys: the file that MMEDRAG_API_KEYS names. Limits: --set serve.timeout=60, ...
@@ -41,26 +45,30 @@ def start(
     needs("fastapi", "uvicorn", "python_multipart")
     from dataclasses import replace
 
-    from mmedrag import ask, system
-    from mmedrag.serve.app import create_app
-    from mmedrag.serve.audit import Audit
-    from mmedrag.serve.security import load_keys, may_bind
-    from mmedrag.serve.server import may_listen, serve
-    from mmedrag.serve.settings import ServeSettings
-    from mmedrag.serve.versions import describe, weights
+    from mmedrag.embedded import located
+    from mmedrag.pipeline import interactive, system
+    from mmedrag.serve import (
+        Audit,
+        ServeSettings,
+        create_app,
+        describe,
+        load_keys,
+        may_bind,
+        may_listen,
+        serve,
+        weights,
+    )
 
-    settings = call.settings(
-        ServeSettings, host=host, port=port, hosts=hosts or None, audit=audit
-    )  # fmt: skip
+    settings = call.settings(ServeSettings, host=host, port=port, hosts=hosts or None, audit=audit)
     keys = load_keys()
     may_bind(settings.host, keys)  # before anything is loaded
     may_listen(settings)
     if settings.audit:
         Audit(settings.audit).close()
     parts = call.system(flags)
-    pipeline = system.build(parts, seed=call.seed)
+    pipeline = system.build_pipeline(parts, seed=call.seed)
     if settings.min_confidence is None:
-        fitted = ask.min_confidence(system.located(str(parts.generator.get("model"))))
+        fitted = interactive.min_confidence(located(str(parts.generator.get("model"))))
         settings = replace(settings, min_confidence=fitted)
     versions = describe(pipeline, weights(parts))
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -72,13 +80,17 @@ def start(
 @click.argument("name")
 @click.option("--file", type=FILE, envvar="MMEDRAG_API_KEYS", required=True, help="Key file.")
 @click.option(
-    "--scope", type=click.Choice(["read", "ask"]), multiple=True, default=["read", "ask"],
-    show_default=True, help="Repeatable.",
-)  # fmt: skip
+    "--scope",
+    type=click.Choice(["read", "ask"]),
+    multiple=True,
+    default=["read", "ask"],
+    show_default=True,
+    help="Repeatable.",
+)
 def key(call: Call, name: str, file: Path, scope: tuple[str, ...]) -> None:
     """Make an API key and add its hash to the key file; the key itself is shown once."""
     needs("fastapi")
-    from mmedrag.serve.security import new_key
+    from mmedrag.serve import new_key
 
     made = new_key(file, name, scope)
     call.finish({"name": name, "scopes": sorted(set(scope)), "key": made}, made)
@@ -88,7 +100,7 @@ def key(call: Call, name: str, file: Path, scope: tuple[str, ...]) -> None:
 @click.argument("log", type=FILE)
 def audit_(call: Call, log: Path) -> None:
     """Check that no line of an audit log was changed or taken out."""
-    from mmedrag.serve.audit import verify
+    from mmedrag.serve import verify
 
     call.finish({"records": verify(log), "sound": True})
 
@@ -97,7 +109,7 @@ def needs(*modules: str) -> None:
     """Say which extra to install when one of its packages is missing."""
     from importlib.util import find_spec
 
-    from mmedrag.types import UserError
+    from mmedrag.records import UserError
 
     for module in modules:
         if find_spec(module) is None:

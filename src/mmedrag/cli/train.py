@@ -37,16 +37,23 @@ def noun() -> None:
     help='Without DATA: zero-shot by a TOML file of texts, radiology = ["a chest X-ray", ...].',
 )
 def domain(
-    call: Call, data: tuple[Path, ...], out: Path, encoder: str, device: str | None,
-    notice: str | None, prompts: Path | None, fine_tune: int | None,
-) -> None:  # fmt: skip
+    call: Call,
+    data: tuple[Path, ...],
+    out: Path,
+    encoder: str,
+    device: str | None,
+    notice: str | None,
+    prompts: Path | None,
+    fine_tune: int | None,
+) -> None:
     """Train domain identification on the domains that DATA states (split train, fitted on val).
 
     With --prompts and no DATA nothing is trained: a picture gets the label whose texts its
     encoder finds nearest, and no picture is called unknown.
     """
-    from mmedrag.train_domain import DomainTraining, train_domain, zero_shot_from
-    from mmedrag.types import DataFolder, UserError
+    from mmedrag.domain import DomainTraining, train_domain, zero_shot_from
+    from mmedrag.records import UserError
+    from mmedrag.runtime import DataFolder
 
     if bool(data) == bool(prompts):
         raise UserError("train domain: expected DATA folders, or --prompts without DATA")
@@ -55,9 +62,13 @@ def domain(
         return
     settings = call.settings(DomainTraining, None, fine_tune=fine_tune, **call.seed_if_given())
     metrics = train_domain(
-        [DataFolder(path) for path in data], out, None if encoder == "none" else encoder,
-        settings, device, notice=notice,
-    )  # fmt: skip
+        [DataFolder(path) for path in data],
+        out,
+        None if encoder == "none" else encoder,
+        settings,
+        device,
+        notice=notice,
+    )
     call.finish({"out": out, **metrics})
 
 
@@ -72,22 +83,30 @@ def domain(
     help="Also write the curves there (TensorBoard: into OUT/logs).",
 )
 def retriever(
-    call: Call, data: tuple[Path, ...], domain: str | None, out: Path, device: str | None,
+    call: Call,
+    data: tuple[Path, ...],
+    domain: str | None,
+    out: Path,
+    device: str | None,
     tracker: str | None,
-) -> None:  # fmt: skip
+) -> None:
     """Train a domain's image-text encoder on the corpus rows that have an image and a text.
 
     Hyper-parameters are settings: --config paper, --set encoder=hf-hub:ORG/NAME --set lr=1e-4.
     """
-    from mmedrag.retriever_settings import RetrieverTraining
-    from mmedrag.train_retriever import open_tracker, train_retriever
-    from mmedrag.types import DataFolder
+    from mmedrag.retrieval import RetrieverTraining, open_tracker, train_retriever
+    from mmedrag.runtime import DataFolder
 
     settings = call.settings(RetrieverTraining, None, **call.seed_if_given())
     result = train_retriever(
-        [DataFolder(path) for path in data], out, domain, settings, device,
-        open_tracker(tracker, out / "logs") if tracker else None, call.progress("steps"),
-    )  # fmt: skip
+        [DataFolder(path) for path in data],
+        out,
+        domain,
+        settings,
+        device,
+        open_tracker(tracker, out / "logs") if tracker else None,
+        call.progress("steps"),
+    )
     call.finish({"out": out, **result})
 
 
@@ -105,23 +124,32 @@ def retriever(
 @click.option("--data", type=FOLDER, help="DATA folder of the pairs, when it was moved.")
 @click.option("--prepare-only", is_flag=True, help="Fill the caches and stop (sharded launches).")
 def dpo(
-    call: Call, pairs: Path, model: str, out: Path, init_adapter: str | None, reference: str,
-    data: Path | None, prepare_only: bool,
-) -> None:  # fmt: skip
+    call: Call,
+    pairs: Path,
+    model: str,
+    out: Path,
+    init_adapter: str | None,
+    reference: str,
+    data: Path | None,
+    prepare_only: bool,
+) -> None:
     """Tune one adapter on preference PAIRS: two-image, two-prompt DPO.
 
     Hyper-parameters are settings: --config paper, --set beta=0.5 --set lora_r=16 ...
     """
-    from mmedrag.dpo_settings import DpoTraining
-    from mmedrag.pairs_io import read_pairs
-    from mmedrag.system import located
-    from mmedrag.train_dpo import train_dpo
+    from mmedrag.embedded import located
+    from mmedrag.preference.dpo import DpoTraining, train_dpo
+    from mmedrag.preference.pairs import read_pairs
 
     settings = call.settings(DpoTraining, None, **call.seed_if_given())
     result = train_dpo(
-        read_pairs(pairs, data), located(model), out, settings,
+        read_pairs(pairs, data),
+        located(model),
+        out,
+        settings,
         init_adapter=located(init_adapter) if init_adapter else None,
-        reference=reference, prepare_only=prepare_only,  # type: ignore[arg-type]
-    )  # fmt: skip
+        reference=reference,  # type: ignore[arg-type]
+        prepare_only=prepare_only,
+    )
     result.pop("history", None)
     call.finish(result)

@@ -1,1 +1,5 @@
 """A controllable three-domain benchmark: images, reports, questions and exact ground truth."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,7 +17,8 @@ from mmedrag.phantom.canvas import Canvas, Dice
 from mmedrag.phantom.grammar import DOMAINS, DomainSpec, load_domain
 from mmedrag.phantom.questions import Balance, Question, ask_closed, ask_open, balance
 from mmedrag.phantom.sample import Knobs, Study, flip, picture, report, studies
-from mmedrag.types import Example, Reference, Truth, UserError, write_jsonl
+from mmedrag.records import Example, Reference, Truth, UserError
+from mmedrag.runtime import write_jsonl
 
 LICENCE = "CC0-1.0"
 
@@ -47,7 +48,7 @@ def _save(domain: DomainSpec, study: Study, out: Path, knobs: Knobs) -> str:
     return name
 
 
-def questions(
+def questions_of(
     domain: DomainSpec, study: Study, knobs: Knobs, fair: Balance | None
 ) -> list[Question]:
     """The study's questions; no text twice."""
@@ -68,11 +69,19 @@ def _meta(study: Study, question: Question | None = None, **more: Any) -> dict[s
 
 def _example(study: Study, image: str, question: Question, number: str, **meta: Any) -> Example:
     return Example(
-        id=f"{study.id}-{number}", task="vqa", image=image, question=question.text,
-        answer=question.answer, answer_type="closed" if question.closed else "open",
-        domain=study.domain, patient=study.patient, split=study.split, source="phantom",
-        licence=LICENCE, meta=_meta(study, question, **meta),
-    )  # fmt: skip
+        id=f"{study.id}-{number}",
+        task="vqa",
+        image=image,
+        question=question.text,
+        answer=question.answer,
+        answer_type="closed" if question.closed else "open",
+        domain=study.domain,
+        patient=study.patient,
+        split=study.split,
+        source="phantom",
+        licence=LICENCE,
+        meta=_meta(study, question, **meta),
+    )
 
 
 def rows(
@@ -86,11 +95,15 @@ def rows(
     """Draw a study (and its twins) and give its rows."""
     image = _save(domain, study, out, knobs)
     text = report(domain, study, knobs)
-    asked = questions(domain, study, knobs, fair)
+    asked = questions_of(domain, study, knobs, fair)
     shared: dict[str, Any] = dict(
-        domain=study.domain, patient=study.patient, split=study.split, source="phantom",
-        licence=LICENCE, image=image,
-    )  # fmt: skip
+        domain=study.domain,
+        patient=study.patient,
+        split=study.split,
+        source="phantom",
+        licence=LICENCE,
+        image=image,
+    )
     truth = [_truth(study)]
     corpus = [Reference(id=study.id, text=text, meta=_meta(study), **shared)]
     examples = [_example(study, image, q, f"q{i}") for i, q in enumerate(asked)]
@@ -109,10 +122,17 @@ def _truth(study: Study) -> Truth:
 
 
 def _add_twins(
-    domain: DomainSpec, study: Study, out: Path, knobs: Knobs, kind: str,
-    asked: list[Question], image: str, truth: list[Truth], corpus: list[Reference],
+    domain: DomainSpec,
+    study: Study,
+    out: Path,
+    knobs: Knobs,
+    kind: str,
+    asked: list[Question],
+    image: str,
+    truth: list[Truth],
+    corpus: list[Reference],
     examples: list[Example],
-) -> None:  # fmt: skip
+) -> None:
     """The same study with one finding flipped, in the image only or in the report only.
 
     The flipped finding is that of the first presence question; a second presence question
@@ -130,10 +150,17 @@ def _add_twins(
         meta = _meta(study, twin_of=study.id, flipped=first.finding, twin="report")
         corpus.append(
             Reference(
-                id=twin.id, text=text, image=image, domain=study.domain, patient=study.patient,
-                split=study.split, source="phantom-twin", licence=LICENCE, meta=meta,
+                id=twin.id,
+                text=text,
+                image=image,
+                domain=study.domain,
+                patient=study.patient,
+                split=study.split,
+                source="phantom-twin",
+                licence=LICENCE,
+                meta=meta,
             )
-        )  # fmt: skip
+        )
         return
     picture_name = _save(domain, twin, out, knobs)  # study.key unchanged: all else stays
     truth.append(_truth(twin))
@@ -142,10 +169,15 @@ def _add_twins(
         answer = question.answer if same else ("no" if question.answer == "yes" else "yes")
         examples.append(
             _example(
-                twin, picture_name, replace(question, answer=answer), number, twin="image",
-                twin_of=f"{study.id}-{number}", flipped=first.finding,
+                twin,
+                picture_name,
+                replace(question, answer=answer),
+                number,
+                twin="image",
+                twin_of=f"{study.id}-{number}",
+                flipped=first.finding,
             )
-        )  # fmt: skip
+        )
 
 
 Job = tuple[str, list[Study], str, Knobs, str | None, Balance | None]
@@ -169,7 +201,7 @@ def _jobs(
             yield name, everyone[start : start + 50], str(out), knobs, twins, fair
 
 
-def build(
+def build_benchmark(
     out: str | Path,
     studies: int = 200,
     domains: Sequence[str] | None = None,
@@ -213,9 +245,14 @@ def build(
     if setting.size < 32:
         raise UserError(f"phantom: size is {setting.size}, expected at least 32 pixels")
     plan = dict(
-        generator="mmedrag.phantom", version=1, studies=studies, domains=names, seed=seed,
-        twins=twins, knobs=asdict(setting),
-    )  # fmt: skip
+        generator="mmedrag.phantom",
+        version=1,
+        studies=studies,
+        domains=names,
+        seed=seed,
+        twins=twins,
+        knobs=asdict(setting),
+    )
     _claim(out, plan)
     jobs = list(_jobs(names, studies, seed, setting, out, twins))
     total, done = studies * len(names), 0

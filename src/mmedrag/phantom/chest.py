@@ -112,9 +112,13 @@ def render(
         clav = 0.155 + (0.0 if portable else 0.035)
         tilt = 0.01 if portable else 0.07
         bone = canvas.stroke(
-            [(0.5 + sign * 0.045 + shift, clav + tilt), (0.5 + sign * 0.2, clav + tilt / 3),
-             (0.5 + sign * (0.34 + wide), clav - 0.015)], 0.016,
-        )  # fmt: skip
+            [
+                (0.5 + sign * 0.045 + shift, clav + tilt),
+                (0.5 + sign * 0.2, clav + tilt / 3),
+                (0.5 + sign * (0.34 + wide), clav - 0.015),
+            ],
+            0.016,
+        )
         image += bone * np.float32(0.13)
 
     # Mediastinum, spine and heart.
@@ -161,9 +165,12 @@ def render(
             place = dice(f"pneumothorax/{side}")
             inset = 0.035 + 0.05 * grade
             inner = canvas.mask(
-                cx - sign * inset * 0.8, (top + bottom) / 2 + 0.05 + inset * 0.7,
-                rx - inset * 0.35, (bottom - top) / 2 + 0.05, soft=0.08,
-            )  # fmt: skip
+                cx - sign * inset * 0.8,
+                (top + bottom) / 2 + 0.05 + inset * 0.7,
+                rx - inset * 0.35,
+                (bottom - top) / 2 + 0.05,
+                soft=0.08,
+            )
             air = lung * (1 - inner) * (1 - smooth((y - np.float32(0.56)) / np.float32(0.12)))
             image -= air * np.float32(0.15 * (0.1 + 0.9 * contrast))
             rim = inner * (1 - inner) * lung * np.float32(4)
@@ -197,9 +204,11 @@ def render(
             place = dice(f"central_line/{side}")
             sx = 0.5 + sign * 0.2 + place.spread(0.01)
             path = [
-                (sx, 0.1), (0.5 + sign * 0.1 + shift, 0.19 + place.spread(0.01)),
-                (0.475 + shift, 0.27), (0.47 + shift + place.spread(0.004), 0.47 + place.spread(0.02)),  # noqa: E501
-            ]  # fmt: skip
+                (sx, 0.1),
+                (0.5 + sign * 0.1 + shift, 0.19 + place.spread(0.01)),
+                (0.475 + shift, 0.27),
+                (0.47 + shift + place.spread(0.004), 0.47 + place.spread(0.02)),  # noqa: E501
+            ]
             image += canvas.stroke(path, 0.009) * np.float32(0.34 * contrast)
         if has(SPEC, findings["pacemaker"], side):
             place = dice(f"pacemaker/{side}")

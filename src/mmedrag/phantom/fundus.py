@@ -33,11 +33,21 @@ ARCADES: tuple[tuple[Point, ...], ...] = (
 )
 # Where countable lesions may lie, apart from each other: x and height over the midline.
 BLOT_PLACES: tuple[Point, ...] = (
-    (-0.26, 0.17), (-0.13, 0.27), (-0.02, 0.15), (0.07, 0.31), (0.16, 0.18), (0.28, 0.22),
-)  # fmt: skip
+    (-0.26, 0.17),
+    (-0.13, 0.27),
+    (-0.02, 0.15),
+    (0.07, 0.31),
+    (0.16, 0.18),
+    (0.28, 0.22),
+)
 WOOL_PLACES: tuple[Point, ...] = (
-    (-0.30, 0.11), (-0.15, 0.16), (-0.04, 0.29), (0.08, 0.21), (0.27, 0.12), (0.21, 0.29),
-)  # fmt: skip
+    (-0.30, 0.11),
+    (-0.15, 0.16),
+    (-0.04, 0.29),
+    (0.08, 0.21),
+    (0.27, 0.12),
+    (0.21, 0.29),
+)
 
 
 def _strokes(canvas: Canvas, lines: Sequence[Line], soft: float = 1.0) -> np.ndarray:
@@ -130,10 +140,12 @@ def _vessels(eye: _Eye, dice: Dice, wave: Dice, tortuous: float) -> tuple[list[L
             for kind in (0, 1):
                 apart = (0.013 if kind else -0.017) * (1.0 if arcade else -1.0)
                 route = [
-                    (x + (dice.spread(0.016) + apart if i else 0.0),
-                     half * (y + (dice.spread(0.016) + abs(apart) * (1 - kind) if i else 0.01)))
+                    (
+                        x + (dice.spread(0.016) + apart if i else 0.0),
+                        half * (y + (dice.spread(0.016) + abs(apart) * (1 - kind) if i else 0.01)),
+                    )
                     for i, (x, y) in enumerate(main)
-                ]  # fmt: skip
+                ]
                 wide = (0.0115 if kind else 0.0085) * (0.85 if arcade else 1.0)
                 bend = 0.020 * tortuous * kind
                 wide *= 1.0 + 0.45 * tortuous * kind
@@ -273,9 +285,14 @@ def render(
 
 
 def _draw_deep(
-    canvas: Canvas, image: np.ndarray, eye: _Eye, findings: Findings,
-    dice: Callable[[str], Dice], contrast: float, state: Callable[..., float],
-) -> None:  # fmt: skip
+    canvas: Canvas,
+    image: np.ndarray,
+    eye: _Eye,
+    findings: Findings,
+    dice: Callable[[str], Dice],
+    contrast: float,
+    state: Callable[..., float],
+) -> None:
     """Findings beneath the vessels: scars, drusen, hard exudates."""
     whole: Window = (slice(None), slice(None))
     mx, my = eye.disc(*eye.macula)
@@ -332,9 +349,13 @@ def _draw_deep(
 
 
 def _draw_superficial(
-    canvas: Canvas, image: np.ndarray, eye: _Eye, findings: Findings,
-    dice: Callable[[str], Dice], contrast: float,
-) -> None:  # fmt: skip
+    canvas: Canvas,
+    image: np.ndarray,
+    eye: _Eye,
+    findings: Findings,
+    dice: Callable[[str], Dice],
+    contrast: float,
+) -> None:
     """Findings in front of the vessels: cotton wool, new vessels, blood."""
     whole: Window = (slice(None), slice(None))
     for side, sign in HALVES:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmedrag.phantom.canvas import Canvas, Dice
-from mmedrag.types import Finding, UserError
+from mmedrag.records import Finding, UserError
 
 DOMAINS: dict[str, str] = {
     "radiology": "mmedrag.phantom.chest:SPEC",
@@ -97,9 +97,13 @@ def fill(domain: DomainSpec, spec: FindingSpec, template: str, state: Finding) -
     """A template with its slots filled from a finding's state."""
     side = domain.sides.get(state.side or "", ("", ""))
     text = template.format(
-        noun=spec.noun, side=side[0], at=side[1], grade=state.severity or "",
-        count=NUMBERS[state.count or 0], s="" if state.count == 1 else "s",
-    )  # fmt: skip
+        noun=spec.noun,
+        side=side[0],
+        at=side[1],
+        grade=state.severity or "",
+        count=NUMBERS[state.count or 0],
+        s="" if state.count == 1 else "s",
+    )
     text = " ".join(text.split()).replace(" .", ".").replace(" ?", "?")
     return text[:1].upper() + text[1:]
 
@@ -213,8 +217,10 @@ def sentences(name: str) -> dict[str, tuple[str, str, Finding] | None]:
                 if known is None or (known is not ... and known[:2] != (spec.name, polarity)):
                     raise ValueError(f"{name}: {key!r} has two meanings: {known} and {spec.name}")
                 table[key] = (
-                    spec.name, polarity, state if known is ... else _merge(known[2], state)
-                )  # fmt: skip
+                    spec.name,
+                    polarity,
+                    state if known is ... else _merge(known[2], state),
+                )
     return table
 
 
@@ -243,7 +249,10 @@ def label_report(domain: str, text: str) -> dict[str, Any]:
             if polarity == "uncertain" and name in found:
                 continue
             found[name] = {
-                "present": polarity != "absent", "uncertain": polarity == "uncertain",
-                "side": state.side, "count": state.count, "severity": state.severity,
-            }  # fmt: skip
+                "present": polarity != "absent",
+                "uncertain": polarity == "uncertain",
+                "side": state.side,
+                "count": state.count,
+                "severity": state.severity,
+            }
     return {"findings": found, "unreadable": unreadable, "sentences": len(parts)}

@@ -98,9 +98,8 @@ def render(
     epithelium, lumen = ring
     whole = (slice(None), slice(None))
     slide.cover(
-        whole, epithelium, eosin=(0.62 if not purple else 0.42) + 0.06 * fine,
-        haem=base_haem + 0.14,
-    )  # fmt: skip
+        whole, epithelium, eosin=(0.62 if not purple else 0.42) + 0.06 * fine, haem=base_haem + 0.14
+    )
     slide.cover(whole, lumen, eosin=0.03, haem=0.015)
 
     # Spindle nuclei of the stroma on a jittered lattice.
@@ -120,8 +119,9 @@ def render(
     speckle = 1 + np.float32(0.16) * fine
     grade = strength("nuclear_atypia")
     for name, nuclei, room in (
-        ("stroma", stroma_nuclei, outside), ("glands", gland_nuclei, 1 - lumen),
-    ):  # fmt: skip
+        ("stroma", stroma_nuclei, outside),
+        ("glands", gland_nuclei, 1 - lumen),
+    ):
         odd = np.zeros(len(nuclei[0]), bool)
         if grade:
             rnd = draws(dice(f"nuclear_atypia/{name}"), 4, len(odd))
@@ -151,10 +151,12 @@ def render(
             part, along * np.float32(12), level * np.float32(24)
         )
         slide.cover(
-            whole, band * room * np.float32(min(0.95, 0.35 + 0.6 * contrast)),
+            whole,
+            band * room * np.float32(min(0.95, 0.35 + 0.6 * contrast)),
             eosin=np.float32(0.92) * (1 + np.float32(0.5) * strands),
-            haem=0.02 + base_haem * 0.4, nuclei=slide.nuclei * np.float32(0.25),
-        )  # fmt: skip
+            haem=0.02 + base_haem * 0.4,
+            nuclei=slide.nuclei * np.float32(0.25),
+        )
 
     # Glass beside the tissue; placed findings share the width that is left.
     edge = dice("edge")
@@ -187,10 +189,16 @@ def render(
 
 
 def _glands(
-    slide: Slide, attributes: Mapping[str, str], findings: Findings,
-    dice: Callable[[str], Dice], contrast: float, bx: np.ndarray, by: np.ndarray,
-    zoom: float, turned: float,
-) -> tuple[tuple[np.ndarray, np.ndarray], list[np.ndarray]]:  # fmt: skip
+    slide: Slide,
+    attributes: Mapping[str, str],
+    findings: Findings,
+    dice: Callable[[str], Dice],
+    contrast: float,
+    bx: np.ndarray,
+    by: np.ndarray,
+    zoom: float,
+    turned: float,
+) -> tuple[tuple[np.ndarray, np.ndarray], list[np.ndarray]]:
     """Epithelium and lumen masks, and the basal nuclei of the glands that are left."""
     canvas = slide.canvas
     gap, radius, aspect, hollow = GLANDS[attributes["architecture"]]
@@ -262,8 +270,14 @@ def _glands(
     gx, gy = gx - bx[row, col], gy - by[row, col]
     r = (np.float32(0.0135) + np.float32(0.004) * rnd[1]) * np.float32(zoom + 0.12)
     tall = np.float32(0.85 if attributes["architecture"] == "cystic" else 1.4)
-    nuclei = [gx, gy, r * tall, r * np.float32(0.85), ring_turn + tilts + 1 + 0 * r,
-              np.float32(0.85) + np.float32(0.4) * rnd[2]]  # fmt: skip
+    nuclei = [
+        gx,
+        gy,
+        r * tall,
+        r * np.float32(0.85),
+        ring_turn + tilts + 1 + 0 * r,
+        np.float32(0.85) + np.float32(0.4) * rnd[2],
+    ]
     chosen = np.repeat(np.array(keep), count)
     return (epithelium, lumen), [v.reshape(-1)[chosen] for v in nuclei]
 
@@ -304,9 +318,13 @@ def _photograph(
         px, py = pen.choice((0.02, 0.98)), pen.choice((0.02, 0.98))
         inward = 1 if px < 0.5 else -1
         line = canvas.stroke(
-            [(px, py + pen.spread(0.02)), (px + inward * 0.1, py + pen.spread(0.015)),
-             (px + inward * pen.uniform(0.16, 0.26), py + pen.spread(0.015))], 0.035,
-        )  # fmt: skip
+            [
+                (px, py + pen.spread(0.02)),
+                (px + inward * 0.1, py + pen.spread(0.015)),
+                (px + inward * pen.uniform(0.16, 0.26), py + pen.spread(0.015)),
+            ],
+            0.035,
+        )
         image = blend(image, np.array(ink, np.float32), (line * np.float32(0.8))[..., None])
     return image
 

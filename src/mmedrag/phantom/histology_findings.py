@@ -28,34 +28,56 @@ Painter = Callable[[Slide, float, float, float, float, Dice, np.ndarray, float],
 
 
 def _necrosis(
-    slide: Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
+    slide: Slide,
+    cx: float,
+    cy: float,
+    grade: float,
+    contrast: float,
+    place: Dice,
+    ragged: np.ndarray,
+    zoom: float,
+) -> None:
     r = 0.11 + 0.065 * grade
     at, mask = _region(slide, cx, cy, r * 1.2, r, ragged, 0.25)
     canvas = slide.canvas
     dust = texture(place, canvas.x[at] * np.float32(60), canvas.y[at] * np.float32(60))
     show = min(0.97, (0.3 + 0.7 * contrast) * (0.6 + 0.42 * grade))
     slide.cover(
-        at, mask * np.float32(show), eosin=np.float32(0.27) * (1 + np.float32(0.25) * dust),
-        haem=0.08 + 0.05 * dust, nuclei=slide.nuclei[at] * np.float32(0.1), blood=0.1,
+        at,
+        mask * np.float32(show),
+        eosin=np.float32(0.27) * (1 + np.float32(0.25) * dust),
+        haem=0.08 + 0.05 * dust,
+        nuclei=slide.nuclei[at] * np.float32(0.1),
+        blood=0.1,
         mucus=0.06,
-    )  # fmt: skip
+    )
     u, v = disc(place, 46)
     rnd = draws(place, 3, len(u))
     size = np.float32(0.0035) + np.float32(0.0045) * rnd[0]
     debris = spots(
         canvas,
-        (np.float32(cx) + u * np.float32(r), np.float32(cy) + v * np.float32(r * 0.9),
-         size, size, rnd[1], np.float32(0.7) + np.float32(0.6) * rnd[2]),
-    )[at]  # fmt: skip
+        (
+            np.float32(cx) + u * np.float32(r),
+            np.float32(cy) + v * np.float32(r * 0.9),
+            size,
+            size,
+            rnd[1],
+            np.float32(0.7) + np.float32(0.6) * rnd[2],
+        ),
+    )[at]
     slide.nuclei[at] = np.maximum(slide.nuclei[at], debris * mask * np.float32(show))
 
 
 def _fat(
-    slide: Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
+    slide: Slide,
+    cx: float,
+    cy: float,
+    grade: float,
+    contrast: float,
+    place: Dice,
+    ragged: np.ndarray,
+    zoom: float,
+) -> None:
     at, mask = _region(slide, cx, cy, 0.18, 0.16, ragged, 0.12)
     canvas = slide.canvas
     cell = 0.058 + 0.03 * zoom
@@ -73,49 +95,90 @@ def _fat(
     wall = 1 - smooth((second - first) / np.float32(0.2))
     show = np.float32(min(0.98, 0.35 + 0.65 * contrast))
     slide.cover(
-        at, mask * show, eosin=0.02 + 0.7 * wall, haem=0.01 + 0.12 * wall,
+        at,
+        mask * show,
+        eosin=0.02 + 0.7 * wall,
+        haem=0.01 + 0.12 * wall,
         nuclei=slide.nuclei[at] * wall * np.float32(0.3),
-    )  # fmt: skip
+    )
 
 
 def _mucin(
-    slide: Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
+    slide: Slide,
+    cx: float,
+    cy: float,
+    grade: float,
+    contrast: float,
+    place: Dice,
+    ragged: np.ndarray,
+    zoom: float,
+) -> None:
     at, mask = _region(slide, cx, cy, 0.165, 0.14, ragged, 0.35)
     canvas = slide.canvas
     strings = texture(place, canvas.x[at] * np.float32(12), canvas.y[at] * np.float32(40))
     show = np.float32(min(0.97, 0.35 + 0.65 * contrast))
     slide.cover(
-        at, mask * show, eosin=0.02, haem=0.02, nuclei=slide.nuclei[at] * np.float32(0.06),
+        at,
+        mask * show,
+        eosin=0.02,
+        haem=0.02,
+        nuclei=slide.nuclei[at] * np.float32(0.06),
         mucus=np.float32(0.27) * (1 + np.float32(0.5) * strings),
-    )  # fmt: skip
+    )
 
 
 def _haemorrhage(
-    slide: Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
+    slide: Slide,
+    cx: float,
+    cy: float,
+    grade: float,
+    contrast: float,
+    place: Dice,
+    ragged: np.ndarray,
+    zoom: float,
+) -> None:
     at, mask = _region(slide, cx, cy, 0.15, 0.125, ragged, 0.5)
     u, v = disc(place, 210)
     rnd = draws(place, 3, len(u))
     size = (np.float32(0.0105) + np.float32(0.003) * rnd[0]) * np.float32(0.55 + 0.45 * zoom)
-    cells = spots(
-        slide.canvas,
-        (np.float32(cx) + u * np.float32(0.16), np.float32(cy) + v * np.float32(0.14),
-         size, size * np.float32(0.85), rnd[1], np.float32(0.75) + np.float32(0.35) * rnd[2]),
-        soft=0.3, rim=0.3,
-    )[at] * mask  # fmt: skip
+    cells = (
+        spots(
+            slide.canvas,
+            (
+                np.float32(cx) + u * np.float32(0.16),
+                np.float32(cy) + v * np.float32(0.14),
+                size,
+                size * np.float32(0.85),
+                rnd[1],
+                np.float32(0.75) + np.float32(0.35) * rnd[2],
+            ),
+            soft=0.3,
+            rim=0.3,
+        )[at]
+        * mask
+    )
     show = np.float32(min(1.0, 0.15 + 0.85 * contrast))
-    slide.cover(at, mask * show * np.float32(0.6), eosin=0.2, haem=0.03, blood=0.28,
-                nuclei=slide.nuclei[at] * np.float32(0.5))  # fmt: skip
+    slide.cover(
+        at,
+        mask * show * np.float32(0.6),
+        eosin=0.2,
+        haem=0.03,
+        blood=0.28,
+        nuclei=slide.nuclei[at] * np.float32(0.5),
+    )
     slide.cover(at, np.minimum(cells, 1) * show, blood=1.15, nuclei=slide.nuclei[at] * 0)
 
 
 def _lymphocytes(
-    slide: Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
+    slide: Slide,
+    cx: float,
+    cy: float,
+    grade: float,
+    contrast: float,
+    place: Dice,
+    ragged: np.ndarray,
+    zoom: float,
+) -> None:
     r = 0.085 + 0.055 * grade
     at, mask = _region(slide, cx, cy, r, r * 0.9, ragged, 0.4)
     spacing = 0.0235 * (0.5 + 0.5 * zoom)
@@ -124,20 +187,38 @@ def _lymphocytes(
     size = np.float32(0.4 * spacing) + np.float32(0.1 * spacing) * rnd[0]
     cells = spots(
         slide.canvas,
-        (np.float32(cx) + u * np.float32(r * 1.1), np.float32(cy) + v * np.float32(r),
-         size, size, rnd[1], np.float32(1.2) + np.float32(0.4) * rnd[2]), soft=0.3,
-    )[at]  # fmt: skip
+        (
+            np.float32(cx) + u * np.float32(r * 1.1),
+            np.float32(cy) + v * np.float32(r),
+            size,
+            size,
+            rnd[1],
+            np.float32(1.2) + np.float32(0.4) * rnd[2],
+        ),
+        soft=0.3,
+    )[at]
     show = np.float32(min(1.0, 0.35 + 0.7 * contrast))
-    slide.cover(at, mask * show * np.float32(0.65), eosin=0.3, haem=0.22,
-                nuclei=slide.nuclei[at] * np.float32(0.6))  # fmt: skip
+    slide.cover(
+        at,
+        mask * show * np.float32(0.65),
+        eosin=0.3,
+        haem=0.22,
+        nuclei=slide.nuclei[at] * np.float32(0.6),
+    )
     dark = np.minimum(mask * np.float32(2), 1) * cells * show * np.float32(1.25)
     slide.nuclei[at] = np.maximum(slide.nuclei[at], dark)
 
 
 def _calcification(
-    slide: Slide, cx: float, cy: float, grade: float, contrast: float, place: Dice,
-    ragged: np.ndarray, zoom: float,
-) -> None:  # fmt: skip
+    slide: Slide,
+    cx: float,
+    cy: float,
+    grade: float,
+    contrast: float,
+    place: Dice,
+    ragged: np.ndarray,
+    zoom: float,
+) -> None:
     canvas = slide.canvas
     show = min(1.0, 0.4 + 0.6 * contrast)
     for k in range(place.integer(7, 9)):
@@ -157,9 +238,13 @@ def _calcification(
 
 
 PAINT: dict[str, Painter] = {
-    "necrosis": _necrosis, "fat": _fat, "mucin": _mucin, "haemorrhage": _haemorrhage,
-    "lymphocytes": _lymphocytes, "calcification": _calcification,
-}  # fmt: skip
+    "necrosis": _necrosis,
+    "fat": _fat,
+    "mucin": _mucin,
+    "haemorrhage": _haemorrhage,
+    "lymphocytes": _lymphocytes,
+    "calcification": _calcification,
+}
 
 
 def paint_mitoses(

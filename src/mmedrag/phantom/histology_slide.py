@@ -23,7 +23,7 @@ def draws(dice: Dice, *shape: int) -> np.ndarray:
 
 def spots(
     canvas: Canvas, dots: Sequence[np.ndarray], soft: float = 0.45, rim: float = 0.0
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """The maximum of many small soft ellipses at once, which does not depend on their order.
 
     ``dots`` are equally long arrays x, y, rx, ry, angle (turns, not negative) and weight;
@@ -92,15 +92,23 @@ class Slide:
         self.blood, self.mucus = canvas.full(0.0), canvas.full(0.0)
 
     def cover(
-        self, at: Window, mask: np.ndarray, eosin: np.ndarray | float = 0.0,
-        haem: np.ndarray | float = 0.0, nuclei: np.ndarray | float = 0.0,
-        blood: np.ndarray | float = 0.0, mucus: np.ndarray | float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        at: Window,
+        mask: np.ndarray,
+        eosin: np.ndarray | float = 0.0,
+        haem: np.ndarray | float = 0.0,
+        nuclei: np.ndarray | float = 0.0,
+        blood: np.ndarray | float = 0.0,
+        mucus: np.ndarray | float = 0.0,
+    ) -> None:
         """Put a layer of the given densities over the window, ``mask`` its opacity."""
         for layer, value in (
-            (self.eosin, eosin), (self.haem, haem), (self.nuclei, nuclei),
-            (self.blood, blood), (self.mucus, mucus),
-        ):  # fmt: skip
+            (self.eosin, eosin),
+            (self.haem, haem),
+            (self.nuclei, nuclei),
+            (self.blood, blood),
+            (self.mucus, mucus),
+        ):
             layer[at] = blend(layer[at], value, mask)
 
     def absorb(self, stain: float, tint: Sequence[float]) -> np.ndarray:

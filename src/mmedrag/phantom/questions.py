@@ -8,7 +8,7 @@ from typing import Literal
 
 from mmedrag.phantom.canvas import Dice
 from mmedrag.phantom.grammar import NUMBERS, DomainSpec, Findings, FindingSpec, fill, has
-from mmedrag.types import Finding
+from mmedrag.records import Finding
 
 Form = Literal["presence", "negated", "both", "either", "where", "count", "severity"]
 CLOSED: dict[str, float] = {"presence": 0.8, "negated": 0.1, "both": 0.05, "either": 0.05}

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmedrag.phantom.canvas import Canvas, Dice, grain, to_uint8
 from mmedrag.phantom.grammar import DomainSpec, Findings, FindingSpec, has, states, write_report
-from mmedrag.types import Finding, Split
+from mmedrag.records import Finding, Split
 
 
 @dataclass(frozen=True)

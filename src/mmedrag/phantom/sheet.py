@@ -15,7 +15,7 @@ from PIL import Image
 from mmedrag.phantom.canvas import Canvas, Dice
 from mmedrag.phantom.grammar import DomainSpec, load_domain, states
 from mmedrag.phantom.sample import Knobs, Study, picture
-from mmedrag.types import Finding
+from mmedrag.records import Finding
 
 
 def contact_sheet(domain: DomainSpec, size: int = 128, contrast: float = 1.0) -> Image.Image:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mmedrag import metrics, metrics_text
-from mmedrag.arms import Arm, task_of
-from mmedrag.controls import group_of
-from mmedrag.reliance import label, right
+from mmedrag.evaluation import Arm, label, right, task_of
+from mmedrag.evaluation.metrics import questions
+from mmedrag.evaluation.metrics import text as metrics_text
+from mmedrag.records import Hit, Trace, UserError, group_of
 from mmedrag.report import svg
 from mmedrag.report.tables import TASK_NAMES
-from mmedrag.types import DataFolder, Hit, Trace, UserError
+from mmedrag.runtime import DataFolder
 
 log = logging.getLogger(__name__)
 THUMBNAIL = 192  # pixels, longest side
@@ -129,7 +129,7 @@ def verdict(trace: Trace) -> tuple[str, bool | None]:
             return "unclear", False
         return ("right", True) if right(trace) else ("wrong", False)
     if task == "vqa_open":
-        same = metrics.normalise(trace.answer.text) == metrics.normalise(trace.target or "")
+        same = questions.normalise(trace.answer.text) == questions.normalise(trace.target or "")
         return ("right", True) if same else ("wrong", False)
     score = metrics_text.rouge([trace.answer.text], [trace.target or ""])["rouge_l"].point()
     return f"ROUGE-L {score:.2f}", None
@@ -144,13 +144,25 @@ def _case(
     for arm, trace in rows:
         text, good = verdict(trace)
         answer = trace.answer
-        said.append(Said(arm.title, answer.text if answer else "", text, good,
-                         answer.p_yes if answer else None))  # fmt: skip
+        said.append(
+            Said(
+                arm.title,
+                answer.text if answer else "",
+                text,
+                good,
+                answer.p_yes if answer else None,
+            )
+        )
     case = Case(
-        id=first.example_id, domain=group_of(first), task=TASK_NAMES[task],
-        question=first.question or "Write the report.", target=first.target or "", said=said,
-        outcomes=outcomes(rows), patient=first.patient or "",
-    )  # fmt: skip
+        id=first.example_id,
+        domain=group_of(first),
+        task=TASK_NAMES[task],
+        question=first.question or "Write the report.",
+        target=first.target or "",
+        said=said,
+        outcomes=outcomes(rows),
+        patient=first.patient or "",
+    )
     routed = [t.domain for _, t in rows if t.domain]
     if routed:
         sure = f" ({routed[-1].confidence:.2f})" if routed[-1].confidence is not None else ""

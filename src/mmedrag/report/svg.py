@@ -143,9 +143,11 @@ def dots(rows: Sequence[Dot], title: str, x_label: str) -> str:
 
 
 def bars(
-    groups: Sequence[str], names: Sequence[str],
-    values: Sequence[Sequence[tuple[float, float | None, float | None] | None]], title: str,
-) -> str:  # fmt: skip
+    groups: Sequence[str],
+    names: Sequence[str],
+    values: Sequence[Sequence[tuple[float, float | None, float | None] | None]],
+    title: str,
+) -> str:
     """Horizontal bars with whiskers: per group (metric) one bar for each name (system)."""
     cells = [c for row in values for c in row if c]
     known = [v for c in cells for v in c if v is not None]
@@ -185,11 +187,16 @@ def bars(
 
 
 def lines(
-    series: Sequence[tuple[str, Sequence[tuple[float, float]]]], title: str, x_label: str,
-    y_label: str, bands: Sequence[Sequence[tuple[float, float, float]]] = (),
-    cuts: Sequence[tuple[int, float]] = (), diagonal: bool = False,
-    x_ticks: Sequence[float] | None = None, unit: bool = False,
-) -> str:  # fmt: skip
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    bands: Sequence[Sequence[tuple[float, float, float]]] = (),
+    cuts: Sequence[tuple[int, float]] = (),
+    diagonal: bool = False,
+    x_ticks: Sequence[float] | None = None,
+    unit: bool = False,
+) -> str:
     """Line chart.
 
     Args:
@@ -206,9 +213,15 @@ def lines(
     else:
         spread = (max(ys) - min(ys)) or 1.0
         frame = Frame(
-            44, 34, WIDTH - 60, 190, min(xs), max(xs), min(ys) - 0.05 * spread,
+            44,
+            34,
+            WIDTH - 60,
+            190,
+            min(xs),
+            max(xs),
+            min(ys) - 0.05 * spread,
             max(ys) + 0.05 * spread,
-        )  # fmt: skip
+        )
     parts = axes(frame, x_label, y_label, x_ticks)
     if diagonal:
         parts += [line(frame.x(0), frame.y(0), frame.x(1), frame.y(1), "dashed")]
@@ -221,8 +234,10 @@ def lines(
         drawn = [(frame.x(x), frame.y(y)) for x, y in row]
         parts += [path(drawn, f"line s{i % SERIES}")]
         if len(drawn) <= 24:
-            parts += [f'<circle cx="{x:g}" cy="{y:g}" r="3" class="fill s{i % SERIES}"/>'
-                      for x, y in drawn]  # fmt: skip
+            parts += [
+                f'<circle cx="{x:g}" cy="{y:g}" r="3" class="fill s{i % SERIES}"/>'
+                for x, y in drawn
+            ]
     for i, x in cuts:
         at = frame.x(x)
         parts += [line(at, frame.top, at, frame.top + frame.height, f"cut s{i % SERIES}")]
@@ -237,9 +252,11 @@ def lines(
 
 
 def counts(
-    blocks: Sequence[tuple[str, Sequence[Sequence[int]]]], rows: Sequence[str],
-    columns: Sequence[str], title: str,
-) -> str:  # fmt: skip
+    blocks: Sequence[tuple[str, Sequence[Sequence[int]]]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+) -> str:
     """Tables of counts, one below the other; a cell's colour is its share of its row.
 
     Args:
@@ -249,17 +266,21 @@ def counts(
     parts, top = [], 0.0
     for name, table in blocks:
         parts += [text(4, top + 18, name)]
-        parts += [text(left + wide * (i + 0.5), top + 18, said, "middle", "tick")
-                  for i, said in enumerate(columns)]  # fmt: skip
+        parts += [
+            text(left + wide * (i + 0.5), top + 18, said, "middle", "tick")
+            for i, said in enumerate(columns)
+        ]
         top += 26
         for said, row in zip(rows, table, strict=True):
             parts += [text(left - 8, top + 20, said, "end", "tick")]
             for i, number in enumerate(row):
                 share = 0.6 * number / max(sum(row), 1)
                 x = left + wide * i
-                parts += [f'<rect x="{x:g}" y="{top:g}" width="{wide - 2:g}" height="{high - 2:g}" '
-                          f'class="fill s0" fill-opacity="{share:.2f}"/>',
-                          text(x + wide / 2, top + 19, str(number), "middle")]  # fmt: skip
+                parts += [
+                    f'<rect x="{x:g}" y="{top:g}" width="{wide - 2:g}" height="{high - 2:g}" '
+                    f'class="fill s0" fill-opacity="{share:.2f}"/>',
+                    text(x + wide / 2, top + 19, str(number), "middle"),
+                ]
             top += high
         top += 12
     described = "; ".join(
@@ -276,8 +297,10 @@ def spark(scores: Sequence[float], kept: int, width: int = 120, height: int = 34
         return ""
     low, span = min(scores), (max(scores) - min(scores)) or 1.0
     step = (width - 8) / (len(scores) - 1)
-    points = [(round(4 + i * step, 1), round(4 + (height - 8) * (1 - (s - low) / span), 1))
-              for i, s in enumerate(scores)]  # fmt: skip
+    points = [
+        (round(4 + i * step, 1), round(4 + (height - 8) * (1 - (s - low) / span), 1))
+        for i, s in enumerate(scores)
+    ]
     at = round(4 + (kept - 0.5) * step, 1)
     said = f"similarities from {scores[0]:.3f} to {scores[-1]:.3f}, {kept} of {len(scores)} kept"
     return (

@@ -13,17 +13,24 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from mmedrag.compare import best_control
-from mmedrag.metrics import LABELS
+from mmedrag.evaluation import best_control
+from mmedrag.evaluation.metrics import LABELS
 
 MARK = "†"
 TASK_NAMES = {"vqa_closed": "Closed questions", "vqa_open": "Open questions", "report": "Reports"}
 HEADLINE = {
-    "vqa_closed": ("accuracy", "balanced_accuracy", "macro_f1", "mcc", "auroc", "ece",
-                   "parse_rate"),
+    "vqa_closed": (
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "mcc",
+        "auroc",
+        "ece",
+        "parse_rate",
+    ),
     "vqa_open": ("exact_match", "token_f1"),
     "report": ("finding_f1", "bleu_1", "bleu_4", "rouge_l", "meteor"),
-}  # fmt: skip
+}
 LEADING = {"vqa_closed": "balanced_accuracy", "vqa_open": "token_f1", "report": "finding_f1"}
 SECOND = {"report": "rouge_l", "vqa_closed": "accuracy", "vqa_open": "exact_match"}
 
@@ -77,10 +84,18 @@ class Table:
         for row in self.rows:
             body.append(" & ".join(_tex(c.text) for c in row) + r" \\")
         return "\n".join(
-            [r"\begin{table}", rf"\caption{{{_tex(self.caption)}}}", rf"\label{{tab:{self.id}}}",
-             rf"\begin{{tabular}}{{{kind}}} \toprule", *body, r"\bottomrule", r"\end{tabular}",
-             r"\end{table}", ""]
-        )  # fmt: skip
+            [
+                r"\begin{table}",
+                rf"\caption{{{_tex(self.caption)}}}",
+                rf"\label{{tab:{self.id}}}",
+                rf"\begin{{tabular}}{{{kind}}} \toprule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
 
     @property
     def spans(self) -> list[int]:
@@ -104,9 +119,23 @@ class Table:
         return "data:application/x-tex;charset=utf-8," + quote(self.latex())
 
 
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-        MARK: r"$^\dagger$", "–": "--", "−": "$-$", "≤": r"$\leq$", "…": r"\ldots{}"}  # fmt: skip
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    MARK: r"$^\dagger$",
+    "–": "--",
+    "−": "$-$",
+    "≤": r"$\leq$",
+    "…": r"\ldots{}",
+}
 
 
 def _tex(text: str) -> str:
@@ -151,8 +180,9 @@ def metric_cell(group: Mapping[str, Any], metric: str) -> Cell:
 
 def of_task(result: Mapping[str, Any], task: str) -> dict[str, dict[str, Any]]:
     """arm -> groups, of the arms that have the task."""
-    return {name: arm["tasks"][task] for name, arm in result["runs"].items()
-            if task in arm["tasks"]}  # fmt: skip
+    return {
+        name: arm["tasks"][task] for name, arm in result["runs"].items() if task in arm["tasks"]
+    }
 
 
 def shown_metrics(result: Mapping[str, Any], task: str) -> list[str]:
@@ -173,25 +203,35 @@ def headline(result: Mapping[str, Any], task: str, arms: Sequence[str], suffix: 
         if name in arms:
             whole = groups["overall"]
             table.rows.append(
-                [Cell(result["runs"][name]["title"]), count(whole["n"]),
-                 *(metric_cell(whole, m) for m in metrics)]
-            )  # fmt: skip
+                [
+                    Cell(result["runs"][name]["title"]),
+                    count(whole["n"]),
+                    *(metric_cell(whole, m) for m in metrics),
+                ]
+            )
     return table
 
 
 def by_domain(result: Mapping[str, Any], task: str, arms: Sequence[str]) -> Table:
     metrics = [m for m in (LEADING[task], SECOND[task]) if m in shown_metrics(result, task)]
     table = Table(
-        f"domains-{task}", f"{TASK_NAMES[task]} by domain",
-        ["row", "domain", "n", "patients", *metrics], heads=2,
-    )  # fmt: skip
+        f"domains-{task}",
+        f"{TASK_NAMES[task]} by domain",
+        ["row", "domain", "n", "patients", *metrics],
+        heads=2,
+    )
     for name, groups in of_task(result, task).items():
         for domain, group in groups.items():
             if name in arms and domain != "overall":
                 table.rows.append(
-                    [Cell(result["runs"][name]["title"]), Cell(domain), count(group["n"]),
-                     count(group["patients"]), *(metric_cell(group, m) for m in metrics)]
-                )  # fmt: skip
+                    [
+                        Cell(result["runs"][name]["title"]),
+                        Cell(domain),
+                        count(group["n"]),
+                        count(group["patients"]),
+                        *(metric_cell(group, m) for m in metrics),
+                    ]
+                )
     return table
 
 
@@ -200,9 +240,11 @@ def controls(result: Mapping[str, Any], task: str, arms: Sequence[str]) -> Table
     metrics = [m for m in (LEADING[task], SECOND[task]) if m in shown_metrics(result, task)]
     columns = [c for m in metrics for c in (m, f"{m}: row − control")]
     table = Table(
-        f"controls-{task}", f"{TASK_NAMES[task]}: every control, overall",
-        ["row", "control", "n", *columns], heads=2,
-    )  # fmt: skip
+        f"controls-{task}",
+        f"{TASK_NAMES[task]}: every control, overall",
+        ["row", "control", "n", *columns],
+        heads=2,
+    )
     for name, groups in of_task(result, task).items():
         if name not in arms:
             continue
@@ -221,23 +263,38 @@ def comparisons(result: Mapping[str, Any]) -> Table:
         "comparisons",
         "Paired tests between rows on the examples that both answered (Holm-adjusted within a "
         "task)",
-        ["task", "metric", "from", "to", "change", "n", "p", "p (Holm)", "test"], heads=4,
-    )  # fmt: skip
+        ["task", "metric", "from", "to", "change", "n", "p", "p (Holm)", "test"],
+        heads=4,
+    )
     titles = {name: arm["title"] for name, arm in result["runs"].items()}
     for row in result["comparisons"]:
         table.rows.append(
-            [Cell(TASK_NAMES[row["task"]]), Cell(row["metric"]), Cell(titles[row["a"]]),
-             Cell(titles[row["b"]]), number(row), count(row["n"]), _p(row["p"]),
-             _p(row["p_holm"]), Cell(row["test"])]
-        )  # fmt: skip
+            [
+                Cell(TASK_NAMES[row["task"]]),
+                Cell(row["metric"]),
+                Cell(titles[row["a"]]),
+                Cell(titles[row["b"]]),
+                number(row),
+                count(row["n"]),
+                _p(row["p"]),
+                _p(row["p_holm"]),
+                Cell(row["test"]),
+            ]
+        )
     return table
 
 
-SELECTION = {"kept": "mean kept", "kept_all": "all kept", "kept_none": "none kept",
-             "excluded": "own or near-identical, excluded per image"}  # fmt: skip
-HUBNESS = {"distinct_share": "distinct top-1 references per image",
-           "top_share": "images served by the most used",
-           "top_ten_share": "images served by the ten most used"}  # fmt: skip
+SELECTION = {
+    "kept": "mean kept",
+    "kept_all": "all kept",
+    "kept_none": "none kept",
+    "excluded": "own or near-identical, excluded per image",
+}
+HUBNESS = {
+    "distinct_share": "distinct top-1 references per image",
+    "top_share": "images served by the most used",
+    "top_ten_share": "images served by the ten most used",
+}
 
 
 def retrieval(result: Mapping[str, Any]) -> list[Table]:
@@ -248,22 +305,43 @@ def retrieval(result: Mapping[str, Any]) -> list[Table]:
     similar = {m: m for m in found if m.startswith("similarity@")}
     worth = {m: m for m in found if m not in {*SELECTION, *HUBNESS, *similar}}
     return [
-        _per_image(result, "retrieval", "Retrieved references: agreement of their study's "
-                   "findings with the image's, shuffled references below it; recall of the "
-                   "image's own report", worth),
-        _per_image(result, "selection", "Selection: how many references are kept, and what was "
-                   "left out", {m: name for m, name in SELECTION.items() if m in found}, True),
-        _per_image(result, "hubness", "Hubness: do a few references come up for everyone?",
-                   {m: name for m, name in HUBNESS.items() if m in found}),
-        _per_image(result, "similarity", "Similarity of retrieved references by rank: mean over "
-                   "images", similar),
-    ]  # fmt: skip
+        _per_image(
+            result,
+            "retrieval",
+            "Retrieved references: agreement of their study's "
+            "findings with the image's, shuffled references below it; recall of the "
+            "image's own report",
+            worth,
+        ),
+        _per_image(
+            result,
+            "selection",
+            "Selection: how many references are kept, and what was left out",
+            {m: name for m, name in SELECTION.items() if m in found},
+            True,
+        ),
+        _per_image(
+            result,
+            "hubness",
+            "Hubness: do a few references come up for everyone?",
+            {m: name for m, name in HUBNESS.items() if m in found},
+        ),
+        _per_image(
+            result,
+            "similarity",
+            "Similarity of retrieved references by rank: mean over images",
+            similar,
+        ),
+    ]
 
 
 def _per_image(
-    result: Mapping[str, Any], name: str, caption: str, metrics: Mapping[str, str],
+    result: Mapping[str, Any],
+    name: str,
+    caption: str,
+    metrics: Mapping[str, str],
     rules: bool = False,
-) -> Table:  # fmt: skip
+) -> Table:
     """Metrics of ``retrieval`` under the given names; empty without any."""
     extra = ["rule"] if rules else []
     table = Table(name, caption, ["row", "domain", *extra, "images", *metrics.values()], heads=2)
@@ -271,35 +349,53 @@ def _per_image(
         for domain, group in arm.get("retrieval", {}).items() if metrics else ():
             rule = [Cell("; ".join(group["rules"]))] if rules else []
             table.rows.append(
-                [Cell(arm["title"]), Cell(domain), *rule, count(group["n"]),
-                 *(metric_cell(group, m) for m in metrics)]
-            )  # fmt: skip
+                [
+                    Cell(arm["title"]),
+                    Cell(domain),
+                    *rule,
+                    count(group["n"]),
+                    *(metric_cell(group, m) for m in metrics),
+                ]
+            )
     return table
 
 
 def classification(result: Mapping[str, Any]) -> list[Table]:
     """Confusion of closed questions, of domains, and the points of the reliability diagram."""
     confusion = Table(
-        "confusion", "Confusion of closed questions by domain (strict parser): share of each "
-        "answer", ["row", "domain", "truth", "n", *(f"said {said}" for said in LABELS)], heads=3,
-    )  # fmt: skip
+        "confusion",
+        "Confusion of closed questions by domain (strict parser): share of each answer",
+        ["row", "domain", "truth", "n", *(f"said {said}" for said in LABELS)],
+        heads=3,
+    )
     reliability = Table(
-        "reliability", "Reliability: share of yes among the questions of a bin of P(yes)",
-        ["row", "P(yes), mean of the bin", "share of yes", "n"], heads=2,
-    )  # fmt: skip
+        "reliability",
+        "Reliability: share of yes among the questions of a bin of P(yes)",
+        ["row", "P(yes), mean of the bin", "share of yes", "n"],
+        heads=2,
+    )
     routing: Table | None = None
     for arm in result["runs"].values():
         for domain, sides in arm.get("confusion", {}).items():
             for side, shares in sides.items():
                 confusion.rows.append(
-                    [Cell(arm["title"]), Cell(domain), Cell(side), count(shares["yes"]["n"]),
-                     *(number(shares[said]) for said in LABELS)]
-                )  # fmt: skip
+                    [
+                        Cell(arm["title"]),
+                        Cell(domain),
+                        Cell(side),
+                        count(shares["yes"]["n"]),
+                        *(number(shares[said]) for said in LABELS),
+                    ]
+                )
         for point in arm.get("reliability", []):
             reliability.rows.append(
-                [Cell(arm["title"]), number(point["p_yes"]), number(point["share_yes"]),
-                 count(point["share_yes"]["n"])]
-            )  # fmt: skip
+                [
+                    Cell(arm["title"]),
+                    number(point["p_yes"]),
+                    number(point["share_yes"]),
+                    count(point["share_yes"]["n"]),
+                ]
+            )
         routing = _routing(arm) or routing
     return [confusion, reliability, *([routing] if routing else [])]
 
@@ -311,9 +407,10 @@ def _routing(arm: Mapping[str, Any]) -> Table | None:
         return None
     labels = list(next(iter(found.values())))
     table = Table(
-        "routing", f"{arm['title']}: domain of each image against the one that was identified",
+        "routing",
+        f"{arm['title']}: domain of each image against the one that was identified",
         ["domain", "images", *(f"identified as {label}" for label in labels)],
-    )  # fmt: skip
+    )
     for domain, shares in found.items():
         cells = [number(shares[label]) for label in labels]
         table.rows.append([Cell(domain), count(shares[labels[0]]["n"]), *cells])
@@ -326,24 +423,33 @@ def _p(value: float | None) -> Cell:
 
 def reliance(result: Mapping[str, Any]) -> Table:
     table = Table(
-        "reliance", "Reliance on references and on the image; every rate with its denominator",
-        ["system", "metric", "value", "n", "denominator"], heads=2,
-    )  # fmt: skip
+        "reliance",
+        "Reliance on references and on the image; every rate with its denominator",
+        ["system", "metric", "value", "n", "denominator"],
+        heads=2,
+    )
     for found in result["reliance"].values():
         for metric, cell in found["metrics"].items():
             table.rows.append(
-                [Cell(found["title"]), Cell(metric), number(cell), count(cell["n"]),
-                 Cell(cell["denominator"])]
-            )  # fmt: skip
+                [
+                    Cell(found["title"]),
+                    Cell(metric),
+                    number(cell),
+                    count(cell["n"]),
+                    Cell(cell["denominator"]),
+                ]
+            )
     return table
 
 
 def subgroups(result: Mapping[str, Any]) -> Table:
     table = Table(
-        "subgroups", "Subgroups: value per group and the gap between the best and the worst "
+        "subgroups",
+        "Subgroups: value per group and the gap between the best and the worst "
         "(p: how often a random relabelling of patients gives as large a gap)",
-        ["row", "task", "field", "group", "metric", "value", "n"], heads=5,
-    )  # fmt: skip
+        ["row", "task", "field", "group", "metric", "value", "n"],
+        heads=5,
+    )
     for arm, tasks in result["subgroups"].items():
         for task, fields in tasks.items():
             for path, metrics in fields.items():
@@ -353,12 +459,20 @@ def subgroups(result: Mapping[str, Any]) -> Table:
                 for metric, cell in metrics.items():
                     for name, value in cell["values"].items():
                         held = number(value, value["marked"], beside(value["control"]))
-                        table.rows.append([*start, Cell(name), Cell(metric), held,
-                                           count(value["n"])])  # fmt: skip
+                        table.rows.append(
+                            [*start, Cell(name), Cell(metric), held, count(value["n"])]
+                        )
                     if cell["gap"]:
                         gap = f"gap (p = {cell['gap']['p']:.3f})"
-                        table.rows.append([*start, Cell(gap), Cell(metric), number(cell["gap"]),
-                                           count(cell["gap"]["n"])])  # fmt: skip
+                        table.rows.append(
+                            [
+                                *start,
+                                Cell(gap),
+                                Cell(metric),
+                                number(cell["gap"]),
+                                count(cell["gap"]["n"]),
+                            ]
+                        )
     return table
 
 

@@ -15,20 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from mmedrag import metrics
-from mmedrag.arms import Arm
-from mmedrag.compare import best_control
-from mmedrag.controls import group_of
-from mmedrag.evaluate import one_per_image
-from mmedrag.reliance import label, truth
+from mmedrag.embedded import located
+from mmedrag.evaluation import Arm, best_control, label, one_per_image, truth
+from mmedrag.evaluation.metrics import questions
+from mmedrag.records import Trace, UserError, group_of
 from mmedrag.report import svg
 from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Table
-from mmedrag.system import located
-from mmedrag.types import Trace, UserError
 
 log = logging.getLogger(__name__)
-RELIANCE_BARS = ("excess_copying", "copy_reference_rate", "over_reliance_rate", "follow_rate",
-                 "reference_gain", "reference_harm", "image_sensitivity")  # fmt: skip
+RELIANCE_BARS = (
+    "excess_copying",
+    "copy_reference_rate",
+    "over_reliance_rate",
+    "follow_rate",
+    "reference_gain",
+    "reference_harm",
+    "image_sensitivity",
+)
 MOST_LINES = 6  # series a chart can hold apart
 
 
@@ -59,9 +62,15 @@ def score_dots(result: Mapping[str, Any], task: str, names: Sequence[str]) -> li
                 continue
             best = best_control(group, metric)
             rows.append(
-                svg.Dot(result["runs"][name]["title"], cell["value"], cell["low"], cell["high"],
-                        best["value"] if best else None, metric in group["marked"])
-            )  # fmt: skip
+                svg.Dot(
+                    result["runs"][name]["title"],
+                    cell["value"],
+                    cell["low"],
+                    cell["high"],
+                    best["value"] if best else None,
+                    metric in group["marked"],
+                )
+            )
         if rows:
             title = f"{TASK_NAMES[task]}: {metric}"
             caption = (
@@ -82,10 +91,16 @@ def calibration(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if not series:
         return []
-    drawn = svg.lines(series, "Reliability diagram", "predicted P(yes)", "share of yes",
-                      diagonal=True, unit=True)  # fmt: skip
-    return [("How often the truth is yes where the model says P(yes); on the dashed line the "
-             "probabilities can be taken at their word.", drawn)]  # fmt: skip
+    drawn = svg.lines(
+        series, "Reliability diagram", "predicted P(yes)", "share of yes", diagonal=True, unit=True
+    )
+    return [
+        (
+            "How often the truth is yes where the model says P(yes); on the dashed line the "
+            "probabilities can be taken at their word.",
+            drawn,
+        )
+    ]
 
 
 def by_domain(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
@@ -120,34 +135,55 @@ def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
     if not series:
         return []
     drawn = svg.lines(
-        series, "Similarity of retrieved references by rank", "rank", "cosine similarity",
-        bands=bands, cuts=cuts, x_ticks=range(1, deepest + 1),
-    )  # fmt: skip
-    return [(f"{arm.title}: median similarity by rank, with the 10th to 90th percentile. A dashed "
-             "line is the mean cut: what stands right of it is left out. Without one, every "
-             "reference is kept.",
-             drawn)]  # fmt: skip
+        series,
+        "Similarity of retrieved references by rank",
+        "rank",
+        "cosine similarity",
+        bands=bands,
+        cuts=cuts,
+        x_ticks=range(1, deepest + 1),
+    )
+    return [
+        (
+            f"{arm.title}: median similarity by rank, with the 10th to 90th percentile. A dashed "
+            "line is the mean cut: what stands right of it is left out. Without one, every "
+            "reference is kept.",
+            drawn,
+        )
+    ]
 
 
 def reliance_bars(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Reliance metrics of every system side by side: before and after tuning."""
-    found = {r["title"]: r["metrics"] for r in result["reliance"].values()
-             if set(r["metrics"]) & set(RELIANCE_BARS[:-1])}  # fmt: skip
+    found = {
+        r["title"]: r["metrics"]
+        for r in result["reliance"].values()
+        if set(r["metrics"]) & set(RELIANCE_BARS[:-1])
+    }
     found = found or {r["title"]: r["metrics"] for r in result["reliance"].values()}
     systems = _before_and_after(result, list(found))
     shown = [m for m in RELIANCE_BARS if any(m in found[s] for s in systems)]
     if not shown:
         return []
     values = [
-        [(c["value"], c["low"], c["high"])
-         if (c := found[s].get(m)) and c["value"] is not None else None for s in systems]
+        [
+            (c["value"], c["low"], c["high"])
+            if (c := found[s].get(m)) and c["value"] is not None
+            else None
+            for s in systems
+        ]
         for m in shown
-    ]  # fmt: skip
+    ]
     names = [m.replace("_", " ") for m in shown]
     drawn = svg.bars(names, systems, values, "Reliance on references and on the image")
-    return [("Reliance of each system with 95 % intervals. Lower is better for excess copying, "
-             "over-reliance, follow rate and reference harm; higher for reference gain and image "
-             "sensitivity.", drawn)]  # fmt: skip
+    return [
+        (
+            "Reliance of each system with 95 % intervals. Lower is better for excess copying, "
+            "over-reliance, follow rate and reference harm; higher for reference gain and image "
+            "sensitivity.",
+            drawn,
+        )
+    ]
 
 
 def _before_and_after(result: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
@@ -179,11 +215,20 @@ def hubness(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     if not series:
         return []
     drawn = svg.lines(
-        series[:MOST_LINES], "Hubness of retrieval", "share of the references that are ever first",
-        "share of images served", unit=True, diagonal=True,
-    )  # fmt: skip
-    return [("Share of images whose first reference is among the most used; on the dashed line "
-             "every reference serves as many images as any other.", drawn)]  # fmt: skip
+        series[:MOST_LINES],
+        "Hubness of retrieval",
+        "share of the references that are ever first",
+        "share of images served",
+        unit=True,
+        diagonal=True,
+    )
+    return [
+        (
+            "Share of images whose first reference is among the most used; on the dashed line "
+            "every reference serves as many images as any other.",
+            drawn,
+        )
+    ]
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -201,13 +246,21 @@ def confusion_chart(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     blocks = []
     for domain, traces in list(by_domain(asked[-1].of_task("vqa_closed")).items())[:MOST_LINES]:
         cells = Counter((truth(t), label(t)) for t in traces)
-        table = [[cells[side, said] for said in metrics.LABELS] for side in ("yes", "no")]
+        table = [[cells[side, said] for said in questions.LABELS] for side in ("yes", "no")]
         blocks.append((domain, table))
-    drawn = svg.counts(blocks, ("truth yes", "truth no"),
-                       [f"said {said}" if said != "unclear" else said for said in metrics.LABELS],
-                       "Confusion of closed questions by domain")  # fmt: skip
-    return [(f"{asked[-1].title}: truth against answer by domain (strict parser); the darker, the "
-             "larger the share of its line.", drawn)]  # fmt: skip
+    drawn = svg.counts(
+        blocks,
+        ("truth yes", "truth no"),
+        [f"said {said}" if said != "unclear" else said for said in questions.LABELS],
+        "Confusion of closed questions by domain",
+    )
+    return [
+        (
+            f"{asked[-1].title}: truth against answer by domain (strict parser); the darker, the "
+            "larger the share of its line.",
+            drawn,
+        )
+    ]
 
 
 def training(curves: Mapping[str, Path]) -> list[tuple[str, str]]:
@@ -220,8 +273,9 @@ def training(curves: Mapping[str, Path]) -> list[tuple[str, str]]:
             ("accuracy", ("rewards/accuracies", "accuracy", "val_accuracy", "recall@1")),
             ("margin", ("rewards/margins",)),
         ):
-            series = [(key, thin(points, 120)) for key in wanted
-                      if len(points := _series(rows, key)) > 1]  # fmt: skip
+            series = [
+                (key, thin(points, 120)) for key in wanted if len(points := _series(rows, key)) > 1
+            ]
             if series:
                 drawn = svg.lines(series, f"{name}: {what}", "step", what)
                 out.append((f"Training of {name}: {what} by step.", drawn))

@@ -4,3 +4,7 @@ Reading order: ``app`` (routes) → ``uploads`` and ``decoder`` (bytes to pixels
 ``queue`` (pixels through the pipeline, in batches) → ``evidence`` (traces to answers) →
 ``openai``, ``security``, ``audit``, ``metrics``, ``page``; ``server`` binds and runs it.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

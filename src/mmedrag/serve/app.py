@@ -19,13 +19,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 
 from mmedrag import __version__
-from mmedrag.pipeline import Pipeline
+from mmedrag.pipeline import NOTICE, Pipeline, guess_answer_type
 from mmedrag.serve import openai, page, uploads
 from mmedrag.serve.audit import Audit
 from mmedrag.serve.decoder import Decoders
 from mmedrag.serve.engine import COMPARE, NOISE, Action, Asked, Engine, data_url, prepare
 from mmedrag.serve.errors import Refused
-from mmedrag.serve.evidence import NOTICE, guess_answer_type
 from mmedrag.serve.metrics import Metrics
 from mmedrag.serve.security import Keys, Rate, SecurityHeaders, same_site
 from mmedrag.serve.settings import LOOPBACK, ServeSettings
@@ -71,9 +70,13 @@ def create_app(
                 audit.close()
 
     app = FastAPI(
-        title="mmedrag", version=__version__, description=NOTICE, lifespan=parts,
-        docs_url=None, redoc_url=None,  # their pages load scripts from elsewhere
-    )  # fmt: skip
+        title="mmedrag",
+        version=__version__,
+        description=NOTICE,
+        lifespan=parts,
+        docs_url=None,
+        redoc_url=None,  # their pages load scripts from elsewhere
+    )
     service = Service(app, pipeline, settings, keys)
     service.routes()
     page.routes(app, pipeline, settings, keys)
@@ -146,8 +149,17 @@ class Service:
         uploads.only(body.fields, ("patient",))
         asked = await self._asked("retrieve", body.images, body.fields, who)
         found = await self._answer(asked)
-        keep = ("id", "image", "domain", "references", "excluded", "selection", "notices",
-                "versions", "batch")  # fmt: skip
+        keep = (
+            "id",
+            "image",
+            "domain",
+            "references",
+            "excluded",
+            "selection",
+            "notices",
+            "versions",
+            "batch",
+        )
         return JSONResponse({name: found[name] for name in keep})
 
     async def preview(self, request: Request) -> Response:
@@ -161,12 +173,17 @@ class Service:
         return JSONResponse(
             {
                 "views": [
-                    {"sha256": v.sha256, "width": v.width, "height": v.height, "kind": v.kind,
-                     "png": data_url(v.preview or b"")}
+                    {
+                        "sha256": v.sha256,
+                        "width": v.width,
+                        "height": v.height,
+                        "kind": v.kind,
+                        "png": data_url(v.preview or b""),
+                    }
                     for v in views
                 ]
             }
-        )  # fmt: skip
+        )
 
     async def chat(self, request: Request) -> Response:
         """OpenAI-compatible: one question with image parts; evidence in the field `mmedrag`."""
@@ -238,9 +255,13 @@ class Service:
         return who
 
     async def _asked(
-        self, action: Action, images: tuple[uploads.Upload, ...], fields: Mapping[str, Any],
-        who: str, task: str = "vqa",
-    ) -> Asked:  # fmt: skip
+        self,
+        action: Action,
+        images: tuple[uploads.Upload, ...],
+        fields: Mapping[str, Any],
+        who: str,
+        task: str = "vqa",
+    ) -> Asked:
         """Check the fields, then decode the images."""
         limit, question, kind = self.settings.max_text, None, None
         if action == "ask" or (action == "chat" and task == "vqa"):

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedrag.types import UserError
+from mmedrag.records import UserError
 
 START = "0" * 64
 

@@ -104,9 +104,12 @@ class Decoders:
         own |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, "-m", "mmedrag.serve.decoder", str(self.memory)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=own, close_fds=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=own,
+            close_fds=True,
+        )
 
     def _talk(
         self, child: subprocess.Popen[bytes], order: dict[str, Any], data: bytes
@@ -172,11 +175,11 @@ def look(data: bytes, dicom: bool, max_pixels: int) -> tuple[Any, str]:
     """The decoded picture and its kind; sizes are checked before pixels are.
 
     Raises:
-        UserError: as :func:`mmedrag.images.decode_image`. BadImage: too large, or zipped DICOM.
+        UserError: as ``images.decode_image``. BadImage: too large, or zipped DICOM.
     """
     from PIL import Image
 
-    from mmedrag import images
+    from mmedrag.images import files as images
 
     def guard(width: int, height: int) -> None:
         if width * height > max_pixels:
@@ -186,7 +189,7 @@ def look(data: bytes, dicom: bool, max_pixels: int) -> tuple[Any, str]:
 
     zipped = data[:4] == b"PK\x03\x04"
     if not zipped and (dicom or images.looks_like_dicom(data)):
-        from mmedrag import dicom as files
+        from mmedrag.images import dicom as files
 
         if DEFLATED in data:
             raise BadImage("image: deflated DICOM is not taken; send it in another syntax")
@@ -215,7 +218,7 @@ def look(data: bytes, dicom: bool, max_pixels: int) -> tuple[Any, str]:
 def answer(order: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     """What the child sends back for one order."""
     from mmedrag.images import pixel_hash
-    from mmedrag.types import UserError
+    from mmedrag.records import UserError
 
     try:
         picture, kind = look(data, order["dicom"], order["max_pixels"])

@@ -1,7 +1,7 @@
 """Requests through the pipeline: the work of the batcher's one thread.
 
 Place in the picture: Example(image, question) → **Pipeline** → Trace, as ``mmedrag run`` does it
-(the same :class:`mmedrag.run_worker.Worker`), but for rows that arrive one by one. A request's
+(the same :class:`mmedrag.pipeline.worker.Worker`), but for rows that arrive one by one. A request's
 picture lies in a private folder under a random name while it is worked on. Nothing about it is kept
 afterwards: neither the file nor its embedding. The answer carries the hash of the picture that
 the pipeline was given.
@@ -24,19 +24,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mmedrag import conditions
-from mmedrag.embeddings import EmbeddingCache
-from mmedrag.pipeline import Pipeline
-from mmedrag.prompts import neutralise
-from mmedrag.run_worker import Worker
-from mmedrag.serve import evidence
+from mmedrag.answering import neutralise
+from mmedrag.pipeline import Pipeline, Worker, conditions, evidence
+from mmedrag.records import Condition, Example, Prompt, Trace, UserError
+from mmedrag.retrieval import EmbeddingCache
+from mmedrag.runtime import seeded_int
 from mmedrag.serve.audit import Audit
 from mmedrag.serve.decoder import Decoded, png
 from mmedrag.serve.errors import Refused
 from mmedrag.serve.queue import Batcher, Busy, Job, Stopped, contained
 from mmedrag.serve.settings import ServeSettings
 from mmedrag.serve.versions import describe
-from mmedrag.types import Condition, Example, Prompt, Trace, UserError
 
 log = logging.getLogger(__name__)
 Action = Literal["ask", "report", "retrieve", "chat"]
@@ -81,7 +79,7 @@ class Plan(conditions.Plan):
     def condition(self, example: Example, pool: conditions.Pool) -> Condition:
         made = super().condition(example, pool)
         if made.noise is not None:
-            made.noise.seed = conditions.draw(pool.seed, str(example.meta["image_sha256"]))
+            made.noise.seed = seeded_int(pool.seed, str(example.meta["image_sha256"]))
         return made
 
 
@@ -199,14 +197,19 @@ class Engine:
         self._forget()
 
     def _run(
-        self, jobs: list[Job[Ticket]], plans: dict[str, tuple[str, str | None]],
+        self,
+        jobs: list[Job[Ticket]],
+        plans: dict[str, tuple[str, str | None]],
         last: Literal["select", "answer"],
-    ) -> None:  # fmt: skip
+    ) -> None:
         start = time.perf_counter()
         worker = Stages(
-            self.pipeline, {n: Plan(r, noise) for n, (r, noise) in plans.items()}, self.pool,
-            max(self.settings.batch, 1) * len(plans), last,
-        )  # fmt: skip
+            self.pipeline,
+            {n: Plan(r, noise) for n, (r, noise) in plans.items()},
+            self.pool,
+            max(self.settings.batch, 1) * len(plans),
+            last,
+        )
         worker.faults = {}
         made = worker([job.payload.example for job in jobs])
         seconds = round(time.perf_counter() - start, 4)
@@ -281,9 +284,7 @@ class Engine:
             for text in ("", neutralise(trace.answer.text))
         )
         answer = max(0, said - empty)
-        return {
-            "prompt_tokens": asked, "completion_tokens": answer, "total_tokens": asked + answer,
-        }  # fmt: skip
+        return {"prompt_tokens": asked, "completion_tokens": answer, "total_tokens": asked + answer}
 
     def _record(self, ticket: Ticket, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the audit log says of an answer: no question, no answer, no text of a patient."""

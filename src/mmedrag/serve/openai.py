@@ -66,9 +66,13 @@ def read(body: Mapping[str, Any], model: str) -> Chat:
     options = body.get("stream_options") or {}
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
     return Chat(
-        question=turns[last][1].strip(), images=turns[shown[-1]][2], extra=extra,
-        stream=bool(body.get("stream")), usage=usage, ignored=tuple(i[:80] for i in ignored),
-    )  # fmt: skip
+        question=turns[last][1].strip(),
+        images=turns[shown[-1]][2],
+        extra=extra,
+        stream=bool(body.get("stream")),
+        usage=usage,
+        ignored=tuple(i[:80] for i in ignored),
+    )
 
 
 def _message(message: Any, at: int) -> tuple[str, str, tuple[Upload, ...]]:
@@ -120,9 +124,13 @@ def chunks(body: Mapping[str, Any], chat: Chat, model: str, created: int) -> Ite
 
     def event(choices: Sequence[dict[str, Any]], **more: Any) -> bytes:
         made = {
-            "id": f"chatcmpl-{body['id']}", "object": "chat.completion.chunk",
-            "created": created, "model": model, "choices": choices, **more,
-        }  # fmt: skip
+            "id": f"chatcmpl-{body['id']}",
+            "object": "chat.completion.chunk",
+            "created": created,
+            "model": model,
+            "choices": choices,
+            **more,
+        }
         return b"data: " + json.dumps(made, ensure_ascii=False).encode() + b"\n\n"
 
     delta = {"role": "assistant", "content": said(body)}

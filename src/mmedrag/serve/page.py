@@ -16,9 +16,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from mmedrag.pipeline import Pipeline
+from mmedrag.pipeline import NOTICE, Pipeline
 from mmedrag.serve.errors import Refused
-from mmedrag.serve.evidence import NOTICE
 from mmedrag.serve.security import Keys
 from mmedrag.serve.settings import ServeSettings
 
@@ -72,10 +71,7 @@ def drawn() -> tuple[tuple[dict[str, Any], bytes], ...]:
     """(description with a question and its true answer, PNG) of the example pictures."""
     from PIL import Image
 
-    from mmedrag.phantom.build import questions
-    from mmedrag.phantom.canvas import Canvas
-    from mmedrag.phantom.grammar import load_domain
-    from mmedrag.phantom.sample import Knobs, picture, studies
+    from mmedrag.phantom import Canvas, Knobs, load_domain, picture, questions_of, studies
 
     knobs = Knobs()
     made: list[tuple[dict[str, Any], bytes]] = []
@@ -83,7 +79,7 @@ def drawn() -> tuple[tuple[dict[str, Any], bytes], ...]:
     for name in DOMAINS:
         domain = load_domain(name)
         for study in list(studies(domain, 3 * EACH, SEED, knobs))[::3][:EACH]:
-            asked = next(q for q in questions(domain, study, knobs, None) if q.closed)
+            asked = next(q for q in questions_of(domain, study, knobs, None) if q.closed)
             out = io.BytesIO()
             Image.fromarray(picture(domain, study, canvas, knobs)).save(out, "PNG")
             about = {

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedrag.records import UserError
 from mmedrag.serve.errors import Refused
 from mmedrag.serve.settings import KEYS, LOOPBACK
-from mmedrag.types import UserError
 
 SCOPES = ("read", "ask")
 CSP = (

@@ -7,9 +7,9 @@ import signal
 import socket
 from typing import Any
 
+from mmedrag.records import UserError
 from mmedrag.serve.security import Keys, may_bind
 from mmedrag.serve.settings import ServeSettings
-from mmedrag.types import UserError
 
 log = logging.getLogger(__name__)
 

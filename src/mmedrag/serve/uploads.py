@@ -131,9 +131,12 @@ async def _multipart(request: Request, data: bytes, settings: ServeSettings) -> 
 
     try:
         form = await _InMemory(
-            request.headers, stream(), max_files=settings.max_images, max_fields=FIELDS,
+            request.headers,
+            stream(),
+            max_files=settings.max_images,
+            max_fields=FIELDS,
             max_part_size=8 * settings.max_text,
-        ).parse()  # fmt: skip
+        ).parse()
     except MultiPartException as error:
         raise bad(f"multipart: {error.message}") from None
     except Exception as error:  # whatever the parser throws at hostile bytes is a bad request
@@ -165,11 +168,9 @@ async def decode(
     if not 1 <= len(images) <= settings.max_images:
         raise bad(f"image: got {len(images)}, expected 1 to {settings.max_images}")
     made = [
-        asyncio.wrap_future(
-            decoders.submit(image.data, image.dicom, settings.max_pixels, preview)
-        )
+        asyncio.wrap_future(decoders.submit(image.data, image.dicom, settings.max_pixels, preview))
         for image in images
-    ]  # fmt: skip
+    ]
     try:
         return tuple(await asyncio.gather(*made))
     except BadImage as error:
@@ -221,9 +222,13 @@ def choice(fields: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:
 def flag(fields: Mapping[str, Any], name: str) -> bool:
     """true or false, as JSON or as a form has it."""
     value = fields.get(name, False)
-    value = {"true": True, "1": True, "on": True, "false": False, "0": False, "": False}.get(
-        value, value
-    ) if isinstance(value, str) else value  # fmt: skip
+    value = (
+        {"true": True, "1": True, "on": True, "false": False, "0": False, "": False}.get(
+            value, value
+        )
+        if isinstance(value, str)
+        else value
+    )
     if not isinstance(value, bool):
         raise bad(f"{name}: expected true or false")
     return value

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmedrag.pipeline import Pipeline
-from mmedrag.system import System, located
+from mmedrag.embedded import located
+from mmedrag.pipeline import Pipeline, System
 
 
 def weights(system: System) -> dict[str, Path]:
@@ -32,7 +32,7 @@ def describe(pipeline: Pipeline, weights: Mapping[str, Path] | None = None) -> d
         weights: part → folder, hashed once; names alone do not say which weights answered.
     """
     from mmedrag import __version__
-    from mmedrag.runs import sha256
+    from mmedrag.runtime import sha256
 
     indexes = {}
     for name, retriever in sorted(pipeline.retrievers.items()):

@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from mmedrag.conditions import Plan
-from mmedrag.evaluate import evaluate
-from mmedrag.generators import load_generator
-from mmedrag.phantom.build import build
-from mmedrag.phantom.grammar import DOMAINS, label_report
-from mmedrag.reliance import label, right, truth
-from mmedrag.run import RunSettings, run_plans
+from mmedrag.answering.generators import load_generator
+from mmedrag.evaluation import evaluate, label, right, truth
+from mmedrag.phantom import DOMAINS, build_benchmark, label_report
+from mmedrag.pipeline import Plan, RunSettings, run_plans
+from mmedrag.records import Trace
+from mmedrag.runtime import DataFolder, read_jsonl
 from mmedrag.tiny import preference
-from mmedrag.types import DataFolder, Trace, read_jsonl
 
 log = logging.getLogger(__name__)
 CHECK_SEED, STUDIES = 4000, 1200  # per domain; a quarter of them are test studies
@@ -56,10 +54,12 @@ def balanced(traces: Sequence[Trace]) -> float | None:
 
 def closed(traces: Sequence[Trace], form: str | None = None) -> list[Trace]:
     return [
-        t for t in traces
-        if t.answer_type == "closed" and not t.meta.get("twin_of")
+        t
+        for t in traces
+        if t.answer_type == "closed"
+        and not t.meta.get("twin_of")
         and form in (None, t.meta.get("form"))
-    ]  # fmt: skip
+    ]
 
 
 def mentioned(traces: Sequence[Trace]) -> list[Trace]:
@@ -105,9 +105,10 @@ def measure(folders: dict[str, Path]) -> dict[str, Any]:
 def _some(data: DataFolder) -> tuple[str, ...]:
     """Ids of ``SOME`` closed questions of test patients, twins aside; the same at each call."""
     rows = [
-        e.id for e in data.examples()
+        e.id
+        for e in data.examples()
         if e.split == "test" and e.answer_type == "closed" and not e.meta.get("twin_of")
-    ]  # fmt: skip
+    ]
     return tuple(rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:SOME])
 
 
@@ -155,27 +156,41 @@ def write_card(work: Path, weights: Path, found: dict[str, Any]) -> None:
         if folder.is_dir() and not folder.name.startswith("__")
     }
     scores = {
-        "benchmark": {"seed": CHECK_SEED, "studies_per_domain": STUDIES, "split": "test",
-                      "similarity": preference.SIMILARITY},
-        "seconds": times, "bytes": sizes, "machine": platform.machine(), "models": found,
-    }  # fmt: skip
+        "benchmark": {
+            "seed": CHECK_SEED,
+            "studies_per_domain": STUDIES,
+            "split": "test",
+            "similarity": preference.SIMILARITY,
+        },
+        "seconds": times,
+        "bytes": sizes,
+        "machine": platform.machine(),
+        "models": found,
+    }
     (weights / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")
     lines = [
-        "# Embedded models", "",
+        "# Embedded models",
+        "",
         "Small models that make every command run anywhere, at once and offline. They were trained",
         "on the drawn benchmark alone (`python -m mmedrag.tiny`, docs/benchmark.md) and know",
-        "nothing of real images. Not a medical device. Apache-2.0.", "",
+        "nothing of real images. Not a medical device. Apache-2.0.",
+        "",
         f"Measured on unseen patients: benchmark seed {CHECK_SEED}, {STUDIES} studies a domain, "
         f"similarity {preference.SIMILARITY}, test split; closed questions, balanced accuracy, "
-        "strict parser; reports, finding F1.", "",
-    ]  # fmt: skip
+        "strict parser; reports, finding F1.",
+        "",
+    ]
     for name, result in found.items():
         lines += [f"## {name}", "", *_accuracy_table(result["figures"]), ""]
         if result["reports"]:
             lines += [*_report_table(result["reports"]), ""]
         lines += [*_reliance_table(result["reliance"]), ""]
-    lines += ["Seconds of training by stage (one thread of a shared machine): "
-              + ", ".join(f"{k} {v}" for k, v in times.items()) + ".", ""]  # fmt: skip
+    lines += [
+        "Seconds of training by stage (one thread of a shared machine): "
+        + ", ".join(f"{k} {v}" for k, v in times.items())
+        + ".",
+        "",
+    ]
     (weights / "README.md").write_text("\n".join(lines))
 
 
@@ -185,8 +200,14 @@ def _accuracy_table(figures: dict[str, Any]) -> list[str]:
     rows = [["domain", "n", *plans, "flips asked / other"]]
     for domain, f in figures.items():
         flip = [_cell(f["flips"].get(kind)) for kind in ("asked", "other")]
-        rows.append([domain, str(f["questions"]), *(_cell(f[told + p]) for p in plans),
-                     " / ".join(filter(None, flip))])  # fmt: skip
+        rows.append(
+            [
+                domain,
+                str(f["questions"]),
+                *(_cell(f[told + p]) for p in plans),
+                " / ".join(filter(None, flip)),
+            ]
+        )
     return _markdown(rows)
 
 
@@ -196,10 +217,14 @@ def _report_table(reports: dict[str, Any]) -> list[str]:
     for domain, own in reports.items():
         constant = own["none"]["constant"]
         gap = constant["difference"]
-        rows.append([
-            domain, *(_cell(own[p]["model"]["value"]) for p in plans), _cell(constant["value"]),
-            f"{_cell(gap['value'])} [{_cell(gap['low'])}, {_cell(gap['high'])}]",
-        ])  # fmt: skip
+        rows.append(
+            [
+                domain,
+                *(_cell(own[p]["model"]["value"]) for p in plans),
+                _cell(constant["value"]),
+                f"{_cell(gap['value'])} [{_cell(gap['low'])}, {_cell(gap['high'])}]",
+            ]
+        )
     return _markdown(rows)
 
 
@@ -223,5 +248,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _data(work: Path) -> Path:
     path = work / f"phantom-{CHECK_SEED}"
-    build(path, studies=STUDIES, seed=CHECK_SEED, twins="image", similarity=preference.SIMILARITY)
+    build_benchmark(
+        path, studies=STUDIES, seed=CHECK_SEED, twins="image", similarity=preference.SIMILARITY
+    )
     return path

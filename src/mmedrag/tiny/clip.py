@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from mmedrag.encoders import torchvision_shim
+from mmedrag.runtime import torchvision_shim
 
 torchvision_shim.ready()
 from transformers import (  # noqa: E402
@@ -27,9 +27,13 @@ CONTEXT = 128  # tokens; the benchmark's reports are shorter
 def text_tokenizer(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """The shared vocabulary with CLIP's manners: <s> text </s>, padded on the right."""
     own = PreTrainedTokenizerFast(
-        tokenizer_object=words.backend_tokenizer, bos_token="<s>", eos_token="</s>",
-        pad_token="<pad>", padding_side="right", model_max_length=CONTEXT,
-    )  # fmt: skip
+        tokenizer_object=words.backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="right",
+        model_max_length=CONTEXT,
+    )
     own.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>",
         special_tokens=[("<s>", words.bos_token_id), ("</s>", words.eos_token_id)],
@@ -46,13 +50,19 @@ def new_encoder(
     config = CLIPConfig(
         vision_config=tower.config.to_dict(),
         text_config=CLIPTextConfig(
-            vocab_size=len(words), hidden_size=width, intermediate_size=2 * width,
-            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT,
-            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id, projection_dim=width,
+            vocab_size=len(words),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+            projection_dim=width,
         ).to_dict(),
         projection_dim=width,
-    )  # fmt: skip
+    )
     model = CLIPModel(config)
     missing = model.vision_model.load_state_dict(
         {k.removeprefix("vision_model."): v for k, v in tower.state_dict().items()}, strict=True
@@ -71,8 +81,14 @@ def ship(trained: Path, folder: Path, rows: str) -> None:
     instead, which is enough to draw them again.
     """
     CLIPModel.from_pretrained(trained, dtype=torch.float16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
-                 "special_tokens_map.json", "training.json", "README.md"):  # fmt: skip
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "special_tokens_map.json",
+        "training.json",
+        "README.md",
+    ):
         if (trained / name).exists():
             shutil.copy(trained / name, folder / name)
     card = folder / "README.md"

@@ -15,10 +15,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmedrag.phantom.canvas import Canvas
-from mmedrag.phantom.grammar import DomainSpec, has, load_domain
-from mmedrag.phantom.questions import cells
-from mmedrag.phantom.sample import Knobs, Study, picture, studies
+from mmedrag.phantom import (
+    Canvas,
+    DomainSpec,
+    Knobs,
+    Study,
+    cells,
+    has,
+    load_domain,
+    picture,
+    studies,
+)
 
 SIZE = 64  # pixels, input of the small models
 TRAIN_SEEDS = tuple(range(1000, 1012))  # never those that users or tests build with

@@ -10,27 +10,25 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from mmedrag.phantom.canvas import Dice
-from mmedrag.phantom.grammar import (
+from mmedrag.answering import TemplateSet
+from mmedrag.phantom import (
+    Dice,
     Findings,
+    Question,
+    Study,
+    ask_closed,
+    ask_open,
+    ask_presence,
+    balance,
+    cells,
     has,
     label_report,
     split_sentences,
     structured_report,
     write_report,
 )
-from mmedrag.phantom.questions import (
-    Question,
-    ask_closed,
-    ask_open,
-    ask_presence,
-    balance,
-    cells,
-)
-from mmedrag.phantom.sample import Study
-from mmedrag.prompts import TemplateSet
+from mmedrag.records import Domain, Hit, Task, Trace
 from mmedrag.tiny.data import KNOBS, StudySet
-from mmedrag.types import Domain, Hit, Task, Trace
 
 Turn = tuple[str, str]  # user text, answer
 QUOTES = 2  # of the turns beside a stray image
@@ -68,17 +66,24 @@ class Writer:
     def prompt(self, task: Task, text: str | None, closed: bool, references: list[str]) -> str:
         domain = self.studies.domain.name
         trace = Trace(
-            example_id="-", task=task, question=text, domain=Domain(label=domain),
+            example_id="-",
+            task=task,
+            question=text,
+            domain=Domain(label=domain),
             answer_type="closed" if closed else "open",
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # type: ignore[arg-type]
         hits = [Hit(id=str(i), text=r, score=1.0, rank=i) for i, r in enumerate(references)]
         return self.templates.render(trace, hits, None).text
 
     def report(self, study: Study, dice: Dice) -> str:
         return write_report(
-            self.studies.domain, study.findings, study.attributes, dice, KNOBS.omission,
+            self.studies.domain,
+            study.findings,
+            study.attributes,
+            dice,
+            KNOBS.omission,
             KNOBS.hedging,
-        )  # fmt: skip
+        )
 
     def questions(self, findings: Findings, dice: Dice, count: int) -> list[Question]:
         """Questions of every form, yes and no equally likely; three of four about presence."""

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mmedrag.controls import read_reference, stated
-from mmedrag.phantom.grammar import DOMAINS
-from mmedrag.reliance import right, truth
+from mmedrag.evaluation import right, truth
+from mmedrag.phantom import DOMAINS, read_reference, stated
+from mmedrag.records import Trace
+from mmedrag.runtime import read_jsonl
 from mmedrag.tiny.preference import PAIR_SEEDS
-from mmedrag.types import Trace, read_jsonl
 
 TEST_SEED = 3001
 LEAN = (0.5, 1.0, 2.0)  # log-odds by which a fuser is made to lean to the picture's answer
@@ -56,8 +56,17 @@ def features(pairs: list[tuple[Trace, Trace]]) -> tuple[np.ndarray, np.ndarray]:
     for (none, told), own in zip(pairs, odds, strict=True):
         words = np.array(said(told) or [0.0])
         silent = (words == 0).sum() * (-1 if none.meta.get("form") == "negated" else 1)
-        base = [own, own * abs(own), (words > 0).sum(), (words < 0).sum(), silent, words[0],
-                words.sum() / len(words), silent / len(words), np.sign(silent)]  # fmt: skip
+        base = [
+            own,
+            own * abs(own),
+            (words > 0).sum(),
+            (words < 0).sum(),
+            silent,
+            words[0],
+            words.sum() / len(words),
+            silent / len(words),
+            np.sign(silent),
+        ]
         here = [float(none.target_domain == name) for name in DOMAINS]
         rows.append([*base, *(value * flag for value in base for flag in here), *here])
     return np.array(rows, dtype=float), odds

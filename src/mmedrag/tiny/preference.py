@@ -13,42 +13,37 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from mmedrag import ask, embedded
-from mmedrag.conditions import Plan
+from mmedrag.answering.generators import load_generator
 from mmedrag.domain import open_domain
-from mmedrag.dpo_settings import DpoTraining
-from mmedrag.generators import load_generator
-from mmedrag.index_write import build_index
-from mmedrag.pairs import PAPER_KINDS
-from mmedrag.pairs_even import even_answers
-from mmedrag.pairs_io import read_pairs
-from mmedrag.pairs_run import PairSettings, make_pairs
-from mmedrag.phantom.build import build
-from mmedrag.phantom.grammar import DOMAINS
-from mmedrag.pipeline import Pipeline
-from mmedrag.retriever import open_retriever
-from mmedrag.run import RunSettings, run_plans
-from mmedrag.runs import read_json, write_json
-from mmedrag.select import RuleSpec
-from mmedrag.train_dpo import train_dpo
-from mmedrag.types import DataFolder, Pair
+from mmedrag.phantom import DOMAINS, build_benchmark
+from mmedrag.pipeline import CORPUS, Pipeline, Plan, RunSettings, interactive, run_plans
+from mmedrag.preference.dpo import DpoTraining, train_dpo
+from mmedrag.preference.pairs import PairSettings, even_answers, make_pairs, read_pairs
+from mmedrag.records import PAPER_KINDS, Pair
+from mmedrag.retrieval import RuleSpec, build_index, open_retriever
+from mmedrag.runtime import DataFolder, read_json, write_json
 
 log = logging.getLogger(__name__)
 PAIR_SEEDS, PAIR_STUDIES = tuple(range(3000, 3006)), 1500  # benchmarks that pairs come from
 # No model was trained on these benchmarks, so all but their test patients are held out. Two of
 # them give more cross-modal pairs than are used.
 PAIRS = PairSettings(
-    split="train", task="vqa", chunk=512,
-    kinds=(*PAPER_KINDS, "unaided"), drawn=("copy", "resist"),
-)  # fmt: skip
+    split="train", task="vqa", chunk=512, kinds=(*PAPER_KINDS, "unaided"), drawn=("copy", "resist")
+)
 FEWER = replace(PAIRS, kinds=("copy", "resist", "unaided"))
-SIMILARITY = embedded.CORPUS["similarity"]
+SIMILARITY = CORPUS["similarity"]
 # One pass over many pairs: three over a few are learned by heart and help nobody. Answers of one
 # word: an end token that counts satisfies cross-modal pairs by itself (docs/log.md).
 SETTINGS = DpoTraining(
-    lora_r=16, lora_alpha=32, learning_rate=1e-3, epochs=1, beta=0.3, sft_weight=1.0,
-    count_end=False, log_steps=50,
-)  # fmt: skip
+    lora_r=16,
+    lora_alpha=32,
+    learning_rate=1e-3,
+    epochs=1,
+    beta=0.3,
+    sft_weight=1.0,
+    count_end=False,
+    log_steps=50,
+)
 VALIDATION_SEED, VALIDATION_STUDIES = 3500, 1200  # settings and thresholds are chosen on these
 ANSWERED = 0.85  # accuracy that answers above the abstention threshold shall reach
 # Pairs: with more cross-modal ones answers on noise images become unreadable, with more copy pairs
@@ -60,7 +55,7 @@ BASE = "src/mmedrag/embedded/vlm"  # the base model's place in the repository
 
 def data_folder(work: Path, seed: int, studies: int = PAIR_STUDIES) -> DataFolder:
     path = work / f"phantom-{seed}"
-    build(path, studies=studies, seed=seed, similarity=SIMILARITY)
+    build_benchmark(path, studies=studies, seed=seed, similarity=SIMILARITY)
     return DataFolder(path)
 
 
@@ -74,9 +69,12 @@ def pipeline(work: Path, weights: Path, data: DataFolder) -> Pipeline:
             build_index([data], index, domain=name, encoder=encoder)
         retrievers[name] = open_retriever(index)
     return Pipeline(
-        domain=open_domain(weights / "domain"), retrievers=retrievers, rule=RuleSpec(), k=K,
+        domain=open_domain(weights / "domain"),
+        retrievers=retrievers,
+        rule=RuleSpec(),
+        k=K,
         generator=load_generator("hf", weights / "vlm", batch_size=64),
-    )  # fmt: skip
+    )
 
 
 def make(work: Path, weights: Path) -> list[Pair]:
@@ -124,8 +122,8 @@ def abstention(work: Path, weights: Path) -> dict:
     system.generator = load_generator("hf", weights / "vlm", weights / "adapter", batch_size=64)
     settings = RunSettings(split="test", task="vqa", chunk=512)
     run_plans(system, data, {"references": Plan("selected")}, out, settings, 0, {"row": "tuned"})
-    fitted = ask.fit([out / "references"], ANSWERED)
-    write_json(weights / "vlm" / ask.SIDECAR, fitted)
+    fitted = interactive.fit_abstention([out / "references"], ANSWERED)
+    write_json(weights / "vlm" / interactive.SIDECAR, fitted)
     return fitted
 
 

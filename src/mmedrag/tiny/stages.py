@@ -11,15 +11,13 @@ from pathlib import Path
 
 import torch
 
-from mmedrag.ablation import PAIRWISE, SETS
-from mmedrag.phantom.build import build
-from mmedrag.phantom.grammar import DOMAINS
-from mmedrag.phantom.sample import Knobs
+from mmedrag.experiments import PAIRWISE, SETS
+from mmedrag.phantom import DOMAINS, Knobs, build_benchmark
+from mmedrag.runtime import DataFolder
 from mmedrag.tiny import vision, vlm
 from mmedrag.tiny.data import CHECK_SEED, TRAIN_SEEDS, StudySet, study_set
 from mmedrag.tiny.dialogue import Writer
 from mmedrag.tiny.text import train_tokenizer
-from mmedrag.types import DataFolder
 
 log = logging.getLogger(__name__)
 EACH = 600  # studies per seed and domain
@@ -48,9 +46,12 @@ def tower(work: Path) -> vision.CLIPVisionModel:
     path = work / "vision"
     path.mkdir(parents=True, exist_ok=True)
     return vision.train(
-        train_sets(work), VISION_STEPS, check_sets(work), path,
+        train_sets(work),
+        VISION_STEPS,
+        check_sets(work),
+        path,
         easy=lambda done: max(0.0, 1 - done / 0.7),
-    )  # fmt: skip
+    )
 
 
 def tokenizer(work: Path) -> vlm.PreTrainedTokenizerFast:
@@ -95,12 +96,14 @@ def look(work: Path, out: Path) -> None:
     # Nothing but simple questions about plain pictures until it looks at all: with a fifth of
     # the steps on reports and references that took three times as long.
     plan = vlm.Plan(
-        LOOK_STEPS, rate=2e-3, seed=0,
+        LOOK_STEPS,
+        rate=2e-3,
+        seed=0,
         easy=lambda done: min(1.0, max(0.0, 1.6 - 2 * done)),
         simple=lambda done: 1.0 if done < 0.35 else 0.25,
         reports=lambda done: 0.0 if done < 0.35 else 0.2,
         reading=lambda done: 0.0 if done < 0.35 else 0.3,
-    )  # fmt: skip
+    )
     _dialogues(work, "look", plan)
 
 
@@ -113,17 +116,25 @@ def mix(work: Path, out: Path) -> None:
 def spell(work: Path, out: Path) -> None:
     """Reading alone: beside a stray image there is nothing to go by but the report."""
     plan = vlm.Plan(
-        SPELL_STEPS, rate=1.5e-3, seed=1, reports=lambda done: 0.0,
-        reading=lambda done: 0.85, practice=lambda done: 1.0,
-    )  # fmt: skip
+        SPELL_STEPS,
+        rate=1.5e-3,
+        seed=1,
+        reports=lambda done: 0.0,
+        reading=lambda done: 0.85,
+        practice=lambda done: 1.0,
+    )
     _dialogues(work, "spell", plan, "mix.pt")
 
 
 def read(work: Path, out: Path) -> None:
     plan = vlm.Plan(
-        READ_STEPS, rate=1.2e-3, seed=3, reports=lambda done: 0.3, reading=lambda done: 0.75,
+        READ_STEPS,
+        rate=1.2e-3,
+        seed=3,
+        reports=lambda done: 0.3,
+        reading=lambda done: 0.75,
         practice=lambda done: 0.4,
-    )  # fmt: skip
+    )
     trained = _dialogues(work, "read", plan, "spell.pt")
     shutil.copytree(trained, out / "vlm", dirs_exist_ok=True)
 
@@ -133,15 +144,14 @@ def retriever_data(work: Path) -> list[DataFolder]:
     folders = [work / f"phantom-{seed}" for seed in RETRIEVER_SEEDS]
     for seed, folder in zip(RETRIEVER_SEEDS, folders, strict=True):
         if not (folder / "examples.jsonl").exists():
-            build(folder, studies=RETRIEVER_STUDIES, seed=seed)
+            build_benchmark(folder, studies=RETRIEVER_STUDIES, seed=seed)
     return [DataFolder(folder) for folder in folders]
 
 
 def encoders(work: Path, out: Path) -> None:
     """A generic image-text encoder, and from it one per domain."""
-    from mmedrag.retriever_settings import RetrieverTraining
+    from mmedrag.retrieval import RetrieverTraining, train_retriever
     from mmedrag.tiny import clip
-    from mmedrag.train_retriever import train_retriever
 
     data, start = retriever_data(work), work / "encoder-start"
     if not (start / "config.json").exists():
@@ -161,14 +171,17 @@ def encoders(work: Path, out: Path) -> None:
 
 def domain(work: Path, out: Path) -> None:
     """The domain model: a head on the generic encoder, from a benchmark of its own."""
-    from mmedrag.train_domain import train_domain
+    from mmedrag.domain import train_domain
 
     data = work / "phantom-domain"
-    build(data, studies=600, seed=1800)
+    build_benchmark(data, studies=600, seed=1800)
     train_domain(
-        [DataFolder(data)], out / "domain", encoder="embedded:encoder", copy_encoder=False,
+        [DataFolder(data)],
+        out / "domain",
+        encoder="embedded:encoder",
+        copy_encoder=False,
         notice="a benchmark model: it has seen drawn pictures only",
-    )  # fmt: skip
+    )
 
 
 def adapter(work: Path, out: Path) -> None:
@@ -193,6 +206,13 @@ def card(work: Path, out: Path) -> None:
 
 
 STAGES: dict[str, Callable[[Path, Path], None]] = {
-    "vision": see, "look": look, "mix": mix, "spell": spell, "read": read,
-    "encoders": encoders, "domain": domain, "adapter": adapter, "card": card,
-}  # fmt: skip
+    "vision": see,
+    "look": look,
+    "mix": mix,
+    "spell": spell,
+    "read": read,
+    "encoders": encoders,
+    "domain": domain,
+    "adapter": adapter,
+    "card": card,
+}

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmedrag.encoders import torchvision_shim
+from mmedrag.runtime import torchvision_shim
 
 torchvision_shim.ready()
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from mmedrag.phantom.questions import cells
+from mmedrag.phantom import cells
 from mmedrag.tiny.data import SIZE, StudySet
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,15 @@ PATCH = 16  # pixels: 16 image tokens
 
 def config(width: int = 128, layers: int = 4, projection: int = 128) -> CLIPVisionConfig:
     return CLIPVisionConfig(
-        hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-        num_attention_heads=4, image_size=SIZE, patch_size=PATCH, projection_dim=projection,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        projection_dim=projection,
         attention_dropout=0.0,
-    )  # fmt: skip
+    )
 
 
 def to_pixels(batch: np.ndarray) -> torch.Tensor:
@@ -57,10 +62,15 @@ class Heads(nn.Module):
 
 
 def train(
-    sets: Mapping[str, Sequence[StudySet]], steps: int, checks: Mapping[str, StudySet], out: Path,
-    easy: Callable[[float], float] = lambda done: 0.0, batch: int = 64, rate: float = 1.2e-3,
+    sets: Mapping[str, Sequence[StudySet]],
+    steps: int,
+    checks: Mapping[str, StudySet],
+    out: Path,
+    easy: Callable[[float], float] = lambda done: 0.0,
+    batch: int = 64,
+    rate: float = 1.2e-3,
     seed: int = 0,
-) -> CLIPVisionModel:  # fmt: skip
+) -> CLIPVisionModel:
     """Train on all domains in turn; resumes from ``out/vision.pt`` when interrupted.
 
     Args:
@@ -114,9 +124,15 @@ def train(
                     "vision %d %s %s", step + 1, check, balanced(tower, heads, check, checks[check])
                 )
             torch.save(
-                {"tower": tower.state_dict(), "heads": heads.state_dict(), "step": step + 1,
-                 "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, state,
-            )  # fmt: skip
+                {
+                    "tower": tower.state_dict(),
+                    "heads": heads.state_dict(),
+                    "step": step + 1,
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                },
+                state,
+            )
     return tower.eval()
 
 

@@ -16,9 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from mmedrag.encoders import torchvision_shim
-from mmedrag.phantom.canvas import Dice
-from mmedrag.phantom.questions import ask_closed
+from mmedrag.phantom import Dice, ask_closed
+from mmedrag.runtime import torchvision_shim
 from mmedrag.tiny import vision
 from mmedrag.tiny.data import SIZE
 from mmedrag.tiny.dialogue import Dialogue, Writer
@@ -42,9 +41,11 @@ DECIDES = 4.0  # weight of a yes or no in the loss: one token among the many of 
 
 def image_processor() -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE},
-        image_mean=[vision.MEAN] * 3, image_std=[vision.STD] * 3,
-    )  # fmt: skip
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=[vision.MEAN] * 3,
+        image_std=[vision.STD] * 3,
+    )
 
 
 def new_model(
@@ -59,15 +60,23 @@ def new_model(
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width,
-            num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4,
-            max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=False, initializer_range=width**-0.5,
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=1024,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=False,
+            initializer_range=width**-0.5,
         ),
-        image_token_index=tokenizer.get_vocab()["<image>"], vision_feature_layer=-1,
+        image_token_index=tokenizer.get_vocab()["<image>"],
+        vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-    )  # fmt: skip
+    )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.vision_tower.requires_grad_(False)
@@ -76,10 +85,14 @@ def new_model(
 
 def processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     return LlavaProcessor(
-        image_processor=image_processor(), tokenizer=tokenizer, patch_size=vision.PATCH,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        image_token="<image>", chat_template=tokenizer.chat_template,
-    )  # fmt: skip
+        image_processor=image_processor(),
+        tokenizer=tokenizer,
+        patch_size=vision.PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=tokenizer.chat_template,
+    )
 
 
 @torch.no_grad()
@@ -179,8 +192,11 @@ def answer_logits(
         [getattr(r, name) + [value] * (length - len(r.ids)) for r in rows]
     )
     ids, label, branch, place = (
-        fill("ids", pad), fill("label", -100), fill("branch", -1), fill("place", 0)
-    )  # fmt: skip
+        fill("ids", pad),
+        fill("label", -100),
+        fill("branch", -1),
+        fill("place", 0),
+    )
     embeds = inner.language_model.embed_tokens(ids)
     image = inner.multi_modal_projector(feats.float())
     start = rows[0].ids.index(model.config.image_token_index)
@@ -266,10 +282,12 @@ class Batches(Dataset):
 
 
 def train(
-    model: LlavaForConditionalGeneration, batches: Batches,
-    feats: Mapping[str, Sequence[torch.Tensor]], state: Path,
+    model: LlavaForConditionalGeneration,
+    batches: Batches,
+    feats: Mapping[str, Sequence[torch.Tensor]],
+    state: Path,
     check: Callable[[LlavaForConditionalGeneration], str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Train projector and language model by the batches' plan; resumes from ``state``.
 
     ``feats``: per domain the standardised features of the pictures at the benchmark's contrast,
@@ -296,9 +314,13 @@ def train(
     todo = range(start, plan.steps)
     # A process of its own writes the dialogues.
     loader = DataLoader(
-        batches, batch_size=None, sampler=todo, num_workers=1, prefetch_factor=4,
+        batches,
+        batch_size=None,
+        sampler=todo,
+        num_workers=1,
+        prefetch_factor=4,
         collate_fn=lambda batch: batch,
-    )  # fmt: skip
+    )
     for step, batch in zip(todo, loader, strict=True):
         plain = Dice("contrast", plan.seed, step).chance(plan.easy(step / plan.steps))
         images = torch.stack([feats[name][plain][image] for name, image, _ in batch])
@@ -318,17 +340,26 @@ def train(
                 log.info("vlm %d %s", step + 1, check(model))
                 model.train()
             torch.save(
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                 "schedule": schedule.state_dict(), "step": step + 1}, state,
-            )  # fmt: skip
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "step": step + 1,
+                },
+                state,
+            )
     model.eval()
 
 
 @torch.no_grad()
 def probe(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, writer: Writer,
-    feats: torch.Tensor, noise: torch.Tensor, count: int = 150,
-) -> dict[str, float]:  # fmt: skip
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    writer: Writer,
+    feats: torch.Tensor,
+    noise: torch.Tensor,
+    count: int = 150,
+) -> dict[str, float]:
     """Balanced accuracy on balanced presence questions under the conditions that matter.
 
     none: image alone · own: own report · mate: a similar case's report · noise: noise image
@@ -347,10 +378,12 @@ def probe(
         asked = [ask_closed(domain, study.findings, dice, writer.fair, "presence") for _ in "1234"]
         blank = noise[j % len(noise)]
         for kind, references, image, questions in (
-            ("none", [], feats[j], asked), ("own", [own], feats[j], asked),
-            ("mate", [mate], feats[j], asked), ("noise", [], blank, asked),
+            ("none", [], feats[j], asked),
+            ("own", [own], feats[j], asked),
+            ("mate", [mate], feats[j], asked),
+            ("noise", [], blank, asked),
             ("noise_own", [own], blank, writer.mentioned(study, own, dice, 2)),
-        ):  # fmt: skip
+        ):
             if questions:
                 turns = [(writer.prompt("vqa", q.text, True, references), "yes") for q in questions]
                 jobs.setdefault(kind, []).append((image, encode(Dialogue(j, turns))))

@@ -1,0 +1,297 @@
+"""Any Hugging Face image-text-to-text model, LLaVA-Med included.
+
+Place in the picture: ``prompts.render`` → **HFGenerator.generate** → Answer. The model comes
+with its own processor and chat template; a PEFT adapter may lie on top. Requests are sorted by
+length, batched with left padding, and put back in order; each distinct (image, noise) is
+encoded once (``inputs.py``, ``vision.py``).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from mmedrag.answering.generators.decoding import Decoding, SeededSampler, Verbalizers
+from mmedrag.answering.generators.inputs import Inputs
+from mmedrag.answering.generators.prefix import Begun
+from mmedrag.models import attach, load_model
+from mmedrag.records import Answer, Prompt, Request, UserError
+from mmedrag.runtime import memory
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class HFGenerator:
+    """A model that answers.
+
+    Args:
+        model: folder or hub id. adapter: PEFT folder, injected, not merged.
+        batch_size: at most this many requests at once; None: 64, or 8 from a billion parameters.
+        max_images: how many views the model was trained to take; further views are left out.
+        temperature, top_p, num_beams, seed: see :class:`Decoding`; greedy by default.
+        cache_bytes: how much memory vision features may keep between calls.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None,
+        adapter: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_size: int | None = None,
+        max_images: int = 1,
+        cache_bytes: int = 1 << 30,
+        local_files_only: bool = True,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        num_beams: int = 1,
+        seed: int = 0,
+        name: str | None = None,
+    ) -> None:
+        if not model:
+            raise UserError("generator hf: no model given, expected a folder or a hub id")
+        self.decoding = Decoding(temperature, top_p, num_beams, seed)
+        loaded = load_model(model, device, dtype, local_files_only)
+        self.model, self.tokenizer = loaded.model, loaded.processor.tokenizer
+        self.device, self.dtype, self.parameters = loaded.device, loaded.dtype, loaded.parameters
+        self.inputs = Inputs(loaded.model, loaded.processor, max_images, cache_bytes)
+        self.name = name or Path(str(model)).name
+        self.image_size = self.inputs.image_size
+        text = getattr(self.model.config, "text_config", self.model.config)
+        self.context = int(getattr(text, "max_position_embeddings", None) or 4096)
+        self.batch_size = batch_size or (8 if loaded.parameters >= 1_000_000_000 else 64)
+        self.backoffs: list[dict[str, int]] = []
+        self.verbalizers = Verbalizers.of(self.tokenizer)
+        self._peft: list[Any] = []  # shared by the copies that with_adapter makes
+        self._adapter: str | None = None
+        if adapter is not None:
+            self._use(adapter)
+
+    # --- the protocol ---------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer per request, in order.
+
+        Raises:
+            UserError: an unreadable image, or a prompt longer than the context; nothing is
+                answered then, so a caller that wants the others asks one by one.
+        """
+        for request in requests:
+            self._check(request)
+        begun = self.inputs.begun(requests) if self.decoding.num_beams == 1 else None
+        found: dict[int, Answer] = {}
+
+        def answer(part: Sequence[Request], rows: Sequence[int]) -> list[Answer]:
+            return self._answer(part, [begun[i] for i in rows] if begun else None)
+
+        for group in self._groups(requests, begun):
+            kinds: dict[Any, list[int]] = {}
+            for i in group:
+                kinds.setdefault((requests[i].closed, requests[i].max_new_tokens), []).append(i)
+            for _, rows in sorted(kinds.items()):
+                found.update(zip(rows, self._in_batches(rows, requests, answer), strict=True))
+        return [found[i] for i in range(len(requests))]
+
+    def logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> list[float]:
+        """Σ log p of each text's tokens and of the end token, given its request."""
+        pairs = list(zip(requests, texts, strict=True))
+        for request in requests:
+            self._check(request)
+
+        def score(part: Sequence[Request], rows: Sequence[int]) -> list[float]:
+            return self._score(part, [pairs[i][1] for i in rows])
+
+        return self._in_batches(list(range(len(pairs))), requests, score)
+
+    def count_tokens(self, prompt: Prompt, images: int = 1) -> int:
+        """Length of the whole model input, image tokens included."""
+        return self.inputs.count(prompt, images)
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's record should say about this generator."""
+        features, prefixes = self.inputs.features, self.inputs.prefixes
+        return {
+            "model": self.name,
+            "parameters": self.parameters,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "batch_size": self.batch_size,
+            "backoffs": self.backoffs,
+            "vision_encoded": features.encoded if features else None,
+            "vision_reused": features.reused if features else None,
+            "prefixes_computed": prefixes.computed if prefixes else None,
+            "prefixes_reused": prefixes.reused if prefixes else None,
+        }
+
+    # --- adapters -------------------------------------------------------------------------------
+
+    def with_adapter(self, adapter: str | Path) -> HFGenerator:
+        """The same weights with another adapter on top; the base is shared, not copied."""
+        other = copy.copy(self)
+        other.backoffs = []
+        other.inputs = self.inputs.fresh()  # an adapter may bring its own projector
+        other._use(adapter)
+        return other
+
+    def _use(self, adapter: str | Path) -> None:
+        name = f"adapter{len(self._peft[0].peft_config) if self._peft else 0}"
+        found = attach(self.model, adapter, name, self._peft[0] if self._peft else None)
+        self._peft[:] = [found.to(self.device)]
+        self._adapter = name
+        self.name = f"{self.name}+{Path(adapter).name}"
+
+    @contextmanager
+    def active(self) -> Iterator[Any]:
+        """The model with this generator's adapter (or none) switched on, without gradients."""
+        with torch.inference_mode():
+            if not self._peft:
+                yield self.model
+            elif self._adapter is None:
+                with self._peft[0].disable_adapter():
+                    yield self.model
+            else:
+                if self._peft[0].active_adapter != self._adapter:
+                    self._peft[0].set_adapter(self._adapter)
+                yield self.model
+
+    # --- batches --------------------------------------------------------------------------------
+
+    def _check(self, request: Request) -> None:
+        length = self.inputs.count(request.prompt, len(request.images))
+        if length + request.max_new_tokens > self.context:
+            raise UserError(
+                f"prompt of {length} tokens and an answer of {request.max_new_tokens} do not fit "
+                f"the context of {self.context}"
+            )
+
+    def _groups(
+        self, requests: Sequence[Request], begun: Sequence[Begun] | None
+    ) -> list[list[int]]:
+        """Rows to be answered together: all of a picture, as many pictures as can be kept."""
+        if begun is None or self.inputs.prefixes is None:
+            return [list(range(len(requests)))]
+        pictures: dict[str, list[int]] = {}
+        for i, one in enumerate(begun):
+            pictures.setdefault(one.view, []).append(i)
+        image = self.inputs.tokens_per_image
+        groups: list[list[int]] = [[]]
+        held = 0
+        for rows in pictures.values():
+            kept = {begun[i].first: begun[i].picture + image for i in rows}
+            kept |= {begun[i].whole: begun[i].common + image for i in rows}
+            if groups[-1] and held + sum(kept.values()) > self.inputs.prefixes.room:
+                groups.append([])
+                held = 0
+            groups[-1] += rows
+            held += sum(kept.values())
+        return groups
+
+    def _in_batches(
+        self,
+        rows: list[int],
+        requests: Sequence[Request],
+        work: Callable[[Sequence[Request], Sequence[int]], list[T]],
+    ) -> list[T]:
+        """``work`` over ``rows`` of ``requests``, shortest first; results in the order of rows.
+
+        Batches are of one size, give or take one: a small last one costs as many steps as a full
+        one. When memory runs out the batch is halved, for good, and that is recorded.
+        """
+
+        def length(i: int) -> tuple[int, int]:
+            return self.inputs.count(requests[i].prompt, len(requests[i].images)), i
+
+        order, at = sorted(rows, key=length), 0
+        found: dict[int, T] = {}
+        with self.active():
+            while at < len(order):
+                left = len(order) - at
+                part = order[at : at + math.ceil(left / math.ceil(left / self.batch_size))]
+                try:
+                    done = work([requests[i] for i in part], part)
+                except (MemoryError, RuntimeError) as error:  # torch's own are the latter
+                    if not memory.ran_out(error):
+                        raise
+                    self._back_off(len(part), error)
+                    continue
+                found.update(zip(part, done, strict=True))
+                at += len(part)
+        return [found[i] for i in rows]
+
+    def _back_off(self, size: int, error: BaseException) -> None:
+        if size == 1:
+            raise UserError(f"{self.name}: out of memory with a single request") from error
+        self.batch_size = (size + 1) // 2
+        self.backoffs.append({"from": size, "to": self.batch_size})
+        log.warning("out of memory with %d requests at once, now %d", size, self.batch_size)
+        for kept in (self.inputs.features, self.inputs.prefixes):
+            if kept is not None:
+                kept.clear()
+        memory.empty_cache()
+
+    def _answer(self, requests: Sequence[Request], begun: Sequence[Begun] | None) -> list[Answer]:
+        inputs = self.inputs.continued(requests, begun) if begun else self.inputs(requests)
+        closed = requests[0].closed
+        sampler = SeededSampler(self.decoding, [self._key(r) for r in requests])
+        out = self.model.generate(
+            **inputs,
+            max_new_tokens=requests[0].max_new_tokens,
+            do_sample=False,  # sampling is greedy search over seeded noise, row by row
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            num_beams=self.decoding.num_beams,
+            logits_processor=[sampler] if self.decoding.temperature > 0 else None,
+            output_logits=closed,
+            return_dict_in_generate=True,
+            pad_token_id=self.inputs.pad_id,
+        )
+        skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        texts = self.tokenizer.batch_decode(out.sequences[:, skip:], skip_special_tokens=True)
+        masses: Sequence[tuple[float, float] | None] = [None] * len(requests)
+        if closed:  # the prefill's logits, which generation needed anyway
+            masses = self.verbalizers.read(out.logits[0][:: self.decoding.num_beams])
+        return [
+            Answer(
+                text=text.strip(),
+                model=self.name,
+                p_yes=mass[0] if mass else None,
+                other_mass=mass[1] if mass else None,
+            )
+            for text, mass in zip(texts, masses, strict=True)
+        ]
+
+    def _key(self, request: Request) -> str:
+        """Names a draw: the same on another machine and in another batch."""
+        names = [Path(path).name for path in request.images]
+        noise = request.noise.to_json() if request.noise else ""
+        return f"{request.prompt.text}|{names}|{noise}"
+
+    def _score(self, requests: Sequence[Request], texts: Sequence[str]) -> list[float]:
+        end = self.tokenizer.eos_token_id
+        tails = [
+            (*self.tokenizer(text, add_special_tokens=False)["input_ids"], *([end] if end else []))
+            for text in texts
+        ]
+        inputs = self.inputs(requests, tails)
+        if "inputs_embeds" in inputs:
+            mask = inputs["attention_mask"]
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        # logits at the answers alone: the prompts need none
+        keep = max(len(tail) for tail in tails) + 1
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits
+        sums = []
+        for row, tail in zip(logits, tails, strict=True):
+            logp = torch.log_softmax(row[-len(tail) - 1 : -1].float(), dim=-1)
+            wanted = torch.tensor(tail, device=logp.device)
+            sums.append(float(logp.gather(-1, wanted[:, None]).double().sum()))
+        return sums

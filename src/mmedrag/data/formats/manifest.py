@@ -1,0 +1,133 @@
+"""``data import manifest``: one JSON Lines row per image, as public sets are often prepared.
+
+Row: ``id, domain, modality, image, text, text_kind, labels, qa, patient, source, licence,
+attribution`` (docs/data.md). Every row gives a corpus row, every ``qa`` a vqa example, every
+row with a ``report``, ``caption`` or ``note`` also a report example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedrag.data.common import answer_type, extra_fields, images_of, split_named, text_of
+from mmedrag.data.rows import Row, read_rows
+from mmedrag.data.writer import Writer
+from mmedrag.records import UserError
+
+TEXT_KINDS = ("report", "caption", "note", "labels", "none")
+WRITTEN = ("report", "caption", "note")  # kinds that are a target to write
+TRAIN_ONLY = {"dsb2018": "many pictures are crops of the same slide"}
+_OWN = {
+    "id",
+    "domain",
+    "image",
+    "text",
+    "qa",
+    "patient",
+    "split",
+    "source",
+    "licence",
+    "attribution",
+    "meta",
+}
+
+
+def sources(src: Path) -> list[Path]:
+    """The manifest files behind ``src``: itself, or every ``*.jsonl`` directly inside it."""
+    if src.is_file():
+        return [src]
+    if not src.is_dir():
+        raise UserError(f"{src}: does not exist, expected a manifest or a folder of manifests")
+    found = sorted(p for p in src.iterdir() if p.suffix == ".jsonl" and p.is_file())
+    if not found:
+        raise UserError(f"{src}: no *.jsonl in it, expected manifests")
+    return found
+
+
+def load(
+    src: Path,
+    writer: Writer,
+    *,
+    image_root: Path | None = None,
+    train_only: Sequence[str] = tuple(TRAIN_ONLY),
+) -> None:
+    """Fill ``writer`` from the manifests at ``src``.
+
+    Image paths are relative to ``image_root`` (default: the manifest's folder). Rows of the
+    sources in ``train_only`` go to split ``train``.
+    """
+    done = 0
+    for path in sources(src):
+        for row in read_rows(path, path.name):
+            done += 1
+            writer.tick(done)
+            if row.error:
+                writer.reject(row, row.error)
+                continue
+            try:
+                _row(row, writer, image_root or path.parent, train_only)
+            except UserError as error:
+                writer.reject(row, str(error))
+
+
+def _row(row: Row, writer: Writer, root: Path, train_only: Sequence[str]) -> None:
+    value = row.value
+    if not isinstance(value, dict):
+        raise UserError("expected an object with id, image, text, text_kind, qa")
+    row_id = text_of(value, "id", required=True)
+    kind = value.get("text_kind", "report" if value.get("text") else "none")
+    if kind not in TEXT_KINDS:
+        raise UserError(f"text_kind: got {kind!r:.60}, expected one of {', '.join(TEXT_KINDS)}")
+    text = text_of(value, "text") or ""
+    pairs = value.get("qa") or []
+    if not isinstance(pairs, list):
+        raise UserError("qa: expected a list of {question, answer, answer_type}")
+    meta = {"study": row_id} | extra_fields(value, _OWN)
+    shared: dict[str, Any] = {
+        key: text_of(value, key)
+        for key in ("domain", "patient", "source", "licence", "attribution")
+    }
+    shared["split"] = split_named(text_of(value, "split"))
+    if shared["split"] is None and shared["source"] in train_only:
+        shared["split"] = "train"
+    image, missing = images_of(value.get("image"), [root], writer, value.get("sha256"))
+    if missing:
+        meta["missing_images"] = missing
+    shared["image"] = image
+    if not writer.reference(row, id=row_id, text=text, meta=meta, **shared):
+        return
+    light = {key: meta[key] for key in ("study", "modality", "missing_images") if key in meta}
+    if kind in WRITTEN and text.strip():
+        writer.example(
+            row,
+            id=f"{row_id}/report",
+            task="report",
+            answer=text,
+            meta=light | {"text_kind": kind},
+            **shared,
+        )
+    for number, pair in enumerate(pairs):
+        where = f"qa.{number}"
+        if not isinstance(pair, dict):
+            writer.reject(row, f"{where}: expected an object, got {pair!r:.60}")
+            continue
+        extra = extra_fields(pair, {"question", "answer", "answer_type"})
+        try:
+            question = text_of(pair, "question", required=True)
+            answer = text_of(pair, "answer", numbers=True)
+        except UserError as error:
+            writer.reject(row, f"{where}: {error}")
+            continue
+        kept, original = answer_type(pair.get("answer_type"), answer)
+        writer.example(
+            row,
+            id=f"{row_id}/qa-{number}",
+            task="vqa",
+            question=question,
+            answer=answer,
+            answer_type=kept,
+            meta=light | extra | original,
+            **shared,
+        )

@@ -1,0 +1,182 @@
+"""``data import vqa``: question files such as VQA-RAD, SLAKE, PathVQA, OmniMedVQA and CARES.
+
+JSON arrays or JSON Lines whose rows hold an image, a question and an answer under one of the
+names in use. Every row gives a vqa example, every distinct image a corpus row without text
+(enough for domain identification and image-image search).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedrag.data.common import (
+    Defaults,
+    answer_type,
+    clean_question,
+    extra_fields,
+    find,
+    images_of,
+    split_named,
+    text_of,
+)
+from mmedrag.data.rows import Row, read_rows
+from mmedrag.data.writer import Writer
+from mmedrag.records import Split, UserError
+
+QUESTION = ("question", "Question", "text", "prompt")
+ANSWER = ("answer", "Answer", "gt_answer", "gpt4_answer", "fig_caption", "label")
+IMAGE = ("image", "image_name", "img_name", "image_path", "image_id", "img_id", "filename")
+IDENTITY = ("question_id", "qid", "id", "pair_id")
+PATIENT = ("patient", "patient_id", "subject_id")
+SUFFIXES = ("", ".jpg", ".png", ".jpeg")
+
+
+def load(
+    src: Path,
+    writer: Writer,
+    *,
+    image_root: Path | None = None,
+    domain: str | None = None,
+    source: str | None = None,
+    licence: str | None = None,
+    attribution: str | None = None,
+    language: str | None = "en",
+) -> None:
+    """Fill ``writer`` from question files at ``src`` (a file or a folder of them).
+
+    ``language`` keeps rows of that language where rows name one (SLAKE's ``q_lang``); None
+    keeps all. Splits come from file names (train, validate, test) or a ``split`` field; else
+    they are drawn by image.
+    """
+    defaults = Defaults(domain, source, licence, attribution)
+    roots = [image_root] if image_root else [src if src.is_dir() else src.parent]
+    done = skipped = 0
+    for path, name in row_files(src):
+        for row in read_rows(path, name):
+            done += 1
+            writer.tick(done)
+            if row.error:
+                writer.reject(row, row.error)
+                continue
+            try:
+                if (
+                    isinstance(row.value, dict)
+                    and language
+                    and row.value.get("q_lang", language) != language
+                ):
+                    skipped += 1
+                    continue
+                question_row(row, writer, roots, defaults)
+            except UserError as error:
+                writer.reject(row, str(error))
+    if skipped:
+        writer.result.notes.append(f"{skipped} rows in other languages than {language!r} left out")
+
+
+def row_files(src: Path) -> list[tuple[Path, str]]:
+    """(file, name) of the JSON and JSON Lines files at ``src``."""
+    if src.is_file():
+        return [(src, src.name)]
+    found = sorted(
+        p for p in src.rglob("*") if p.suffix.lower() in (".json", ".jsonl") and p.is_file()
+    )
+    if not found:
+        raise UserError(f"{src}: no .json or .jsonl in it")
+    return [(p, p.relative_to(src).as_posix()) for p in found]
+
+
+def pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of ``names`` that the row has with a value."""
+    return next((n for n in names if row.get(n) not in (None, "", [])), None)
+
+
+def split_from(name: str) -> Split | None:
+    """Split in a file name: a word such as train, validate, val, dev or test."""
+    for word in reversed(re.split(r"[^a-z]+", name.lower())):
+        try:
+            return split_named({"validate": "val"}.get(word, word))
+        except UserError:
+            continue
+    return None
+
+
+def question_row(row: Row, writer: Writer, roots: Sequence[Path], defaults: Defaults) -> None:
+    """One question with its image, as an example and (for a new image) a corpus row."""
+    value = row.value
+    if not isinstance(value, dict):
+        raise UserError("expected an object with image, question and answer")
+    names = {
+        kind: pick(value, keys)
+        for kind, keys in (
+            ("question", QUESTION),
+            ("answer", ANSWER),
+            ("image", IMAGE),
+            ("id", IDENTITY),
+            ("patient", PATIENT),
+        )
+    }
+    if names["question"] is None:
+        raise UserError(f"question: missing, expected one of {', '.join(QUESTION)}")
+    question = clean_question(text_of(value, names["question"], required=True) or "")
+    answer = text_of(value, names["answer"] or "answer", numbers=True)
+    own = value.get(names["id"] or "id")
+    stem = row.file.rsplit(".", 1)[0]
+    wanted = (
+        f"{stem}/{own}" if isinstance(own, (str, int)) and own != "" else f"{stem}/{row.number}"
+    )
+    image, missing, key = _image(value, names["image"], writer, roots)
+    meta: dict[str, Any] = {}
+    if key:
+        meta["study"] = f"{defaults.source}/{key}" if defaults.source else key
+    given = value.get("answer_type")
+    options = text_of(value, "options") if isinstance(value.get("options"), str) else None
+    kept, original = ("open", {}) if options else answer_type(given, answer)
+    known = {n for n in names.values() if n} | {
+        "answer_type",
+        "domain",
+        "source",
+        "licence",
+        "attribution",
+        "split",
+        "meta",
+    }
+    shared = defaults.fields(value) | {
+        "image": image,
+        "patient": text_of(value, names["patient"] or "patient", numbers=True),
+        "split": defaults.split or split_named(text_of(value, "split")) or split_from(row.file),
+    }
+    if missing:
+        meta["missing_images"] = missing
+    if key and not writer.has("corpus", meta["study"]):
+        light = {k: value[k] for k in ("modality", "image_organ", "location") if k in value}
+        writer.reference(row, id=meta["study"], text="", meta=meta | light, **shared)
+    writer.example(
+        row,
+        id=writer.unique("examples", wanted, row.number),
+        task="vqa",
+        question=question,
+        answer=answer,
+        answer_type=kept,
+        meta=meta | extra_fields(value, known) | original,
+        **shared,
+    )
+
+
+def _image(
+    value: Mapping[str, Any], name: str | None, writer: Writer, roots: Sequence[Path]
+) -> tuple[Any, list[str], str | None]:
+    """(stored, missing, study key); an image id may stand without its suffix (PathVQA)."""
+    if name is None:
+        return None, [], None
+    given: Any = value[name]
+    if isinstance(given, list):
+        image, missing = images_of(given, roots, writer)
+        return image, missing, str(given[0])
+    wanted = str(given)
+    key = re.sub(r"(/source)?\.\w{2,5}$", "", wanted)  # SLAKE: xmlab1/source.jpg
+    suffixes = SUFFIXES if "." not in wanted[-6:] else ("",)
+    there = next((s for s in suffixes if find(wanted + s, roots)), "")
+    return *images_of(wanted + there, roots, writer), key

@@ -1,0 +1,143 @@
+"""Getting data in, checking it, counting it, and writing it back.
+
+Place in the picture: before everything. The commands ``data import``, ``data check`` and
+``data stats`` call the four functions below; each format is one module with
+``load(src, writer, **options)``.
+
+- ``import_data(format, src, out, *, seed, shares, progress, **options) -> ImportResult``
+- ``check(paths, *, image_root, images, html, most, progress) -> CheckReport``
+- ``stats(path) -> dict``
+- ``export_released(data, out) -> {file: rows}``
+
+Results have ``to_dict()`` for ``--json`` and ``exit_code``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmedrag.data.writer import ImportResult, Writer
+from mmedrag.records import Split, UserError, resolve_object
+
+if TYPE_CHECKING:
+    from mmedrag.data.checks.report import CheckReport
+
+__all__ = ["FORMATS", "ImportResult", "check", "export_released", "import_data", "stats"]
+
+FORMATS = {
+    "dicom": "mmedrag.data.formats.dicom:load",
+    "llava": "mmedrag.data.formats.llava:load",
+    "manifest": "mmedrag.data.formats.manifest:load",
+    "released": "mmedrag.data.formats.released:load",
+    "table": "mmedrag.data.formats.table:load",
+    "vqa": "mmedrag.data.formats.vqa:load",
+}
+
+
+def import_data(
+    format: str,
+    src: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    shares: Mapping[Split, float] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+    **options: Any,
+) -> ImportResult:
+    """Import ``src`` into the DATA folder ``out`` (``data import FORMAT SRC OUT``).
+
+    Args:
+        format: a name of ``FORMATS``, or ``package.module:function`` with the same signature.
+        seed, shares: how rows without a split are divided (patient- and look-alike-wise).
+        progress: called with (rows done, rows in all or None).
+        options: of the format; its ``load`` documents them. An option set to None counts as
+            not given.
+
+    Returns:
+        What was imported; ``exit_code`` is 1 when rows were refused (``rejected.jsonl``).
+
+    Raises:
+        UserError: unreadable source, occupied target, unknown format or option.
+    """
+    load = resolve_object(
+        format, FORMATS, "data format", {"pydicom": "dicom", "dicomanonymizer": "dicom"}
+    )
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in ("image_root", "key"):
+        if isinstance(given.get(key), str):
+            given[key] = Path(given[key])
+    known = [p for p in inspect.signature(load).parameters if p not in ("src", "writer")]
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"data import {format}: option {key!r} is not known, "
+                f"expected {', '.join(known) or 'none'}"
+            )
+    source = Path(src)
+    if not source.exists():
+        raise UserError(f"{source}: does not exist")
+    named = format != "dicom"  # names of DICOM files and folders can be names of patients
+    settings = {
+        "format": format,
+        "source": source.name if named else None,
+        "seed": seed,
+        "shares": dict(shares) if shares else None,
+        "inputs": _inputs(source) if named else {},
+        "options": {key: _plain(value) for key, value in sorted(given.items())},
+    }
+    writer = Writer(Path(out), settings, seed, dict(shares) if shares else None, progress)
+    try:
+        load(source, writer, **given)
+    except UserError:
+        writer.abandon()
+        raise
+    return writer.finish()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float)) else str(value)
+
+
+def _inputs(source: Path) -> dict[str, str]:
+    """sha256 of the row files directly given: another content is another import."""
+    files = [source] if source.is_file() else sorted(source.glob("*.json*"))
+    found = {}
+    for path in files:
+        if path.is_file():
+            with open(path, "rb") as handle:
+                found[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return found
+
+
+def check(paths: Sequence[str | Path], **options: Any) -> CheckReport:
+    """Find what is wrong with DATA folders or released files (``data check``).
+
+    Options: ``image_root`` (images of released files), ``images=True`` (decode pictures),
+    ``html`` (a page to write), ``most`` (findings listed per kind), ``progress``.
+    See ``datasets.checks.check``.
+    """
+    from mmedrag.data.checks.check import check_data as run
+
+    return run(paths, **options)
+
+
+def stats(path: str | Path) -> dict[str, Any]:
+    """Counts and baselines of a DATA folder (``data stats``)."""
+    from mmedrag.data.checks.counts import stats as run
+
+    return run(path)
+
+
+def export_released(data: str | Path, out: str | Path) -> dict[str, int]:
+    """Write a DATA folder back in the released formats; {file: rows}. See ``released.export``."""
+    from mmedrag.data.formats.released import export
+
+    return export(Path(data), Path(out))

@@ -1,0 +1,354 @@
+"""The one way rows and images get into a DATA folder: checked, bare of metadata, resumable.
+
+Place in the picture: the end of every importer. Rows are collected, images are stored one by
+one as they come (each atomically, remembered in ``import-cache.jsonl``), and ``finish`` draws
+missing splits and writes the JSON Lines files. Running an interrupted import again reuses the
+stored images and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mmedrag.data import splits
+from mmedrag.data.rows import Row
+from mmedrag.images import Look, clean_copy
+from mmedrag.records import Example, Pair, Record, Reference, Split, UserError
+from mmedrag.runtime import BadRow, explain, write_jsonl
+
+CACHE, SETTINGS = "import-cache.jsonl", "import.json"
+
+
+@dataclass
+class ImportResult:
+    """What an import did. ``exit_code`` is 1 when a row was refused."""
+
+    out: str
+    format: str
+    examples: int = 0
+    corpus: int = 0
+    pairs: int = 0
+    rejected: int = 0
+    images: int = 0
+    missing_images: int = 0  # named by a row, but not there: that row is text-only
+    splits: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)  # what was refused and why, to be shown
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.rejected else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"exit_code": self.exit_code}
+
+
+class Writer:
+    """Collects the rows of one import and writes the DATA folder.
+
+    Args:
+        out: the DATA folder; new, empty, or left by the same import.
+        settings: everything that decides the result; kept in ``import.json``.
+        progress: called with (rows done, rows in all or None).
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        seed: int = 0,
+        shares: dict[Split, float] | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> None:
+        self.out, self.seed, self.shares = Path(out), seed, shares
+        self.result = ImportResult(str(out), str(settings.get("format", "")))
+        self.rows: dict[str, list[Any]] = {"examples": [], "corpus": [], "pairs": []}
+        self.rejected: list[BadRow] = []
+        self._ids: dict[str, set[str]] = {"examples": set(), "corpus": set(), "pairs": set()}
+        self._progress = progress
+        self._looks: dict[str, Look] = {}  # stored image → what it looks like
+        self._stored: dict[str, str] = {}  # source file → stored image
+        self.missing: set[str] = set()  # image names that rows give, but that are not there
+        self._claim(settings)
+        self._cache = self._open_cache()
+
+    def _claim(self, settings: Mapping[str, Any]) -> None:
+        """OUT belongs to this import, or is refused before anything is written."""
+        text = json.dumps(dict(settings), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        path = self.out / SETTINGS
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out}: is a file, expected a folder to write to")
+        if path.is_file():
+            if path.read_text(encoding="utf-8") != text:
+                raise UserError(
+                    f"{self.out}: holds another import (see {SETTINGS}), expected an empty folder"
+                )
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise UserError(f"{self.out}: is not empty, expected a new or empty folder")
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, text.encode("utf-8"))
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot be written: {error.strerror}") from None
+
+    # --- images
+
+    def _open_cache(self) -> Any:
+        """What earlier runs stored. A line torn by an interruption is dropped."""
+        path, self._known = self.out / CACHE, {}
+        if path.exists():
+            whole = path.read_bytes()
+            keep = whole.rfind(b"\n") + 1
+            for line in whole[:keep].splitlines():
+                entry = json.loads(line)
+                self._known[entry["source"]] = entry
+            if keep < len(whole):
+                os.truncate(path, keep)
+        return open(path, "a", encoding="utf-8", newline="\n")
+
+    def image(self, source: Path, name: str, sha256: str | None = None) -> str:
+        """Store the picture of ``source`` without metadata; its path relative to OUT.
+
+        ``name`` is the wanted path under ``images/``; its suffix follows the stored format.
+        ``sha256`` (of the source file) is checked when given.
+
+        Raises:
+            UserError: unreadable, undecodable, damaged.
+        """
+        key = str(source)
+        if key in self._stored:
+            return self._stored[key]
+        try:
+            stat = source.stat()
+        except OSError as error:
+            raise UserError(f"{source}: image cannot be read: {error.strerror}") from None
+        stamp = [stat.st_size, stat.st_mtime_ns, sha256]
+        known = self._known.get(key)
+        if known and known["stamp"] == stamp and (self.out / known["image"]).is_file():
+            return self._remember(key, known["image"], _unpacked(known))
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise UserError(f"{source}: image cannot be read: {error.strerror}") from None
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise UserError(f"{source}: sha256 differs from the manifest's: damaged or replaced")
+        bare, suffix, picture = clean_copy(data, key)
+        return self._keep(key, bare, safe_name(name, suffix), Look.of(picture), stamp)
+
+    def picture(self, key: str, data: bytes, name: str) -> str:
+        """Store an image made in memory (a DICOM frame, an array, a table's bytes)."""
+        if key in self._stored:
+            return self._stored[key]
+        bare, suffix, picture = clean_copy(data, key)
+        return self._keep(key, bare, safe_name(name, suffix), Look.of(picture), None)
+
+    def _keep(self, key: str, data: bytes, name: str, look: Look, stamp: Any) -> str:
+        if name in self._looks:  # another source file of the same name
+            stem, dot, end = name.rpartition(".")
+            name = f"{stem}-{_short_hash(key)}{dot}{end}"
+        write_atomic(self.out / name, data)
+        if stamp is not None:
+            self._note({"source": key, "stamp": stamp, "image": name} | _packed(look))
+        return self._remember(key, name, look)
+
+    def _remember(self, key: str, name: str, look: Look) -> str:
+        self._looks[name] = look
+        self._stored[key] = name
+        return name
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        self._cache.write(json.dumps(entry) + "\n")
+        self._cache.flush()
+
+    def remember(self, key: str, fields: dict[str, Any], images: list[str]) -> None:
+        """Keep what a costly source file gave, for the next run of the same command."""
+        looks = {name: _packed(self._looks[name]) for name in images}
+        self._note({"source": key, "fields": fields, "looks": looks})
+
+    def recall(self, key: str) -> dict[str, Any] | None:
+        """What :meth:`remember` kept, if its images are still there."""
+        known = self._known.get(key)
+        if known is None or not all((self.out / name).is_file() for name in known["looks"]):
+            return None
+        for name, look in known["looks"].items():
+            self._remember(f"{key}/{name}", name, _unpacked(look))
+        return dict(known["fields"])
+
+    # --- rows
+
+    def reject(self, row: Row, reason: str, shown: str | None = None) -> None:
+        """Refuse a source row; it goes to ``rejected.jsonl`` as it was, if JSON can hold it.
+
+        ``shown`` is a name for the user's eyes alone (a path that may identify a patient).
+        """
+        reason = " ".join(reason.split())
+        value = row.value if row.text is None else row.text
+        try:
+            BadRow(file=row.file, line=row.line, reason=reason, row=value).to_json().encode()
+        except (ValueError, TypeError, RecursionError):
+            value = ascii(value)[:2000]
+        self.rejected.append(BadRow(file=row.file, line=row.line, reason=reason, row=value))
+        self.result.refusals.append(f"{shown or f'{row.file}:{row.line}'}: {reason}")
+
+    def example(self, row: Row, **fields: Any) -> bool:
+        return self._add("examples", Example, row, fields)
+
+    def reference(self, row: Row, **fields: Any) -> bool:
+        return self._add("corpus", Reference, row, fields)
+
+    def pair(self, row: Row, **fields: Any) -> bool:
+        return self._add("pairs", Pair, row, fields)
+
+    def _add(self, kind: str, record: type[Record], source: Row, fields: dict[str, Any]) -> bool:
+        """A record that came from ``source`` is kept, or refused with its reason. True if kept."""
+        given = {k: v for k, v in fields.items() if v is not None and v != {}}
+        try:
+            row: Any = record.model_validate(given)
+            row.to_json().encode("utf-8")
+        except ValidationError as error:
+            self.reject(source, explain(error))
+            return False
+        except (UnicodeEncodeError, ValueError, RecursionError) as error:
+            self.reject(source, f"cannot be written as JSON: {error}"[:200])
+            return False
+        if row.id in self._ids[kind]:
+            self.reject(source, f"id: {row.id!r} stands twice, expected unique")
+            return False
+        self._ids[kind].add(row.id)
+        self.rows[kind].append(row)
+        return True
+
+    def unique(self, kind: str, wanted: str, number: int) -> str:
+        """``wanted``, or with the row number where that id is taken (sources repeat ids)."""
+        return wanted if wanted not in self._ids[kind] else f"{wanted}#{number}"
+
+    def has(self, kind: str, row_id: str) -> bool:
+        return row_id in self._ids[kind]
+
+    def tick(self, done: int, total: int | None = None) -> None:
+        if self._progress:
+            self._progress(done, total)
+
+    # --- end
+
+    def abandon(self) -> None:
+        """The import cannot go on: an OUT in which nothing is stored yet is free again."""
+        self._cache.close()
+        own = {self.out / SETTINGS, self.out / CACHE}
+        if set(self.out.iterdir()) == own and not (self.out / CACHE).stat().st_size:
+            for path in own:
+                path.unlink()
+            self.out.rmdir()
+
+    def finish(self) -> ImportResult:
+        """Draw missing splits, write the files, and say what was done."""
+        self._draw_splits()
+        result = self.result
+        for kind, name in (("examples", "examples"), ("corpus", "corpus"), ("pairs", "pairs")):
+            rows = self.rows[kind]
+            path = self.out / f"{name}.jsonl"
+            if rows or kind != "pairs":
+                write_jsonl(path, rows)
+            setattr(result, kind, len(rows))
+        result.rejected = write_rejected(self.out / "rejected.jsonl", self.rejected)
+        result.images = len(set(self._stored.values()))
+        for row in self.rows["examples"] + self.rows["corpus"]:
+            key = str(row.split)
+            result.splits[key] = result.splits.get(key, 0) + 1
+        result.splits = dict(sorted(result.splits.items()))
+        result.missing_images = len(self.missing)
+        if self.missing:
+            result.notes.append(
+                f"{result.missing_images} images are not there: these rows are text-only "
+                "(meta.missing_images names them)"
+            )
+        self._cache.close()
+        return result
+
+    def _draw_splits(self) -> None:
+        rows = self.rows["examples"] + self.rows["corpus"]
+        if all(row.split for row in rows):
+            return
+        keyed = []
+        for row in rows:
+            names = [row.image] if isinstance(row.image, str) else row.image or []
+            looks = [self._looks[name] for name in names if name in self._looks]
+            keyed.append((row, _study(row), looks))
+        drawn = splits.assign(
+            ((study, row.patient, looks, row.split) for row, study, looks in keyed),
+            self.seed,
+            self.shares,
+        )
+        for row, study, _ in keyed:
+            if row.split is None:
+                row.split = drawn[study]
+
+
+def _study(row: Any) -> str:
+    """Rows of one study share their split whatever else is known."""
+    study = row.meta.get("study")
+    return study if isinstance(study, str) else row.id
+
+
+def write_rejected(path: Path, rows: list[BadRow]) -> int:
+    """``rejected.jsonl``, or its absence when nothing was refused."""
+    if rows:
+        return write_jsonl(path, rows)
+    path.unlink(missing_ok=True)
+    return 0
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """All or nothing: a reader, or the same command after an interruption, sees no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def _packed(look: Look) -> dict[str, Any]:
+    return {"pixels": look.pixels, "hash": look.hash, "small": look.small.hex()}
+
+
+def _unpacked(entry: dict[str, Any]) -> Look:
+    return Look(entry["pixels"], entry["hash"], bytes.fromhex(entry["small"]))
+
+
+def _short_hash(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:10]
+
+
+_PLAIN = re.compile(r"[^A-Za-z0-9._+=,@ -]")
+
+
+def safe_name(name: str, suffix: str) -> str:
+    """``images/…`` for any wanted name: inside the folder, plain characters, fitting suffix.
+
+    One wanted name always gives the same result and two give different ones: what is replaced
+    or shortened leaves a short hash behind.
+    """
+    parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
+    if parts[:1] == ["images"]:
+        parts = parts[1:]
+    wanted = "/".join(parts)
+    plain = "/".join(_PLAIN.sub("_", part).strip(" .")[:80] or "_" for part in parts[-8:])
+    if plain != wanted or not parts:
+        plain = (
+            f"{plain or 'image'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:10]}"
+        )
+    stem, dot, end = plain.rpartition(".")
+    if dot and "/" not in end:
+        if end.lower() == suffix[1:] or (suffix == ".jpg" and end.lower() == "jpeg"):
+            return f"images/{plain}"
+        if end.lower() in ("dcm", "dicom"):
+            return f"images/{stem}{suffix}"
+    return f"images/{plain}{suffix}"

@@ -1,0 +1,372 @@
+"""Controls: what a system that does not look, does not read or does not think would score.
+
+Place in the picture: beside every score. Each control is a :class:`Prediction` for the same
+rows, so that the same metrics and the same resamples apply and differences are paired.
+
+| control | says | needs |
+|---|---|---|
+| always_yes, always_no | one word | nothing |
+| constant | the best single answer or report, chosen on train (by ROUGE-L) | --data |
+| constant_findings | the train report with the best finding F1 on train | --data, benchmark |
+| constant_retrieved | the reference that was most often retrieved first | hits |
+| copied_reference | the top-1 reference (questions: what it says of the finding) | hits |
+| shuffled_references | the top-1 reference of another patient's row, same domain | hits |
+| random_reference | any train reference of the domain | --data |
+| question_prior | the train majority answer to the same question text | --data |
+| question_prior_loo | the other test rows' majority answer to it (leave-one-out) | nothing |
+| noise_image, blank_image | the model itself on an image without content | such a run |
+| run_shuffled, run_random | the model itself with others' references | such a run |
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mmedrag.evaluation import controls as ctrl
+from mmedrag.evaluation.arms import Arm
+from mmedrag.evaluation.metrics import text as metrics_text
+from mmedrag.evaluation.metrics.questions import normalise, read_target
+from mmedrag.evaluation.predictions import Prediction, said_by
+from mmedrag.phantom import present_in, read_reference
+from mmedrag.records import Example, Reference, Trace, Truth, group_of
+from mmedrag.runtime import DataFolder
+
+NEEDS_DATA = "needs training data: give --data"
+NEEDS_HITS = "no references were retrieved in this run"
+NOT_READABLE = "reading a reference for a question needs the benchmark (meta.finding)"
+
+
+@dataclass
+class TrainingData:
+    """The part of a DATA folder that controls may learn from: split ``train`` alone."""
+
+    examples: list[Example] = field(default_factory=list)
+    corpus: list[Reference] = field(default_factory=list)
+    truth: Mapping[str, Truth] = field(default_factory=dict)
+
+    @cached_property
+    def constants(self) -> dict[str, tuple[str, str | None]]:
+        """domain -> (best constant by ROUGE-L, by finding F1), chosen on the train reports."""
+        return {
+            domain: (best_constant([text for text, _ in rows]), best_findings(domain, rows))
+            for domain, rows in sorted(_train_reports(self).items())
+        }
+
+    @classmethod
+    def of(cls, data: DataFolder | None) -> TrainingData | None:
+        if data is None:
+            return None
+        return cls(data.examples(split="train"), data.corpus(split="train"), data.truth())
+
+
+Controls = tuple[dict[str, Prediction], dict[str, str]]
+
+
+def closed_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
+    """Controls of yes/no questions: (computed, name -> why not computed)."""
+    n = len(traces)
+    truth = [read_target(t.target, t.question) for t in traces]
+    out = {
+        "always_yes": Prediction(["yes"] * n),
+        "always_no": Prediction(["no"] * n),
+        "question_prior_loo": leave_one_out_prior([t.question or "" for t in traces], truth),
+    }
+    missing: dict[str, str] = {}
+    rows = (
+        [e for e in train.examples if e.task == "vqa" and e.answer_type == "closed" and e.answer]
+        if train
+        else []
+    )
+    if rows:
+        known = [read_target(e.answer, e.question) for e in rows]
+        best = {
+            g: Counter(known[i] for i in ids).most_common(1)[0][0]
+            for g, ids in _by(rows, lambda e: e.domain or "unspecified").items()
+        }
+        overall = Counter(known).most_common(1)[0][0]
+        out["constant"] = Prediction([best.get(group_of(t), overall) for t in traces])
+        out["question_prior"] = question_prior(rows, known, traces)
+    else:
+        why = NEEDS_DATA if train is None else "the data has no closed train questions"
+        missing |= {"constant": why, "question_prior": why}
+    return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
+
+
+def _readable(traces: Sequence[Trace]) -> bool:
+    """Do the questions say which finding they ask about?"""
+    return all(t.meta.get("finding") and t.meta.get("form") for t in traces)
+
+
+def open_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
+    """Controls of open questions: most common train answer, question prior, references."""
+    rows = (
+        [e for e in train.examples if e.task == "vqa" and e.answer_type == "open" and e.answer]
+        if train
+        else []
+    )
+    out: dict[str, Prediction] = {}
+    missing: dict[str, str] = {}
+    if rows:
+        out = _open_priors(rows, traces)
+    else:
+        why = NEEDS_DATA if train is None else "the data has no open train questions"
+        missing = {"constant": why, "question_prior": why}
+    return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
+
+
+def _open_priors(rows: Sequence[Example], traces: Sequence[Trace]) -> dict[str, Prediction]:
+    """The commonest train answer of the domain, and to the same question text."""
+    best = {
+        g: Counter(rows[i].answer or "" for i in ids).most_common(1)[0][0]
+        for g, ids in _by(rows, lambda e: e.domain or "unspecified").items()
+    }
+    overall = Counter(e.answer or "" for e in rows).most_common(1)[0][0]
+    seen = _counts((normalise(e.question or ""), e.answer or "") for e in rows)
+    constant = [best.get(group_of(t), overall) for t in traces]
+    prior = [
+        seen[key].most_common(1)[0][0] if (key := normalise(t.question or "")) in seen else other
+        for t, other in zip(traces, constant, strict=True)
+    ]
+    return {"constant": Prediction(constant), "question_prior": Prediction(prior)}
+
+
+def report_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
+    """Controls of report generation."""
+    out: dict[str, Prediction] = {}
+    missing: dict[str, str] = {}
+    best = train.constants if train else {}
+    if not best:
+        missing["constant"] = NEEDS_DATA if train is None else "the data has no train reports"
+    elif not {group_of(t) for t in traces} <= set(best):
+        missing["constant"] = "the data has no train reports of every domain of this run"
+    else:
+        out["constant"] = Prediction([best[group_of(t)][0] for t in traces])
+        if all(best[group_of(t)][1] for t in traces):
+            out["constant_findings"] = Prediction([best[group_of(t)][1] or "" for t in traces])
+    return _with_references(out, missing, traces, train, seed, True, lambda trace, text: text)
+
+
+def _with_references(
+    out: dict[str, Prediction],
+    missing: dict[str, str],
+    traces: Sequence[Trace],
+    train: TrainingData | None,
+    seed: int,
+    readable: bool,
+    say: Callable[[Trace, str], str],
+) -> Controls:
+    """Add the controls that answer with somebody's reference."""
+    names = ("copied_reference", "shuffled_references", "constant_retrieved")
+    if not readable:
+        return out, missing | dict.fromkeys((*names, "random_reference"), NOT_READABLE)
+    if any(t.hits for t in traces):
+        top = [t.hits[0].text if t.hits else "" for t in traces]
+        most = {
+            g: Counter(filter(None, (top[i] for i in ids))).most_common(1)
+            for g, ids in _by(traces, group_of).items()
+        }
+        constant = [most[g][0][0] if most[g := group_of(t)] else "" for t in traces]
+        for name, texts in zip(names, (top, shuffled(traces, top, seed), constant), strict=True):
+            out[name] = Prediction([say(t, text) for t, text in zip(traces, texts, strict=True)])
+    else:
+        missing |= dict.fromkeys(names, NEEDS_HITS)
+    texts_of: dict[str, list[str]] = {}
+    for reference in train.corpus if train else []:
+        if reference.text:
+            texts_of.setdefault(reference.domain or "unspecified", []).append(reference.text)
+    if train is None:
+        missing["random_reference"] = NEEDS_DATA
+    elif not all(texts_of.get(group_of(t)) for t in traces):
+        missing["random_reference"] = "the data has no train references of every domain"
+    else:
+        rng = np.random.default_rng([seed, 1])
+        drawn = [texts_of[g][rng.integers(len(texts_of[g]))] for g in map(group_of, traces)]
+        out["random_reference"] = Prediction(
+            [say(t, text) for t, text in zip(traces, drawn, strict=True)]
+        )
+    return out, missing
+
+
+def shuffled(traces: Sequence[Trace], texts: Sequence[str], seed: int = 0) -> list[str]:
+    """Each row gets the text of another patient's row of its domain, in a seeded order."""
+    out = list(texts)
+    rng = np.random.default_rng([seed, 2])
+    for ids in _by(traces, group_of).values():
+        order = [int(i) for i in rng.permutation(ids)]
+        for place, i in enumerate(order):
+            others = (order[(place + step) % len(order)] for step in range(1, len(order)))
+            out[i] = next((texts[j] for j in others if _apart(traces[i], traces[j])), "")
+    return out
+
+
+def _apart(a: Trace, b: Trace) -> bool:
+    """Different patients; where patients are unknown, different images."""
+    if a.patient is None or b.patient is None:
+        return a.image != b.image or a.image is None
+    return a.patient != b.patient
+
+
+def leave_one_out_prior(
+    questions: Sequence[str], truth: Sequence[str], key_of: Callable[[str], str] = normalise
+) -> Prediction:
+    """Majority label among the *other* rows with the same question text; without any, or at a
+    tie, the majority of all other rows. It reads test labels: a ceiling for question-only
+    guessing, not a system."""
+    keys = [key_of(q) for q in questions]
+    yes_of, all_of = Counter[str](), Counter[str]()
+    for key, label in zip(keys, truth, strict=True):
+        yes_of[key] += label == "yes"
+        all_of[key] += 1
+    total_yes, total = sum(yes_of.values()), len(keys)
+    shares: list[float | None] = []
+    texts = []
+    for key, label in zip(keys, truth, strict=True):
+        own = label == "yes"
+        yes, count = yes_of[key] - own, all_of[key] - 1
+        base = (total_yes - own) / max(total - 1, 1)
+        share = yes / count if count else base
+        shares.append(share)
+        texts.append("yes" if (share if share != 0.5 else base) >= 0.5 else "no")
+    return Prediction(texts, shares)
+
+
+def question_prior(
+    rows: Sequence[Example], known: Sequence[str], traces: Sequence[Trace]
+) -> Prediction:
+    """Train majority per (domain, question text), else of the domain; p_yes is the share of
+    yes with one pseudo-count of the domain's share."""
+    table: dict[Any, Counter[str]] = defaultdict(Counter)
+    for example, label in zip(rows, known, strict=True):
+        domain = example.domain or "unspecified"
+        for key in ((domain, normalise(example.question or "")), (domain,), ()):
+            table[key][label] += 1
+    shares: list[float | None] = []
+    for trace in traces:
+        domain = group_of(trace)
+        base = table[(domain,)] or table[()]
+        prior = base["yes"] / base.total()
+        own = table.get((domain, normalise(trace.question or "")), Counter())
+        shares.append((own["yes"] + prior) / (own.total() + 1))
+    return Prediction(["yes" if (s or 0) >= 0.5 else "no" for s in shares], shares)
+
+
+def best_constant(reports: Sequence[str], seed: int = 0, pool: int = 400) -> str:
+    """The report that, said of every study, scores the best mean ROUGE-L on the others.
+
+    A word-overlap matrix over a seeded sample picks 8 candidates; exact ROUGE-L on 60 reports
+    decides. Ties go to the first in alphabetical order.
+    """
+    rng = np.random.default_rng([seed, 3])
+    distinct = sorted(set(reports))
+    rows = sorted(reports)
+    sample = [rows[i] for i in sorted(rng.permutation(len(rows))[:pool])]
+    candidates = [distinct[i] for i in sorted(rng.permutation(len(distinct))[:pool])]
+    overlap = word_f1(candidates, sample).mean(axis=1)
+    best = [candidates[i] for i in np.argsort(-overlap, kind="stable")[:8]]
+    check = [sample[i] for i in sorted(rng.permutation(len(sample))[:60])]
+    scores = [metrics_text.rouge([b] * len(check), check)["rouge_l"].point() for b in best]
+    return best[int(np.argmax(scores))]
+
+
+def word_f1(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+    """Clipped word-overlap F1 [len(a), len(b)]."""
+    bags = [Counter(metrics_text.words(t)) for t in (*a, *b)]
+    vocabulary = {w: i for i, w in enumerate(sorted(set().union(*bags)))}
+    counts = np.zeros((len(bags), len(vocabulary)))
+    for i, bag in enumerate(bags):
+        for word, count in bag.items():
+            counts[i, vocabulary[word]] = count
+    left, right = counts[: len(a)], counts[len(a) :]
+    common = np.zeros((len(a), len(b)))
+    for level in range(1, int(counts.max(initial=0)) + 1):  # min(x, y) = sum of [x>=l][y>=l]
+        common += (left >= level).astype(float) @ (right >= level).T.astype(float)
+    lengths = left.sum(1)[:, None] + right.sum(1)[None]
+    return 2 * common / np.maximum(lengths, 1)
+
+
+def best_findings(domain: str, rows: Sequence[tuple[str, Truth | None]]) -> str | None:
+    """The train report whose stated findings have the best micro F1 over the train truth;
+    None outside the benchmark."""
+    from mmedrag.phantom import DOMAINS
+
+    known = [truth for _, truth in rows if truth]
+    if domain not in DOMAINS or not known:
+        return None
+    names = sorted(known[0].findings)
+    truth = np.array([[t.findings[n].present for n in names] for t in known], dtype=float)
+    texts = sorted({text for text, _ in rows})[:2000]
+    said = np.array([[n in present_in(domain, text) for n in names] for text in texts], float)
+    hits = (said @ truth.T).sum(axis=1)
+    f1 = 2 * hits / np.maximum(said.sum(1) * len(truth) + truth.sum(), 1)
+    return texts[int(np.argmax(f1))]
+
+
+def _train_reports(train: TrainingData) -> dict[str, list[tuple[str, Truth | None]]]:
+    """domain -> (report, truth) of the train examples with task ``report``."""
+    out: dict[str, list[tuple[str, Truth | None]]] = defaultdict(list)
+    for e in train.examples:
+        if e.task == "report" and e.answer:
+            truth = train.truth.get(str(e.meta.get("study")))
+            out[e.domain or "unspecified"].append((e.answer, truth))
+    return dict(out)
+
+
+def _by(rows: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        out[key(row)].append(i)
+    return dict(sorted(out.items()))
+
+
+def _counts(pairs: Any) -> dict[str, Counter[str]]:
+    out: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, value in pairs:
+        out[key][value] += 1
+    return dict(out)
+
+
+def control_predictions(
+    arm: Arm, task: str, arms: Sequence[Arm], train: TrainingData | None, seed: int
+) -> ctrl.Controls:
+    """All controls of an arm: from data and hits, and from other runs of the same system."""
+    traces = arm.of_task(task)
+    make = {
+        "vqa_closed": ctrl.closed_controls,
+        "vqa_open": ctrl.open_controls,
+        "report": ctrl.report_controls,
+    }[task]
+    found, missing_ = make(traces, train, seed)
+    if not arm.plain:  # itself a control, or a probe, of the plain arms
+        return found, missing_
+    references = arm.references
+    missing_ |= {
+        "noise_image": "needs a run of this system with --noise",
+        "blank_image": "needs a run of this system with --noise blank",
+    }
+    if references in ("selected", "all"):
+        missing_["run_shuffled"] = "needs a run of this system with --references shuffled"
+        missing_["run_random"] = "needs a run of this system with --references random"
+    for other in arms:
+        if other is arm or not arm.belongs(other):
+            continue
+        noise, theirs, name = other.image, other.references, None
+        if noise != "clean" and theirs == references:
+            name = "blank_image" if noise == "noise:blank" else "noise_image"
+        elif noise == "clean" and theirs in ("shuffled", "random") and references != theirs:
+            name = f"run_{theirs}" if references in ("selected", "all") else None
+        if not name or name in found:
+            continue
+        rows = {t.example_id: t for t in other.of_task(task)}
+        covered = sum(t.example_id in rows for t in traces)
+        if covered == len(traces):
+            found[name] = said_by([rows[t.example_id] for t in traces])
+            missing_.pop(name, None)
+        elif covered:
+            missing_[name] = f"{other.name} covers {covered} of {len(traces)} rows"
+    return found, missing_

@@ -1,0 +1,235 @@
+"""``retriever eval``: is the retriever better than chance, and are its references alike?
+
+Place in the picture: beside ``retriever.py``. Two questions over the rows of one split:
+
+- *paired*: each picture's own report among all reports of the split (recall@k, MRR, nDCG);
+- *gallery*: what retrieval from the training corpus returns, own patient excluded: how far the
+  best reference's labels agree with the picture's, against random references, and hubness.
+
+Beside every value stand chance (computed), the same encoder with its pictures shuffled, and the
+same architecture untrained. All have n and a 95 % interval (bootstrap over patients).
+
+Public function (stable)::
+
+    evaluate_retriever(data, encoder, domain=None, split="test", gallery_split="train",
+                       k=10, untrained=True, ...) -> dict
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmedrag.evaluation.metrics.questions import average
+from mmedrag.evaluation.metrics.retrieval import chance, hubness
+from mmedrag.evaluation.metrics.statistics import intervals
+from mmedrag.records import Encoder, Reference, Truth, UserError
+from mmedrag.retrieval import EmbeddingCache, embed_images, embed_texts, per_query, relevant
+from mmedrag.retrieval.encoders import load_encoder
+from mmedrag.runtime import DataFolder
+
+
+def evaluate_retriever(
+    data: Sequence[DataFolder],
+    encoder: str | Encoder,
+    domain: str | None = None,
+    split: str = "test",
+    gallery_split: str = "train",
+    k: int = 10,
+    untrained: bool = True,
+    device: str | None = None,
+    cache: Path | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Every metric with its controls, each as {value, low, high, n}.
+
+    Returns:
+        ``paired``: metric -> {value, low, high, n, chance {…}, shuffled {…}, untrained {…}} ·
+        ``agreement``: of the best reference -> {value, low, high, n, random {…},
+        difference {…}} · ``hubness``: metric of :func:`metrics.retrieval.hubness` ->
+        {value, low, high, n} · ``n``, ``gallery``, ``skipped`` · ``encoder``.
+
+    Raises:
+        UserError: fewer than two rows with picture and text.
+    """
+    model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
+    rows = rows_of(data, split, domain)
+    gallery = rows_of(data, gallery_split, domain)
+    if len(rows) < 2:
+        raise UserError(f"retriever eval: {len(rows)} rows with picture and text in {split!r}")
+    found = embed_images([r.images for r in rows], model, EmbeddingCache(cache, model, "image"))
+    rows = [r for n, r in enumerate(rows) if n not in found.errors]
+    images = np.delete(found.vectors, sorted(found.errors), axis=0)
+    words = EmbeddingCache(cache, model, "text")
+    own_texts = embed_texts([r.text for r in rows], model, words)
+    patients = [r.patient for r in rows]
+    right = relevant([r.text for r in rows], range(len(rows)))
+
+    paired = _intervals(per_query(images @ own_texts.T, right), patients, resamples, seed)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    beside = {"chance": chance(right), "shuffled": per_query(images[order] @ own_texts.T, right)}
+    if untrained and hasattr(model, "towers"):
+        with reinitialised(model, seed):
+            blind = (
+                model.images([r.images[0] for r in rows]) @ model.texts([r.text for r in rows]).T
+            )
+        beside["untrained"] = per_query(blind, right)
+    for control, values in beside.items():
+        for name, cell in _intervals(values, patients, resamples, seed).items():
+            paired[name][control] = cell
+
+    result: dict[str, Any] = {
+        "encoder": {"spec": getattr(model, "spec", ""), "fingerprint": model.fingerprint},
+        "domain": domain,
+        "split": split,
+        "n": len(rows),
+        "gallery": len(gallery),
+        "skipped": len(found.errors),
+        "paired": paired,
+    }
+    if gallery:
+        scores = images @ embed_texts([r.text for r in gallery], model, words).T
+        allowed = _allowed(rows, gallery)
+        scores = np.where(allowed, scores, -np.inf)
+        top = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(gallery))]
+        top = np.where(np.take_along_axis(allowed, top, axis=1), top, -1)
+        uses = intervals(hubness(top, len(gallery)), patients, resamples, seed)
+        result["hubness"] = {name: cell.as_dict() for name, cell in uses.items()}
+        result["agreement"] = {
+            name: _agreement(matrix, top[:, 0], allowed, patients, resamples, seed)
+            for name, matrix in agreements(data, rows, gallery).items()
+        }
+    return result
+
+
+def agreements(
+    data: Sequence[DataFolder], rows: Sequence[Reference], gallery: Sequence[Reference]
+) -> dict[str, np.ndarray]:
+    """How far each reference's study agrees with each query's, [q, g]; NaN: cannot be said.
+
+    With ground truth (``truth.jsonl``): ``finding_accuracy``, the share of findings that are
+    present in both or absent in both, and ``finding_jaccard`` of the present ones. Otherwise
+    ``label_jaccard`` of what the source labelled (``meta.labels``: words, not numbers).
+    """
+    truth: dict[str, Truth] = {}
+    for folder in data:
+        truth |= folder.truth()
+    if truth:
+        mine, theirs = ([_present(truth, r) for r in part] for part in (rows, gallery))
+        names = sorted({name for row in [*mine, *theirs] for name in row})
+        a, b = (_table(part, names) for part in (mine, theirs))
+        both = (~np.isnan(a)).astype(float) @ (~np.isnan(b)).astype(float).T
+        x, y = np.nan_to_num(a), np.nan_to_num(b)
+        u, v = np.nan_to_num(1 - a), np.nan_to_num(1 - b)
+        same = x @ y.T + u @ v.T
+        return {
+            "finding_accuracy": np.divide(
+                same, both, out=np.full(both.shape, np.nan), where=both > 0
+            ),
+            "finding_jaccard": _jaccard(x, y),
+        }
+    sets = [[labels_of(r) for r in part] for part in (rows, gallery)]
+    names = sorted({name for part in sets for s in part for name in s})
+    if not names:
+        return {}
+    x, y = (np.array([[float(n in s) for n in names] for s in part]) for part in sets)
+    return {"label_jaccard": _jaccard(x, y)}
+
+
+def labels_of(row: Reference) -> set[str]:
+    """Words among the source's labels: ``key=value`` of strings, items of lists of strings."""
+    out = set()
+    labels = row.meta.get("labels")
+    for key, value in labels.items() if isinstance(labels, Mapping) else ():
+        items = value if isinstance(value, list) else [value]
+        out |= {f"{key}={item}" for item in items if isinstance(item, str)}
+    return out
+
+
+@contextmanager
+def reinitialised(model: Any, seed: int) -> Any:
+    """Inside the block the encoder's weights are random (same architecture); then restored."""
+    import torch
+
+    module = model.towers.model
+    kept = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.ndim >= 2:
+                    parameter.normal_(0, 1 / float(np.sqrt(parameter[0].numel())))
+            for part in module.modules():
+                if hasattr(part, "reset_parameters"):
+                    part.reset_parameters()
+        yield
+    finally:
+        module.load_state_dict(kept)
+        torch.set_rng_state(state)
+
+
+def rows_of(data: Sequence[DataFolder], split: str, domain: str | None) -> list[Reference]:
+    """Rows with picture and text; counterfactual twins pair a picture with another's report."""
+    rows = [r for folder in data for r in folder.corpus(split, domain)]
+    return [r for r in rows if r.images and r.text.strip() and "twin" not in r.meta]
+
+
+def _intervals(
+    values: Mapping[str, np.ndarray], patients: Sequence[str | None], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    stats = {name: average(row) for name, row in values.items()}
+    return {n: i.as_dict() for n, i in intervals(stats, patients, resamples, seed).items()}
+
+
+def _allowed(rows: Sequence[Reference], gallery: Sequence[Reference]) -> np.ndarray:
+    """bool [q, g]: not the query's own row or patient."""
+    ids, patients = np.array([g.id for g in gallery]), np.array([g.patient for g in gallery])
+    return np.stack(
+        [(ids != r.id) & ((patients != r.patient) if r.patient is not None else True) for r in rows]
+    )
+
+
+def _agreement(
+    matrix: np.ndarray,
+    top: np.ndarray,
+    allowed: np.ndarray,
+    patients: Sequence[str | None],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Mean agreement of the best reference, of a random allowed one, and their difference."""
+    matrix = np.where(allowed, matrix, np.nan)
+    best = np.where(top >= 0, matrix[np.arange(len(top)), np.maximum(top, 0)], np.nan)
+    known = ~np.isnan(best)
+    if not known.any():
+        return {"value": None, "low": None, "high": None, "n": 0}
+    random = np.nanmean(matrix[known], axis=1)
+    chosen = [p for p, keep in zip(patients, known, strict=True) if keep]
+    stats = {
+        "value": average(best[known]),
+        "random": average(random),
+        "difference": average(best[known] - random, unit=False),
+    }
+    found = {n: i.as_dict() for n, i in intervals(stats, chosen, resamples, seed).items()}
+    return {**found.pop("value"), **found}
+
+
+def _present(truth: Mapping[str, Truth], row: Reference) -> dict[str, bool]:
+    known = truth.get(str(row.meta.get("study", row.id)))
+    return {} if known is None else {n: f.present for n, f in known.findings.items()}
+
+
+def _table(rows: Sequence[Mapping[str, bool]], names: Sequence[str]) -> np.ndarray:
+    return np.array([[float(r[n]) if n in r else np.nan for n in names] for r in rows])
+
+
+def _jaccard(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    common = x @ y.T
+    union = x.sum(axis=1)[:, None] + y.sum(axis=1)[None] - common
+    return np.divide(common, union, out=np.full(union.shape, np.nan), where=union > 0)

@@ -1,0 +1,213 @@
+"""Reliance: does the model look at the image, or copy and trust what was retrieved?
+
+Place in the picture: traces of one system under several conditions -> metrics. The paper's
+copy-reference and over-reliance rates have unclear denominators; here each is a function of
+named conditions over closed questions, joined by example id, with its denominator counted.
+
+Notation: R(c) is "the answer under condition c is right" (strict parser).
+
+| metric | definition | over rows (n) |
+|---|---|---|
+| copy_reference_rate | P(R(noise, refs)) | answered under both noise conditions |
+| excess_copying | P(R(noise, refs)) - P(R(noise, none)) | the same |
+| over_reliance_rate | P(not R(clean, refs) given R(clean, none)) | right without references |
+| reference_gain | P(R(clean, refs) and not R(clean, none)) | answered under both |
+| reference_harm | P(R(clean, none) and not R(clean, refs)) | answered under both |
+| follow_rate | P(answer = reference's side) | its reference contradicts the truth |
+| image_sensitivity | P(answer flips) | image twins whose asked finding flips |
+
+Accuracy with minus accuracy without references = reference_gain - reference_harm, and
+over_reliance_rate = reference_harm / P(R(clean, none)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmedrag.evaluation.metrics.questions import proportion, read, read_target
+from mmedrag.evaluation.metrics.statistics import (
+    RESAMPLES,
+    Stat,
+    clusters,
+    interval,
+    ratio,
+    resample,
+)
+from mmedrag.records import Trace
+
+WITH_REFERENCES = ("selected", "all")  # conditions that count as "with references", by preference
+DENOMINATORS = {
+    "copy_reference_rate": "closed questions answered on the noise image both with and without "
+    "references (all such rows; the paper's own denominator is not stated)",
+    "copy_reference_rate_still_right": "of those, the ones right on the clean image with "
+    "references (the paper's wording 'still correct')",
+    "excess_copying": "as copy_reference_rate, less the floor P(right | noise, none)",
+    "noise_floor": "as copy_reference_rate: P(right | noise image, no references)",
+    "over_reliance_rate": "closed questions right on the clean image without references",
+    "reference_gain": "closed questions answered with and without references: wrong to right",
+    "reference_harm": "closed questions answered with and without references: right to wrong",
+    "oracle_accuracy": "the same: right with or without, as if an oracle chose per question",
+    "follow_rate": "closed questions with a reference in the prompt that contradicts the truth",
+    "follow_floor": "the same rows without references: how often the wrong side is taken anyway",
+    "image_sensitivity": "image twins in which the truth of the asked question flips",
+    "image_false_flips": "image twins in which another finding flips and the truth stays",
+}
+
+
+def label(trace: Trace) -> str:
+    """The strict reading of a closed answer; a failed row is unclear."""
+    return read(trace.answer.text if trace.answer else None, trace.question)
+
+
+def truth(trace: Trace) -> str:
+    return read_target(trace.target, trace.question)
+
+
+def right(trace: Trace) -> bool:
+    return label(trace) == truth(trace)
+
+
+def is_closed(trace: Trace) -> bool:
+    return trace.task == "vqa" and trace.answer_type == "closed" and trace.target is not None
+
+
+def role(trace: Trace) -> str:
+    """``clean`` or ``noise``, plus ``/none``, ``/refs`` or another reference condition; twins
+    (``meta.twin_of``) keep to themselves."""
+    references = trace.condition.references
+    kind = "refs" if references in WITH_REFERENCES else references
+    return f"{'twin-' if trace.meta.get('twin_of') else ''}{trace.condition.image}/{kind}"
+
+
+def by_role(traces: Sequence[Trace]) -> dict[str, dict[str, Trace]]:
+    """role -> example id -> closed trace. Where ``selected`` and ``all`` were both run, the
+    first is "with references"."""
+    table: dict[str, dict[str, Trace]] = {}
+    for trace in traces:
+        if not is_closed(trace):
+            continue
+        rows = table.setdefault(role(trace), {})
+        known = rows.get(trace.example_id)
+        if known is None or known.condition.references == "all":
+            rows[trace.example_id] = trace
+    return table
+
+
+def _excess(sums: np.ndarray) -> np.ndarray:
+    return ratio(sums[..., 0] - sums[..., 1], sums[..., 2])
+
+
+def reliance_stats(traces: Sequence[Trace]) -> dict[str, tuple[Stat, list[Trace]]]:
+    """Every reliance metric that the given conditions allow, with its rows.
+
+    Args:
+        traces: all traces of one system, whatever their condition.
+
+    Returns:
+        name -> (metric, traces behind its rows, in order). Metrics whose conditions were not
+        run are absent.
+    """
+    roles = by_role(traces)
+    out: dict[str, tuple[Stat, list[Trace]]] = {}
+
+    def joined(*names: str) -> list[tuple[Trace, ...]]:
+        tables = [roles.get(name, {}) for name in names]
+        ids = sorted(set.intersection(*(set(t) for t in tables)))
+        return [tuple(t[i] for t in tables) for i in ids]
+
+    rows = joined("noise/refs", "noise/none")
+    if rows:
+        with_, none = ([right(t) for t in column] for column in zip(*rows, strict=True))
+        own = [row[0] for row in rows]
+        out["copy_reference_rate"] = proportion(with_), own
+        out["noise_floor"] = proportion(none), own
+        table = np.stack([np.array(with_, float), np.array(none, float), np.ones(len(rows))], 1)
+        out["excess_copying"] = Stat(table, _excess, table[:, 0] - table[:, 1], unit=False), own
+    rows = joined("noise/refs", "clean/refs")
+    if rows:
+        out["copy_reference_rate_still_right"] = (
+            proportion([right(a) for a, _ in rows], [right(b) for _, b in rows]),
+            [row[0] for row in rows],
+        )
+    rows = joined("clean/refs", "clean/none")
+    if rows:
+        with_, none = ([right(t) for t in column] for column in zip(*rows, strict=True))
+        pairs = list(zip(with_, none, strict=True))
+        own = [row[0] for row in rows]
+        out["over_reliance_rate"] = proportion([not a for a, _ in pairs], none), own
+        out["reference_gain"] = proportion([a and not b for a, b in pairs]), own
+        out["reference_harm"] = proportion([b and not a for a, b in pairs]), own
+        out["oracle_accuracy"] = proportion([a or b for a, b in pairs]), own
+    follow = [t for t in roles.get("clean/contradicting", {}).values() if _shown(t)]
+    if follow:
+        out["follow_rate"] = proportion([_other_side(t) for t in follow]), follow
+        base = [roles.get("clean/none", {}).get(t.example_id) for t in follow]
+        known = [t for t in base if t is not None]
+        if len(known) == len(follow):
+            out["follow_floor"] = proportion([_other_side(t) for t in known]), follow
+    out |= _twins(roles)
+    return out
+
+
+def _shown(trace: Trace) -> bool:
+    return bool(trace.prompt and trace.prompt.references)
+
+
+def _other_side(trace: Trace) -> bool:
+    return label(trace) == {"yes": "no", "no": "yes"}[truth(trace)]
+
+
+def _twins(roles: Mapping[str, Mapping[str, Trace]]) -> dict[str, tuple[Stat, list[Trace]]]:
+    """Image twins: ``meta.twin_of`` names the example whose image differs in one finding."""
+    out: dict[str, tuple[Stat, list[Trace]]] = {}
+    for references in ("none", "refs"):
+        originals = roles.get(f"clean/{references}", {})
+        twins = sorted(roles.get(f"twin-clean/{references}", {}).items())
+        pairs = [
+            (originals[str(t.meta["twin_of"])], t)
+            for _, t in twins
+            if str(t.meta["twin_of"]) in originals
+        ]
+        if not pairs or "image_sensitivity" in out:
+            continue
+        turned = [truth(a) != truth(b) for a, b in pairs]
+        flips = [{label(a), label(b)} == {"yes", "no"} for a, b in pairs]
+        own = [a for a, _ in pairs]
+        if any(turned):
+            out["image_sensitivity"] = proportion(flips, turned), own
+        if not all(turned):
+            out["image_false_flips"] = proportion(flips, [not t for t in turned]), own
+    return out
+
+
+def reliance(
+    traces: Sequence[Trace], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Reliance metrics of one system: value, 95 % interval, n and denominator of each.
+
+    Args:
+        traces: all its traces; the conditions decide which metrics exist.
+    """
+    out = {}
+    for name, (stat, rows) in reliance_stats(traces).items():
+        groups = clusters([t.patient for t in rows])
+        found = interval(stat, resample([stat], groups, resamples, seed)[0], groups)
+        out[name] = {**found.as_dict(), "denominator": DENOMINATORS[name]}
+    return out
+
+
+def missing(found: Mapping[str, Any]) -> dict[str, str]:
+    """Which reliance metrics were not computed, and the runs that they need."""
+    needs = {
+        "copy_reference_rate": "runs with --noise, with references and with --references none",
+        "excess_copying": "runs with --noise, with references and with --references none",
+        "over_reliance_rate": "clean runs with references and with --references none",
+        "reference_gain": "clean runs with references and with --references none",
+        "reference_harm": "clean runs with references and with --references none",
+        "follow_rate": "a run with --references contradicting",
+        "image_sensitivity": "a run over image twins (meta.twin_of)",
+    }
+    return {name: need for name, need in needs.items() if name not in found}

@@ -1,0 +1,139 @@
+"""Subgroups: the leading metrics by a field of the rows, their controls, and the fairness gap.
+
+Place in the picture: scored arms -> ``subgroups`` of ``metrics.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmedrag.evaluation.compare import PRIMARY, best_control
+from mmedrag.evaluation.metrics.statistics import (
+    RESAMPLES,
+    AnyStat,
+    Interval,
+    RankStat,
+    Stat,
+    clean,
+    clusters,
+    percentile,
+    resample,
+    unbias,
+)
+from mmedrag.evaluation.scoring import Scored, table
+from mmedrag.records import Trace
+
+SMALLEST = 10  # a subgroup with fewer rows is listed, but gives no gap
+PERMUTATIONS = 1000
+
+
+def value_of(trace: Trace, path: str) -> str | None:
+    """A field of a trace by dotted path (``source``, ``meta.sex``) as text; None if absent."""
+    found: Any = trace
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+        if found is None:
+            return None
+    return str(found)
+
+
+def subgroup_tables(
+    scored: Scored, fields: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Primary metrics per value of each field, with the fairness gap.
+
+    The gap is the best minus the worst value over subgroups of at least 10 rows. It is never
+    negative, so its interval cannot show that it is real; ``p`` does: how often a random
+    relabelling of the patients gives as large a gap.
+
+    Returns:
+        field -> metric -> ``values`` {group: {value, low, high, n, control {name, value, low,
+        high, n} or None, marked}} and ``gap``; or field -> ``not_computed``.
+    """
+    out: dict[str, Any] = {}
+    primary = [m for m in PRIMARY[scored.task] if m in scored.stats["model"]]
+    stats = {who: {m: own[m] for m in primary if m in own} for who, own in scored.stats.items()}
+    part = Scored(scored.task, scored.traces, stats, {})
+    groups = clusters([t.patient for t in scored.traces])
+    for path in fields:
+        values = [value_of(t, path) for t in scored.traces]
+        if all(v is None for v in values):
+            out[path] = {"not_computed": f"no row has {path}"}
+            continue
+        names = sorted({v for v in values if v is not None})
+        member = np.array([names.index(v) if v is not None else -1 for v in values])
+        found = {
+            name: table(part, np.flatnonzero(member == i), resamples, seed)
+            for i, name in enumerate(names)
+        }
+        out[path] = {
+            metric: {
+                "values": {name: _cell(group, metric) for name, group in found.items()},
+                **_fairness(scored.stats["model"][metric], names, member, groups, resamples, seed),
+            }
+            for metric in primary
+        }
+    return out
+
+
+def _cell(group: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """A value with the control that it is held against, as in every other table."""
+    control = best_control(group, metric)
+    if control:
+        del control["difference"]
+    return {**group["metrics"][metric], "control": control, "marked": metric in group["marked"]}
+
+
+def _fairness(
+    stat: AnyStat,
+    names: Sequence[str],
+    member: np.ndarray,
+    groups: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """``gap`` {value, low, high, n, p}; None, with a ``note``, below two groups of 10 rows."""
+    large = [i for i in range(len(names)) if np.sum(member == i) >= SMALLEST]
+    if len(large) < 2:
+        return {"gap": None, "note": f"fewer than two groups of {SMALLEST} rows"}
+    masked = [_masked(stat, member == i) for i in large]
+    draws = resample(masked, groups, resamples, seed)
+    spread = draws.max(axis=0) - draws.min(axis=0)
+    gap = _gap(stat, member, large)
+    low, high = percentile(unbias(spread, gap))
+    cell = Interval(gap, low, high, int(np.isin(member, large).sum())).as_dict()
+    return {"gap": {**cell, "p": clean(_gap_p(stat, member, groups, large, gap, seed))}}
+
+
+def _masked(stat: AnyStat, keep: np.ndarray) -> AnyStat:
+    """The metric over some rows, still as one statistic over all rows (paired draws)."""
+    if isinstance(stat, RankStat):
+        return RankStat(np.where(keep, stat.scores, np.nan), stat.positive, stat.values)
+    assert isinstance(stat, Stat)  # references are counted over whole runs, not over subgroups
+    return Stat(stat.rows * keep[:, None], stat.finish, stat.values)
+
+
+def _gap(stat: AnyStat, member: np.ndarray, large: Sequence[int]) -> float:
+    points = [stat.take(np.flatnonzero(member == i)).point() for i in large]
+    return float(np.max(points) - np.min(points))
+
+
+def _gap_p(
+    stat: AnyStat,
+    member: np.ndarray,
+    groups: np.ndarray,
+    large: Sequence[int],
+    gap: float,
+    seed: int,
+) -> float:
+    """Permutation p of the gap: whole patients exchange their subgroup."""
+    rng = np.random.default_rng([seed, 4])
+    first = np.unique(groups, return_index=True)[1]
+    hits = 0
+    for _ in range(PERMUTATIONS):
+        relabelled = rng.permutation(member[first])[groups]
+        hits += _gap(stat, relabelled, large) >= gap - 1e-12
+    return (hits + 1) / (PERMUTATIONS + 1)

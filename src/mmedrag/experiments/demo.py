@@ -1,0 +1,142 @@
+"""The main job: an ablation, its evaluation and its report, on the embedded or on a user's system.
+
+Place in the picture: the end of it. Rows of :mod:`mmedrag.experiments.ablation` -> ``OUT/runs`` ->
+``OUT/metrics.json`` -> ``OUT/report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmedrag.evaluation import evaluate
+from mmedrag.experiments import ablation
+from mmedrag.experiments.ablation import AblationSettings, Progress
+from mmedrag.pipeline import Flags, System, data_folder, generic_index, resolve_system
+from mmedrag.runtime import DataFolder
+
+STUDIES = 10  # of each domain: what two slow cores answer in under five minutes
+
+
+def run_demo(
+    out: Path,
+    studies: int = STUDIES,
+    seed: int = 0,
+    pairwise: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The ablation of the embedded system on its own benchmark.
+
+    Args:
+        studies: test studies per domain; 0 runs all of them.
+        pairwise: also the rows of RAG-PT with two sets of pairs.
+
+    Returns:
+        As :func:`ablate`.
+    """
+    settings = AblationSettings(
+        studies=studies,
+        pairwise=pairwise,
+        adapters=ablation.embedded_adapters(),
+        generic=str(generic_index()),
+    )
+    data = DataFolder(data_folder())
+    return ablate(
+        resolve_system(Flags()),
+        data,
+        out,
+        settings,
+        seed,
+        progress,
+        title="Ablation of the embedded system",
+        note="Small models on drawn pictures: they say how the method works and nothing about "
+        "real images.",
+    )
+
+
+def ablate(
+    system: System,
+    data: DataFolder,
+    out: Path,
+    settings: AblationSettings | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    title: str = "Ablation",
+    note: str = "",
+) -> dict[str, Any]:
+    """Run every row of the ablation, score them, and write the report; finished rows stand.
+
+    Args:
+        system: names of the parts; its adapter is the full method, the base goes without.
+        data: examples; its corpus gives the random references, its split train the controls.
+        note: what the page says before the sample.
+
+    Returns:
+        The evaluation (see :func:`mmedrag.evaluation.evaluate`) with ``report``: the page's path,
+        ``examples``: their number, ``failed``: rows without an answer, ``not_run``: title of a
+        row -> what it lacks.
+
+    Raises:
+        UserError: nothing to run, a part that cannot be opened, or ``out`` of other parts.
+    """
+    from mmedrag.report import write_report
+
+    settings = settings or AblationSettings()
+    parts = ablation.parts_of(system, settings, seed)
+    table = ablation.rows(
+        parts, ablation.system_adapters(system, settings), settings.pairwise, bool(data.truth())
+    )
+    examples = ablation.sample(data, settings.studies, settings.split)
+    folders = ablation.run_rows(table, parts, data, examples, out, seed, progress)
+    lacking = {row.title: row.lacks for row in table if row.lacks}
+    result = evaluate(folders, data, out=out / "metrics.json", seed=seed, not_run=lacking)
+    said = f"Sample: {ablation.stated(settings.studies, examples, settings.split)}"
+    if lacking:
+        said += f" Not run: {'; '.join(f'{row} ({why})' for row, why in lacking.items())}."
+    page = write_report(
+        folders, out, data=data, metrics=result, title=title, note=f"{note} {said}".strip()
+    )
+    state = {"studies_per_domain": settings.studies, "examples": len(examples), "seed": seed}
+    (out / "sample.json").write_text(json.dumps(state) + "\n")
+    failed = sum(arm["failed"] for arm in result["runs"].values())
+    return {
+        **result,
+        "report": str(page),
+        "examples": len(examples),
+        "failed": failed,
+        "not_run": lacking,
+    }
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """The table in words: closed questions and reports, overall, clean images."""
+    lines = [
+        f"{result['examples']} examples; balanced accuracy of closed questions and finding F1 "
+        "(ROUGE-L without exact findings) of reports, with 95 % intervals and n",
+        f"{'':<48} {'closed questions':<30} reports",
+    ]
+    for arm in result["runs"].values():
+        if arm["plain"]:
+            closed, report = (
+                arm["tasks"].get(task, {}).get("overall") for task in ("vqa_closed", "report")
+            )
+            second = _cell(report, "finding_f1") or _cell(report, "rouge_l")
+            lines.append(
+                f"{arm['title']:<48} {_cell(closed, 'balanced_accuracy') or '-':<30} "
+                f"{second or '-'}"
+            )
+    lines += [f"{title:<48} not run: {why}" for title, why in result["not_run"].items()]
+    lines.append("* not above its best control (see the report)")
+    lines.append(f"report: {result['report']}")
+    return "\n".join(lines)
+
+
+def _cell(table: Mapping[str, Any] | None, metric: str) -> str:
+    found = (table or {}).get("metrics", {}).get(metric)
+    if not found or found["value"] is None:
+        return ""
+    mark = "*" if metric in (table or {}).get("marked", {}) else ""
+    bounds = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{found['value']:.3f}{bounds}{mark} n={found['n']}"

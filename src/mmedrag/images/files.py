@@ -1,0 +1,131 @@
+"""Image files in, RGB pixels out; noise at model resolution; a hash of what is seen.
+
+Place in the picture: the left edge (every stage that looks at pixels) and ``data import``,
+which stores images without the metadata they came with. Readable are PNG, JPEG, TIFF, BMP,
+PPM, WebP, NPZ (the array ``slo_fundus`` of Harvard-FairVLMed, or the only image-like one) and
+DICOM (with the extra ``dicom``). Whatever is wrong with a file becomes one
+:class:`~mmedrag.records.records.UserError` that names it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmedrag.images.pixels import MAX_PIXELS, _from_array, _guard, _short
+from mmedrag.records import UserError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP")
+EXPECTED = "expected PNG, JPEG, TIFF, BMP, PPM, WebP, NPZ or DICOM"
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """The picture in a file, mode ``RGB``, upright, with an empty ``info``.
+
+    EXIF orientation is applied. Transparency is laid on black. More than 8 bits per channel
+    (and floats) are scaled linearly from the picture's own minimum..maximum to 0..255. Of
+    several pages or frames the first is taken (``dicom.frames`` gives all of a DICOM).
+
+    Raises:
+        UserError: missing, unreadable, truncated, too large, or not an image.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: image cannot be read: {error.strerror}") from None
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str = "image") -> Image.Image:
+    """As :func:`load_image`, from bytes; ``name`` is what an error calls them."""
+    if not data:
+        raise UserError(f"{name}: image file is empty, {EXPECTED}")
+    if data[:4] == b"PK\x03\x04":
+        return _from_array(_npz(data, name), name)
+    if looks_like_dicom(data) or name.lower().endswith((".dcm", ".dicom")):
+        from mmedrag.images.dicom import frames  # pydicom only when a DICOM file comes
+
+        return frames(data, name)[0]
+    # Whatever a decoder throws at hostile bytes (struct.error, IndexError, ...) is bad input.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's bomb warning; the guard below is stricter
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                _guard(opened.size, name)
+                return _upright_rgb(opened, name)
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{name}: not an image in a known format, {EXPECTED}") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{name}: more than {MAX_PIXELS:,} pixels, refused") from None
+    except Exception as error:
+        raise UserError(f"{name}: image cannot be decoded: {_short(error)}") from None
+
+
+def looks_like_dicom(data: bytes) -> bool:
+    """A part-10 preamble or, where that is missing, a plausible first element of the header.
+
+    Group 0002 or 0008 in either byte order, then a value representation (two capitals) or, in
+    the implicit encoding, a short length.
+    """
+    if data[128:132] == b"DICM":
+        return True
+    group, rest = data[:2], data[4:8]
+    if len(rest) < 4 or group not in (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08"):
+        return False
+    return rest[:2].isalpha() and rest[:2].isupper() or rest[2:] == b"\0\0"
+
+
+def _upright_rgb(opened: Image.Image, name: str) -> Image.Image:
+    opened.load()
+    # the EXIF block of a damaged file can itself be damaged: then the picture counts as upright
+    try:
+        turned = ImageOps.exif_transpose(opened)
+    except Exception:
+        turned = opened
+    if turned.mode.startswith(("I", "F")):
+        return _from_array(np.asarray(turned), name)
+    if turned.has_transparency_data:
+        rgba = turned.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    # a new image from the bare pixels: nothing of the old ``info`` (comments, EXIF) comes along
+    rgb = turned if turned.mode == "RGB" else turned.convert("RGB")
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+
+
+def _npz(data: bytes, name: str) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            sizes = {i.filename.removesuffix(".npy"): i.file_size for i in archive.infolist()}
+        keys = ["slo_fundus"] if "slo_fundus" in sizes else sorted(sizes)
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            for key in keys:
+                if sizes[key] > 8 * MAX_PIXELS:
+                    raise UserError(f"{name}: array {key!r} of {sizes[key]:,} bytes, refused")
+                try:
+                    found = arrays[key]
+                except ValueError:  # an object array: never unpickled
+                    continue
+                if found.ndim in (2, 3) and min(found.shape[:2]) > 1:
+                    return found
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: NPZ cannot be read: {_short(error)}") from None
+    raise UserError(f"{name}: no image array in NPZ (arrays: {', '.join(sorted(sizes)) or 'none'})")
+
+
+# --- storing without metadata ------------------------------------------------------------------
+
+
+# --- noise --------------------------------------------------------------------------------------
+
+
+# --- hash -------------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""images.pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from mmedrag.records import UserError
+
+MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 image; more is refused before it is decoded
+
+
+def _guard(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"{name}: {width} x {height} pixels, refused above {MAX_PIXELS:,} (decompression bomb)"
+        )
+    if width < 1 or height < 1:
+        raise UserError(f"{name}: image has no pixels")
+
+
+def _short(error: Exception) -> str:
+    return f"{' '.join(str(error).split()) or 'unknown reason'} ({type(error).__name__})"[:200]
+
+
+def scale_to_bytes(pixels: np.ndarray) -> np.ndarray:
+    """uint8 of an array of any number type: 8-bit stays, the rest is min..max → 0..255."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * np.uint8(255)
+    values = pixels.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("no finite pixel values")
+    low, high = values[finite].min(), values[finite].max()
+    values = np.where(finite, values, low)
+    return np.round((values - low) * (255.0 / (high - low or 1.0))).astype(np.uint8)
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    pixels = np.squeeze(pixels)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3, 4):
+        pixels = np.moveaxis(pixels, 0, 2)  # channels first, as in torch-made arrays
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        raise UserError(f"{name}: array of shape {pixels.shape}, expected (H, W) or (H, W, 3)")
+    _guard((pixels.shape[1], pixels.shape[0]), name)
+    if pixels.dtype.kind not in "buif":
+        raise UserError(f"{name}: array of {pixels.dtype}, expected numbers")
+    try:
+        data = np.ascontiguousarray(
+            scale_to_bytes(pixels)[..., :3] if pixels.ndim == 3 else scale_to_bytes(pixels)
+        )
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+    return Image.fromarray(data).convert("RGB")

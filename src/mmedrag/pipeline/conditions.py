@@ -1,0 +1,215 @@
+"""Circumstances of a run: which references a question gets, and how its image is degraded.
+
+Place in the picture: between retrieve and select. ``references`` is one of
+
+- ``none`` · ``all`` · ``selected``: the pipeline's own hits (see :mod:`mmedrag.pipeline.pipeline`);
+- ``shuffled``: the hits of another example of the same domain and another patient;
+- ``random``: random corpus rows of the domain, with the scores of the example's own hits, so
+  that a rule keeps as many of them;
+- ``own``: the report of the very study (corpus row with the same ``meta.study``);
+- ``contradicting``: a report that states the opposite of the truth about the asked finding
+  (benchmark only: ``truth.jsonl`` and ``meta.finding``).
+
+Every draw is a pure function of (seed, example id), that of noise of (seed, picture): the
+questions of a picture see the same noise, which is then drawn, encoded and read once. No draw
+depends on batch or shard.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from mmedrag.records import (
+    Condition,
+    Example,
+    Finding,
+    Hit,
+    Noise,
+    NoiseKind,
+    Reference,
+    Trace,
+    Truth,
+    UserError,
+)
+from mmedrag.runtime import seeded_int
+
+REFERENCES = ("none", "all", "selected", "shuffled", "random", "contradicting", "own")
+NOISES: tuple[str, ...] = get_args(NoiseKind)
+TRIES = 64  # draws of a partner before all are looked at in turn
+
+
+def study_of(row: Example | Reference) -> str | None:
+    value = row.meta.get("study")
+    return None if value is None else str(value)
+
+
+def is_own(example: Example, other: Example | Reference) -> bool:
+    """Same patient, study or image; an unknown patient or study never matches."""
+    return bool(
+        (example.patient and example.patient == other.patient)
+        or (study_of(example) and study_of(example) == study_of(other))
+        or set(example.images) & set(other.images)
+    )
+
+
+def picture_of(example: Example) -> str:
+    """Names the picture of an example, wherever its data folder lies; without one, the example."""
+    names = [example.image] if isinstance(example.image, str) else example.image or []
+    return "\0".join(names) or example.id
+
+
+@dataclass
+class Pool:
+    """What substitutes are drawn from: the examples and the corpus of a data folder.
+
+    Args:
+        examples: all examples of the folder, whatever part of them is run.
+        corpus: reference rows; ``random`` and ``contradicting`` take those of split ``train``
+            when there are any, as an index does.
+        truth: ground truth by study (benchmark only).
+    """
+
+    examples: Sequence[Example] = ()
+    corpus: Sequence[Reference] = ()
+    truth: Mapping[str, Truth] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._peers: dict[tuple[str | None, str | None], list[Example]] = defaultdict(list)
+        for example in self.examples:
+            if example.images:
+                self._peers[example.domain, example.split].append(example)
+        self._own = {study_of(row): row for row in reversed(self.corpus) if study_of(row)}
+        train = [row for row in self.corpus if row.split == "train"] or self.corpus
+        self._rows: dict[str | None, list[Reference]] = defaultdict(list)
+        for row in train:
+            if row.text.strip():
+                self._rows[row.domain].append(row)
+        self._stated: dict[tuple[str, str, str | None, bool], list[Reference]] = {}
+
+    def partner(self, example: Example, purpose: str) -> Example | None:
+        """Another example of the same domain and split: another patient, another image. It is
+        the same for all questions of a picture, as what is retrieved is."""
+        peers = self._peers[example.domain, example.split]
+        return self._pick(example, peers, purpose, picture_of(example))
+
+    def random(self, trace: Trace) -> list[Hit]:
+        """As many random rows of the domain as there were hits, with the hits' scores."""
+        example = _example(trace)
+        rows = self._rows[trace.domain.label if trace.domain else example.domain]
+        chosen: dict[str, Reference] = {}
+        for hit in trace.hits:
+            for turn in range(TRIES):
+                row = self._pick(example, rows, f"random{hit.rank}.{turn}")
+                if row is None or row.id not in chosen:
+                    break
+            if row is None:
+                break
+            chosen[row.id] = row
+        return [
+            Hit(id=row.id, text=row.text, score=hit.score, rank=hit.rank)
+            for row, hit in zip(chosen.values(), trace.hits, strict=False)
+        ]
+
+    def own(self, trace: Trace) -> list[Hit]:
+        """The study's own report, as the only hit."""
+        row = self._own.get(study_of(_example(trace)))
+        return [_hit(row)] if row and row.text.strip() else []
+
+    def contradicting(self, trace: Trace) -> list[Hit]:
+        """A report of another patient that states the opposite about the asked finding.
+
+        Only for questions whose answer flips with one finding (forms presence and negated).
+        """
+        example = _example(trace)
+        name, side = example.meta.get("finding"), example.meta.get("side")
+        truth = self.truth.get(study_of(example) or "")
+        one = example.meta.get("form", "presence") in ("presence", "negated")
+        if not one or truth is None or name not in truth.findings:
+            return []
+        from mmedrag.phantom import has, load_domain
+
+        present = has(load_domain(truth.domain), truth.findings[name], side)
+        row = self._pick(example, self._stating(truth.domain, name, side, not present), "against")
+        return [_hit(row)] if row else []
+
+    def _stating(
+        self, domain: str, name: str, side: str | None, present: bool
+    ) -> Sequence[Reference]:
+        """Corpus rows that state with certainty that the finding is (not) there."""
+        key = (domain, name, side, present)
+        if key not in self._stated:
+            from mmedrag.phantom import has, label_report, load_domain
+
+            spec, found = load_domain(domain), []
+            for row in self._rows[domain]:
+                said = label_report(domain, row.text)["findings"].get(name)
+                if said is None or said["uncertain"]:
+                    continue
+                if side and said["present"] and said["side"] is None:
+                    continue  # present, but the report does not say where
+                state = Finding(present=said["present"], side=said["side"])
+                if has(spec, state, side) == present:
+                    found.append(row)
+            self._stated[key] = found
+        return self._stated[key]
+
+    def _pick(
+        self, example: Example, rows: Sequence[Any], purpose: str, key: str | None = None
+    ) -> Any:
+        """A seeded row that is not the example's own; None when there is none. Examples of one
+        ``key`` (None: the example's id) draw alike."""
+        if not rows:
+            return None
+        start = seeded_int(self.seed, key or example.id, purpose)
+        for step in range(TRIES):
+            row = rows[seeded_int(start, str(step)) % len(rows)]
+            if not is_own(example, row):
+                return row
+        return next((row for row in rows if not is_own(example, row)), None)
+
+
+def _hit(row: Reference) -> Hit:
+    return Hit(id=row.id, text=row.text, score=1.0, rank=0)
+
+
+def _example(trace: Trace) -> Example:
+    if trace.example is None:
+        raise UserError(f"{trace.example_id}: trace was read from a file, expected a live example")
+    return trace.example
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One condition for all rows: a references mode and, maybe, a noise kind."""
+
+    references: str = "selected"
+    noise: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.references not in REFERENCES:
+            known = ", ".join(REFERENCES)
+            raise UserError(f"references: got {self.references!r}, expected one of {known}")
+        if self.noise is not None and self.noise not in NOISES:
+            raise UserError(f"noise: got {self.noise!r}, expected one of {', '.join(NOISES)}")
+
+    def condition(self, example: Example, pool: Pool) -> Condition:
+        """The condition of one example; its noise seed comes from (seed, picture)."""
+        if self.noise is None:
+            return Condition(image="clean", noise=None, references=self.references)
+        params = dict(self.params)
+        if self.noise == "other_patient":
+            other = pool.partner(example, "noise")
+            if other is None:
+                raise UserError(f"{example.id}: no other patient's image in its domain")
+            params["path"] = str(other.images[0])
+        noise = Noise(
+            kind=self.noise,  # type: ignore[arg-type]
+            seed=seeded_int(pool.seed, picture_of(example)),
+            params=params,
+        )
+        return Condition(image="noise", noise=noise, references=self.references)

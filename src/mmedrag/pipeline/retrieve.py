@@ -1,0 +1,62 @@
+"""Examples to hits and selections, without answering: what ``mmedrag retrieve`` writes.
+
+Place in the picture: route → retrieve → select, then a file instead of a prompt. ``native`` rows
+are traces that end at the selection; ``released`` rows are those of the released scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmedrag.pipeline.conditions import Plan, Pool
+from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.pipeline.run import chunks
+from mmedrag.pipeline.worker import Worker
+from mmedrag.records import Example, Trace
+from mmedrag.runtime import write_rows
+
+CHUNK = 2048  # several hundred images at a time, so that decoding and the model overlap
+
+
+def retrieve_examples(
+    pipeline: Pipeline,
+    examples: Sequence[Example],
+    out: Path,
+    format: str = "native",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write one row per example, in order; embeddings are cached, so a repeat is quick.
+
+    Returns:
+        ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``.
+    """
+    worker = Worker(pipeline, {"": Plan()}, Pool(), CHUNK, last="select")
+    found: dict[str, Trace] = {}
+    if progress:
+        progress(0, len(examples))
+    for chunk in chunks(examples, CHUNK):
+        found |= {trace.example_id: trace for trace in worker(chunk)[""]}
+        if progress:
+            progress(len(found), len(examples))
+    traces = [found[example.id] for example in examples]
+    write_rows(out, _rows(examples, traces, format))
+    return {
+        "out": str(out),
+        "rows": len(traces),
+        "failed": sum(t.error is not None for t in traces),
+        "kept": round(sum(len(t.selection.kept) for t in traces if t.selection) / len(traces), 3),
+        "excluded": sum(t.excluded for t in traces),
+    }
+
+
+def _rows(
+    examples: Sequence[Example], traces: Sequence[Trace], format: str
+) -> Sequence[str | dict[str, Any]]:
+    if format == "native":
+        return [trace.to_json() for trace in traces]
+    from mmedrag.retrieval import released_rows
+
+    rows = released_rows(examples, [t.hits for t in traces], [t.selection for t in traces])
+    return rows

@@ -1,0 +1,257 @@
+"""Batch runs: examples × conditions through the pipeline, resumable, shardable, row by row safe.
+
+Place in the picture: Example → pipeline → Trace, for thousands of rows. Rows are cut into
+chunks (all questions of an image in one chunk, so its features are computed once); a chunk is
+routed and retrieved once and then answered under every asked condition in one call. A finished
+chunk is appended to a journal and fsynced; a killed run repeats at most one chunk, and the final
+file is the same, byte for byte. What a chunk goes through is ``run_worker``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mmedrag.pipeline.conditions import Plan, Pool
+from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.pipeline.worker import Worker
+from mmedrag.records import Example, UserError
+from mmedrag.runtime import DataFolder, Journal, append_line, read_json, run_folder, write_json
+
+Progress = Callable[[int, int], None]
+TRACES, JOURNAL, TIMINGS, POSITIONS = (
+    "traces.jsonl",
+    "journal.log",
+    "timings.jsonl",
+    "positions.json",
+)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What is run of a data folder, and under which condition (recipe table ``[run]``).
+
+    ``references`` and ``noise`` as in ``conditions``; ``split``, ``domain``, ``task``,
+    ``ids`` and ``limit`` choose rows (in file order); ``shard`` is "i/n"; ``chunk`` rows are the
+    unit of work and of resumption.
+    """
+
+    references: str = "selected"
+    noise: str | None = None
+    noise_params: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    task: str | None = None
+    domain: str | None = None
+    ids: tuple[str, ...] = ()
+    limit: int | None = None
+    shard: str | None = None
+    chunk: int = 128
+
+
+def choose(examples: Sequence[Example], settings: RunSettings) -> list[Example]:
+    """The rows a run is about, in file order."""
+    rows = [
+        row
+        for row in examples
+        if settings.split in (None, row.split)
+        and settings.task in (None, row.task)
+        and settings.domain in (None, row.domain)
+    ]
+    if settings.ids:
+        wanted = set(settings.ids)
+        missing = wanted - {row.id for row in examples}
+        if missing:
+            raise UserError(f"--ids: no example {min(missing)!r} in the data folder")
+        rows = [row for row in rows if row.id in wanted]
+    if settings.limit is not None:
+        rows = rows[: settings.limit]
+    if not rows:
+        raise UserError("no example is left to run; check split, task, domain and ids")
+    return rows
+
+
+def chunks(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Rows of one image stay together (up to ``size``), in order of first appearance."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        key = str(example.image) if example.image else f"\0{example.id}"
+        groups.setdefault(key, []).append(example)
+    made: list[list[Example]] = []
+    for group in groups.values():
+        if not made or len(made[-1]) + len(group) > size:
+            made.append([])
+        made[-1].extend(group)
+    return [whole[at : at + size] for whole in made for at in range(0, len(whole), size)]
+
+
+def parse_shard(shard: str | None) -> tuple[int, int]:
+    """ "i/n" → (i modulo n, n): 0..n-1 and 1..n both name every shard once."""
+    if shard is None:
+        return 0, 1
+    part, slash, of = shard.partition("/")
+    if not (slash and part.isdecimal() and of.isdecimal() and 0 < int(of) >= int(part)):
+        raise UserError(f"--shard {shard}: expected i/n, such as 1/4")
+    return int(part) % int(of), int(of)
+
+
+def run_examples(
+    pipeline: Pipeline,
+    data: DataFolder,
+    out: Path,
+    settings: RunSettings,
+    seed: int = 0,
+    system: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Path] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run one condition into the run folder ``out``.
+
+    Args:
+        system: description of the pipeline, kept in ``config.json``.
+        inputs: name → file or folder, besides DATA, that the result depends on; hashed.
+
+    Returns:
+        ``rows``, ``failed`` (rows with an error), ``out``.
+    """
+    plan = Plan(settings.references, settings.noise, settings.noise_params)
+    counts = run_plans(
+        pipeline, data, {"": plan}, Path(out), settings, seed, system, inputs, progress
+    )
+    return {"out": str(out), **counts}
+
+
+def run_plans(
+    pipeline: Pipeline,
+    data: DataFolder,
+    plans: Mapping[str, Plan],
+    out: Path,
+    settings: RunSettings,
+    seed: int = 0,
+    system: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Path] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Run several conditions together: each becomes the run folder ``out/<name>``.
+
+    Routing, retrieval and the vision features of clean images are shared between them.
+    """
+    everyone = data.examples()
+    rows = choose(everyone, settings)
+    if settings.chunk < 1:
+        raise UserError(f"[run]: chunk is {settings.chunk}, expected at least 1")
+    index, of = parse_shard(settings.shard)
+    all_chunks = chunks(rows, settings.chunk)
+    own = [chunk for at, chunk in enumerate(all_chunks) if at % of == index]
+    position = {row.id: at for at, row in enumerate(rows)}
+    ids = sorted((row.id for chunk in own for row in chunk), key=position.__getitem__)
+    pool = Pool(everyone, data.corpus(), data.truth(), seed)
+
+    _claim_all(out, plans, settings, seed, system, _inputs(data, rows, inputs), pipeline)
+    folders = {name: out / name for name in plans}
+    if all((folder / TRACES).exists() for folder in folders.values()):
+        failed = sum(_failed(folder / TRACES) for folder in folders.values())
+        return {"rows": len(ids) * len(plans), "failed": failed}
+
+    journal = Journal(out / JOURNAL)
+    worker = Worker(pipeline, plans, pool, settings.chunk * len(plans))
+    try:
+        for chunk in own:
+            done = len(journal.where) // len(plans)
+            if progress:
+                progress(done, len(ids))
+            keys = [f"{name}/{row.id}" for name in plans for row in chunk]
+            if all(key in journal for key in keys):
+                continue
+            traces = worker(chunk)
+            journal.append(
+                {f"{n}/{t.example_id}": t.to_json() for n, group in traces.items() for t in group}
+            )
+            append_line(out / TIMINGS, json.dumps(worker.timing))
+        if progress:
+            progress(len(ids), len(ids))
+        for name, folder in folders.items():
+            if of > 1:
+                write_json(folder / POSITIONS, [position[i] for i in ids])
+            journal.write(folder / TRACES, [f"{name}/{i}" for i in ids])
+        journal.close(remove=True)
+    finally:
+        journal.close()
+    failed = sum(_failed(folder / TRACES) for folder in folders.values())
+    return {"rows": len(ids) * len(plans), "failed": failed}
+
+
+def merge(shards: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Put the shards of one run together; the result is the run that was never split."""
+    configs = [read_json(Path(path) / "config.json") for path in shards]
+    found: dict[int, Path] = {}
+    wanted = 0
+    for path, config in zip(shards, configs, strict=True):
+        index, of = parse_shard((config.get("settings") or {}).get("run", {}).get("shard"))
+        if of == 1 or not (Path(path) / POSITIONS).exists():
+            raise UserError(f"{path}: not a finished shard (made by run --shard i/n)")
+        if index in found:
+            raise UserError(f"{path}: the same shard as {found[index]}")
+        found[index], wanted = Path(path), of
+        config["settings"]["run"]["shard"] = None
+        for part in run_folder.IDENTITY:
+            if config.get(part) != configs[0].get(part):
+                what = run_folder.difference(configs[0].get(part), config.get(part))
+                raise UserError(f"{path}: was made with other {part} ({what})")
+    if len(found) != wanted:
+        missing = next(i for i in range(wanted) if i not in found)
+        raise UserError(f"run merge: {len(found)} of {wanted} shards given, {missing} is missing")
+    run_folder.claim(Path(out), configs[0])
+    lines: list[tuple[int, bytes]] = []
+    for shard in found.values():
+        rows = (shard / TRACES).read_bytes().rstrip(b"\n").split(b"\n")
+        lines += zip(read_json(shard / POSITIONS), rows, strict=True)
+    target = Path(out) / (TRACES + ".part")
+    target.write_bytes(b"".join(row + b"\n" for _, row in sorted(lines)))
+    target.replace(Path(out) / TRACES)
+    times = b"".join((p / TIMINGS).read_bytes() for p in found.values() if (p / TIMINGS).exists())
+    (Path(out) / TIMINGS).write_bytes(times)
+    return {"out": str(out), "rows": len(lines), "failed": _failed(Path(out) / TRACES)}
+
+
+def _inputs(
+    data: DataFolder, rows: Sequence[Example], more: Mapping[str, Path] | None
+) -> dict[str, Any]:
+    names = ("examples.jsonl", "corpus.jsonl", "truth.jsonl")
+    files = {str(path): path for name in names if (path := data.path / name).exists()}
+    pictures = run_folder.picture_inputs(path for row in rows for path in row.images)
+    return {"inputs": run_folder.inputs({**files, **(more or {})}), "images": pictures}
+
+
+def _claim_all(
+    out: Path,
+    plans: Mapping[str, Plan],
+    settings: RunSettings,
+    seed: int,
+    system: Mapping[str, Any] | None,
+    inputs: dict[str, Any],
+    pipeline: Pipeline,
+) -> None:
+    facts: dict[str, Any] = getattr(pipeline.generator, "facts", dict)()
+    environment = run_folder.environment()
+    for name, plan in plans.items():
+        mine = replace(
+            settings, references=plan.references, noise=plan.noise, noise_params=dict(plan.params)
+        )
+        config = {
+            "command": "run",
+            "settings": {"run": asdict(mine), "k": pipeline.k},
+            "system": dict(system or {}),
+            "seeds": {"run": seed},
+            **inputs,
+            **{key: facts.get(key) for key in ("model", "device", "dtype", "batch_size")},
+            "environment": environment,
+        }
+        run_folder.claim(out / name, config)
+
+
+def _failed(traces: Path) -> int:
+    with open(traces, encoding="utf-8") as lines:
+        return sum(bool(json.loads(line).get("error")) for line in lines)

@@ -1,0 +1,292 @@
+"""From a system file and flags to a Pipeline, so that every command assembles the same one.
+
+Place in the picture: before it. Parts come, in this order, from flags, a recipe's
+``[selection]``, ``[generator]`` and ``[prompts]`` tables, the system file, and the embedded
+system. The system file::
+
+    [domain]              model = "folder", or label = "radiology" to fix it
+    [domains.radiology]   index = "folder", retriever = "encoder folder", adapter = "folder"
+    [generator]           kind = "hf" | "openai" | "scripted", model, adapter, options
+    [selection]           rule = "log_ratio", gamma = ..., k = ...
+    [prompts]             set = "default" | "llava_med" | "released"
+
+The embedded indexes belong to the embedded model: with another model and no index named,
+answers are given without references. Paths in a system file are relative to the file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedrag.answering import TemplateSet
+from mmedrag.embedded import EMBEDDED, located
+from mmedrag.pipeline.pipeline import GENERIC, Pipeline
+from mmedrag.records import UserError, protocols
+from mmedrag.retrieval import RuleSpec
+from mmedrag.runtime import config
+
+log = logging.getLogger(__name__)
+HITS = 8  # how many hits are retrieved at least, before selection
+
+
+@dataclass(frozen=True)
+class DomainTable:
+    """``[domain]``: the identification model, or one fixed label."""
+
+    model: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class OneDomainTable:
+    """``[domains.NAME]``: what serves one domain."""
+
+    index: str | None = None
+    retriever: str | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """``[prompts]``: which set, a name or a TOML file."""
+
+    set: str = "default"
+
+
+@dataclass
+class Flags:
+    """The command line's part; None and () mean not given."""
+
+    system: Path | None = None
+    domain: str | None = None
+    domain_model: str | None = None
+    model: str | None = None
+    adapter: str | None = None
+    index: Sequence[str] = ()
+    rule: str | None = None
+
+
+@dataclass
+class System:
+    """Names of all parts: what ``config.json`` records, and what :func:`build` opens."""
+
+    domain: DomainTable = field(default_factory=DomainTable)
+    domains: dict[str, OneDomainTable] = field(default_factory=dict)
+    generator: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
+    prompts: PromptTable = field(default_factory=PromptTable)
+
+    def describe(self) -> dict[str, Any]:
+        return config.as_dict(vars(self))
+
+    def inputs(self) -> dict[str, Path]:
+        """name → file or folder whose content decides the result (indexes: their manifest)."""
+        named = [self.domain.model, self.generator.get("model"), self.generator.get("adapter")]
+        named += [d.adapter for d in self.domains.values()]
+        found = {n: located(n) for n in named if n}
+        found |= {
+            d.index: Path(d.index) / "manifest.json" for d in self.domains.values() if d.index
+        }
+        return {name: path for name, path in found.items() if path.exists()}
+
+
+def resolve_system(
+    flags: Flags, recipe: Mapping[str, Mapping[str, Any]] | None = None, references: bool = True
+) -> System:
+    """Names of all parts from flags, system file, recipe and the embedded default.
+
+    Without ``references`` the embedded indexes are not asked for (they are built on first use).
+
+    Raises:
+        UserError: an unreadable file, an unknown key, or two indexes for one domain.
+    """
+    tables, recipe = _read(flags.system), recipe or {}
+    where = f"{flags.system}: " if flags.system else ""
+    generator = {**tables["generator"], **recipe.get("generator", {})}
+    for key in ("model", "adapter"):
+        if getattr(flags, key) is not None:
+            generator[key] = getattr(flags, key)
+    own_model = not generator.get("model") and generator.get("kind", "hf") == "hf"
+    if own_model:
+        generator["model"] = f"{EMBEDDED}:vlm"
+        if "adapter" not in generator and _embedded_has("adapter"):
+            generator["adapter"] = f"{EMBEDDED}:adapter"
+    if generator.get("adapter") == "none":
+        del generator["adapter"]
+    generator.setdefault("kind", "hf")
+    system = System(
+        domain=_domain(flags, config.settings(DomainTable, tables["domain"], f"{where}[domain]")),
+        domains=_domains(
+            flags,
+            {
+                name: config.settings(OneDomainTable, table, f"{where}[domains.{name}]")
+                for name, table in tables["domains"].items()
+            },
+            references and own_model and flags.system is None,
+        ),
+        generator=generator,
+        selection=config.over(tables["selection"], recipe.get("selection", {})),
+        prompts=config.settings(
+            PromptTable, {**tables["prompts"], **recipe.get("prompts", {})}, f"{where}[prompts]"
+        ),
+    )
+    if flags.rule is not None:
+        system.selection = config.over(system.selection, {"rule": flags.rule})
+    _rule(system.selection)
+    return system
+
+
+def build_pipeline(
+    system: System, *, references: bool = True, answers: bool = True, seed: int = 0, **search: Any
+) -> Pipeline:
+    """Open every part.
+
+    Args:
+        references: False leaves the retrievers out (``--no-rag``).
+        answers: False leaves the generator out (``retrieve``).
+        seed: of sampled decoding.
+        search: ``views``, ``exclude``, ``where`` of :func:`mmedrag.retrieval.open_retriever`.
+    """
+    from mmedrag.answering.generators import load_generator
+
+    generator = None
+    adapters: dict[str, Any] = {}
+    if answers:
+        options = dict(system.generator)
+        if "seed" in _known_options(options):
+            options.setdefault("seed", seed)
+        if options["kind"] == "hf":
+            for key in ("model", "adapter"):
+                if options.get(key):
+                    options[key] = str(located(options[key]))
+        generator = load_generator(**options)
+        adapters = {
+            name: generator.with_adapter(str(located(part.adapter)))  # type: ignore[attr-defined]
+            for name, part in system.domains.items()
+            if part.adapter
+        }
+    rule = _rule(system.selection)
+    return Pipeline(
+        domain=system.domain.label or _identifier(system),
+        retrievers=_retrievers(system, search) if references else {},
+        rule=rule,
+        templates=TemplateSet(system.prompts.set),
+        generator=generator,
+        adapters=adapters,
+        k=max(HITS, int(system.selection.get("k") or 0)),
+    )
+
+
+def index_domain(path: str | Path) -> str:
+    """The domain an index serves; ``generic`` when it serves all."""
+    from mmedrag.retrieval.stores import read_manifest
+
+    return read_manifest(Path(path))["domain"] or GENERIC
+
+
+def _identifier(system: System) -> Any:
+    from mmedrag.domain import open_domain
+
+    return open_domain(located(str(system.domain.model)))
+
+
+def _retrievers(system: System, search: Mapping[str, Any]) -> dict[str, Any]:
+    from mmedrag.retrieval import open_retriever
+
+    return {
+        name: open_retriever(part.index, part.retriever, **search)
+        for name, part in system.domains.items()
+        if part.index
+    }
+
+
+def _known_options(options: Mapping[str, Any]) -> set[str]:
+    """What the generator's kind takes; other keys of ``[generator]`` fail, these listed."""
+    from mmedrag.answering.generators import EXTRAS, GENERATORS
+
+    kind = options["kind"]
+    built = protocols.resolve_object(kind, GENERATORS, "generator", EXTRAS)
+    parameters = inspect.signature(built).parameters
+    known = {"kind", *parameters}
+    unknown = sorted(set(options) - known)
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        listed = ", ".join(sorted(known))
+        raise UserError(f"[generator]: unknown key {unknown[0]!r}, expected one of {listed}")
+    return known
+
+
+def _rule(table: Mapping[str, Any]) -> RuleSpec:
+    return RuleSpec(**table)
+
+
+def _domain(flags: Flags, found: DomainTable) -> DomainTable:
+    if flags.domain_model is not None:
+        found = DomainTable(model=flags.domain_model)
+    if flags.domain not in (None, "auto"):
+        return DomainTable(label=flags.domain)
+    if flags.domain == "auto" and found.label:
+        found = DomainTable(model=found.model)
+    return found if found.model or found.label else DomainTable(model=f"{EMBEDDED}:domain")
+
+
+def _domains(
+    flags: Flags, named: Mapping[str, OneDomainTable], fallback: bool
+) -> dict[str, OneDomainTable]:
+    """Parts of each domain. An ``--index`` replaces that of its domain in the system file."""
+    found = dict(named)
+    for name, part in found.items():
+        if part.index and (own := index_domain(part.index)) not in (name, GENERIC):
+            raise UserError(f"[domains.{name}]: index {part.index} is of domain {own!r}")
+    given: dict[str, str] = {}
+    for path in flags.index:
+        name = index_domain(path)
+        if name in given:
+            raise UserError(f"--index {path}: domain {name!r} has one already, {given[name]}")
+        given[name] = str(path)
+        old = found.get(name, OneDomainTable())
+        found[name] = OneDomainTable(str(path), None, old.adapter)
+    if not any(part.index for part in found.values()):
+        if not fallback:
+            log.info("no index is named: answers are given without references")
+            return found
+        from mmedrag.pipeline.embedded import index_folders
+
+        for name, folder in index_folders().items():
+            old = found.get(name, OneDomainTable())
+            found[name] = OneDomainTable(str(folder), old.retriever, old.adapter)
+    return found
+
+
+def _read(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The tables of a system file, its relative paths made relative to where we are."""
+    names = ("domain", "domains", "generator", "selection", "prompts")
+    if path is None:
+        return {name: {} for name in names}
+    tables = config.read_toml(path)
+    for name, table in tables.items():
+        if name not in names or not isinstance(table, dict):
+            raise UserError(f"{path}: unknown table [{name}], expected one of {', '.join(names)}")
+    found = {name: dict(tables.get(name, {})) for name in names}
+    domains = [t for t in found["domains"].values() if isinstance(t, dict)]
+    if len(domains) != len(found["domains"]):
+        raise UserError(
+            f"{path}: [domains]: expected a table per domain, such as [domains.radiology]"
+        )
+    for table in [found["domain"], found["generator"], *domains]:
+        for key in ("model", "index", "retriever", "adapter"):
+            value = table.get(key)
+            if isinstance(value, str) and (path.parent / value).exists():
+                table[key] = str(path.parent / value)
+    return found
+
+
+def _embedded_has(name: str) -> bool:
+    try:
+        return located(f"{EMBEDDED}:{name}").is_dir()
+    except (ImportError, UserError):
+        return False

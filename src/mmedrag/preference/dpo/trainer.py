@@ -1,0 +1,285 @@
+"""The training loop of RAG-PT on ``transformers.Trainer``.
+
+Place in the picture: inside train_dpo. The Trainer gives optimiser, schedule, checkpoints, resume,
+DDP, DeepSpeed and FSDP; ours are the loss on four log-probability tensors, the batch order, the
+metrics (named as TRL names them, also per kind) and checkpoints that are only used when complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmedrag.preference.dpo.collate import KIND_NAMES, Clock, Collator, LengthGrouped, PairDataset
+from mmedrag.preference.dpo.encode import EncodedPair
+from mmedrag.preference.dpo.loss import chosen_nll, dpo_loss
+from mmedrag.preference.dpo.policy import as_reference
+from mmedrag.preference.dpo.settings import DpoTraining, Reference
+from mmedrag.runtime import torchvision_shim
+
+torchvision_shim.ready()
+from transformers import (  # noqa: E402
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+log = logging.getLogger(__name__)
+COMPLETE = "complete"  # marker inside a checkpoint, written after everything else
+METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+def arguments(settings: DpoTraining, folder: Path, pairs: int) -> TrainingArguments:
+    """The Trainer's arguments of these settings; also sets up the launch's processes."""
+    cpu = not torch.cuda.is_available()
+    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and not cpu and _has_bf16())
+    every: dict[str, Any] = {"save_strategy": "epoch"}
+    if settings.save_steps:
+        every = {"save_strategy": "steps", "save_steps": settings.save_steps}
+    known = {f.name for f in fields(TrainingArguments)}  # renamed in transformers 5
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in known)
+    recompute: dict[str, Any] = {
+        name: settings.gradient_checkpointing,
+        f"{name}_kwargs": {"use_reentrant": False},
+    }
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        logging_steps=settings.log_steps,
+        logging_first_step=True,
+        save_total_limit=2,
+        report_to=settings.report_to,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=not cpu,
+        use_cpu=cpu,
+        bf16=half,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,
+        **every,
+        **recompute,
+    )
+
+
+def number_type(settings: DpoTraining, arguments: TrainingArguments) -> str:
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "bfloat16" if arguments.bf16 else "float32"
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported()
+
+
+class DpoTrainer(Trainer):
+    """Two-image DPO of a PEFT policy whose forward gives answer log-probabilities."""
+
+    loss_is_scaled_for_ga = False  # the parts of a batch sum up to the mean over its pairs
+
+    def __init__(
+        self,
+        policy: Any,
+        arguments: TrainingArguments,
+        pairs: Sequence[EncodedPair],
+        collator: Collator,
+        settings: DpoTraining,
+        clock: Clock,
+        reference: Reference,
+    ) -> None:
+        self.settings, self.clock, self.reference = settings, clock, reference
+        self.pairs = pairs
+        super().__init__(
+            model=policy,
+            args=arguments,
+            train_dataset=PairDataset(pairs, clock),
+            data_collator=collator,
+            callbacks=[_Epochs(clock), _Completes(), _Progress()],
+        )
+        for printing in (PrinterCallback, ProgressCallback):  # they write to stdout
+            self.remove_callback(printing)
+        self.model_accepts_loss_kwargs = False
+        self._totals = self._zeros()
+        self._shown: dict[str, float] = {}
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One batch in its parts; gradients are exchanged between processes after the last."""
+        *early, last = inputs["parts"]
+        total = torch.zeros((), device=self.args.device)
+        for part in early:
+            with self.accelerator.no_sync(model):
+                total += super().training_step(model, part)
+        return total + super().training_step(model, last)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        inputs = dict(inputs)
+        kinds, whole = inputs.pop("kinds"), inputs.pop("whole")
+        frozen = inputs.pop("reference", None)
+        logps = model(**inputs)
+        if frozen is None:
+            with torch.no_grad(), as_reference(self.accelerator.unwrap_model(self.model)):
+                frozen = model(**inputs)
+        (own, other), (own_ref, other_ref) = logps.chunk(2), frozen.float().chunk(2)
+        losses, chosen, rejected = dpo_loss(own, other, own_ref, other_ref, self.settings.beta)
+        if self.settings.sft_weight:
+            tokens = inputs["side"].bincount(minlength=len(logps))[: len(own)]
+            losses = losses + self.settings.sft_weight * chosen_nll(own, tokens)
+        self._record(kinds, chosen, rejected, logps)
+        loss = losses.sum() / whole
+        return (loss, logps) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the Trainer's estimate knows neither cached features nor shared prompts
+
+    # --- metrics ------------------------------------------------------------------------------
+
+    def _zeros(self) -> Tensor:
+        """Sums per kind: [kinds, metrics + 1], the last column counts pairs."""
+        return torch.zeros(len(KIND_NAMES), len(METRICS) + 1, dtype=torch.float64)
+
+    def _record(self, kinds: Tensor, chosen: Tensor, rejected: Tensor, logps: Tensor) -> None:
+        own, other = logps.detach().chunk(2)
+        right = (chosen > rejected).float()
+        values = [chosen, rejected, chosen - rejected, right, own, other, torch.ones_like(own)]
+        table = torch.stack(values, dim=1).double().cpu()
+        self._totals.index_add_(0, kinds.cpu(), table)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            totals = self._totals.to(self.args.device, torch.float32)
+            totals = self.accelerator.reduce(totals, "sum").cpu().double()
+            self._totals = self._zeros()
+            self._shown = _means(totals.sum(0), "")
+            for name, row in zip(KIND_NAMES, totals, strict=True):
+                if row[-1] > 0:
+                    self._shown.update(_means(row, f"/{name}"))
+            logs.update(self._shown)
+        super().log(logs, start_time)
+
+    def last_metrics(self) -> dict[str, float]:
+        """The metrics of the last logging interval (also after a resume that had nothing to do)."""
+        rows = [row for row in self.state.log_history if "loss" in row]
+        return {k: v for k, v in (rows[-1] if rows else {}).items() if "/" in k or k == "loss"}
+
+    # --- order and optimiser --------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        lengths = [pair.length for pair in self.pairs]
+        whole = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGrouped(
+            lengths,
+            whole * self.args.world_size,
+            self.clock,
+            self.settings.seed,
+            self.settings.group_by_length,
+            [pair.chosen.view.key for pair in self.pairs],
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with the projector in a group of its own, if it has its own learning rate."""
+        rate = self.settings.projector_lr
+        if self.optimizer is None and rate is not None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            whole: Any = self.model if model is None else model
+            mine: dict[bool, list[Any]] = {True: [], False: []}
+            for name, parameter in whole.named_parameters():
+                if parameter.requires_grad:
+                    mine["multi_modal_projector" in name].append(parameter)
+            decay = {"weight_decay": self.settings.weight_decay}
+            groups: list[dict[str, Any]] = [{"params": mine[False], **decay}]
+            if mine[True]:
+                groups.append({"params": mine[True], "lr": rate, **decay})
+            self.optimizer = kind(groups, **options)
+        return super().create_optimizer(model)
+
+
+def _means(row: Tensor, suffix: str) -> dict[str, float]:
+    return {f"{m}{suffix}": float(v / row[-1]) for m, v in zip(METRICS, row, strict=False)}
+
+
+class _Epochs(TrainerCallback):
+    """Tells sampler and noise which epoch it is, also right after a resume."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.epoch = int(state.epoch or 0)
+
+
+class _Completes(TrainerCallback):
+    """Marks a checkpoint as complete after its last file, for resuming after a kill."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class _Progress(TrainerCallback):
+    """A bar on a terminal's stderr, and every logged step to the log."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm import tqdm
+
+        hide = None if state.is_world_process_zero else True  # None: only on a terminal
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="dpo", disable=hide)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs and state.is_world_process_zero:
+            shown = ("loss", "rewards/accuracies", "rewards/margins")
+            said = " ".join(f"{name} {logs[name]:.4f}" for name in shown)
+            self.bar.set_postfix_str(said)
+            log.info("step %d of %d: %s", state.global_step, state.max_steps, said)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; incomplete ones (a kill while saving) are removed."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            found.append(path)
+        else:
+            log.warning("%s: incomplete, removed", path)
+            shutil.rmtree(path, ignore_errors=True)
+    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[-1]), default=None)

@@ -1,0 +1,310 @@
+"""Embeddings by content: encode what was never seen, replay the rest from disk.
+
+Place in the picture: between the encoder and everything that needs vectors (index, queries,
+evaluation). The released code encodes the whole corpus, and each image once per question, at
+every run (SPEC §6). Here a vector is keyed by the sha256 of its content (text, or bytes of the
+image file) and by the encoder's fingerprint.
+
+The cache is one append-only file per encoder and kind: a sealed header, then frames of one batch
+each, with checksum. Frames are written and fsynced before use; at start the file is replayed:
+a torn last frame is cut off by the next writer, frames or vectors that are not sound (checksum,
+not finite, not unit length) are rejected and encoded again. A batch is always the same slice of
+the same list, so an interrupted run ends with the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmedrag.images import decode_image, perceptual_hash, pixel_hash
+from mmedrag.records import Encoder, UserError
+
+log = logging.getLogger(__name__)
+CHUNK = 128  # contents per frame: bounds the pixels in memory
+MAGIC = b"mmedrag embeddings 1\n"
+_FRAME = struct.Struct("<III")  # records, crc of the payload, crc of the two numbers before
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+def text_key(text: str) -> bytes:
+    return hashlib.sha256(b"text\0" + text.encode()).digest()
+
+
+class Identity(Protocol):
+    """What a cache needs to know of an encoder."""
+
+    dim: int
+    fingerprint: str
+
+
+class HashOnly:
+    """Stands for "no encoder": only pixel and perceptual hashes of images are kept."""
+
+    dim, fingerprint = 1, hashlib.sha256(b"pixel and perceptual hash 1").hexdigest()
+
+
+class EmbeddingCache:
+    """Vectors of one encoder and kind ("image" or "text"), on disk (``folder``) or in memory.
+
+    Attributes:
+        rejected: how many stored vectors were not sound and were not taken.
+    """
+
+    def __init__(self, folder: Path | None, encoder: Identity, kind: str) -> None:
+        self.record = np.dtype(
+            [("key", "S32"), ("pixels", "S32"), ("phash", "<u8"), ("vector", "<f4", encoder.dim)]
+        )
+        self.frames: list[np.ndarray] = []
+        self.at: dict[bytes, tuple[int, int]] = {}
+        self.rejected = 0
+        self._end = 0
+        name = {"fingerprint": encoder.fingerprint, "kind": kind, "dim": encoder.dim}
+        body = json.dumps(name, sort_keys=True).encode()
+        self._header = MAGIC + body + f" {zlib.crc32(body):08x}\n".encode()
+        self.path = folder / f"{encoder.fingerprint[:16]}-{kind}.emb" if folder else None
+        if self.path and self.path.exists():
+            with open(self.path, "rb") as handle:
+                self._replay(handle)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.at
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def get(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Records (fields vector, pixels, phash) of keys that are all present."""
+        out = np.zeros(len(keys), self.record)
+        for i, key in enumerate(keys):
+            frame, row = self.at[key]
+            out[i] = self.frames[frame][row]
+        return out
+
+    def append(self, records: np.ndarray) -> None:
+        """Store a batch durably, then use it. Several processes may append to one file."""
+        if not len(records):
+            return
+        if not _sound(records).all():
+            raise UserError("encoder: its output is not finite, check the model's weights")
+        if self.path is None:
+            self._take(records)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        payload = records.tobytes()
+        with open(self.path, "a+b") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            self._replay(handle)  # what others appended, and where the sound part ends
+            handle.truncate(self._end)
+            if not self._end:
+                handle.write(self._header)
+            head = struct.pack("<II", len(records), zlib.crc32(payload))
+            handle.write(head + struct.pack("<I", zlib.crc32(head)) + payload)
+            handle.flush()
+            os.fsync(handle.fileno())
+            self._end = handle.tell()
+        self._take(records)
+
+    def drop(self, field: str, values: set[bytes]) -> None:
+        """Rewrite the file without the records whose ``field`` is one of ``values``."""
+        records = self.get(list(self.at))
+        kept = records[[value not in values for value in records[field].tolist()]]
+        if self.path is None or len(kept) == len(records):
+            return
+        path, self.path = self.path, self.path.with_name(self.path.name + ".part")
+        self.path.unlink(missing_ok=True)
+        self.frames, self.at, self._end = [], {}, 0
+        for start in range(0, len(kept), CHUNK):
+            self.append(kept[start : start + CHUNK])
+        if self.path.exists():
+            os.replace(self.path, path)
+        else:
+            path.unlink()
+        self.path = path
+
+    def problems(self) -> list[str]:
+        """What a full check of the file finds (the constructor has replayed it)."""
+        if self.path is None or not self.path.exists():
+            return []
+        found = [f"{self.rejected} vectors rejected"] if self.rejected else []
+        rest = self.path.stat().st_size - self._end
+        return found + ([f"{rest} bytes after the last sound batch"] if rest else [])
+
+    def _replay(self, handle: Any) -> None:
+        """Take the frames from where the last replay ended."""
+        size = os.fstat(handle.fileno()).st_size
+        handle.seek(self._end)
+        if not self._end:
+            if handle.read(len(self._header)) != self._header:
+                self.rejected += size > 0
+                if size:
+                    log.warning("%s: not a cache of this encoder, ignored", self.path)
+                return
+            self._end = len(self._header)
+        while True:
+            head = handle.read(_FRAME.size)
+            if len(head) < _FRAME.size:
+                return
+            count, crc, head_crc = _FRAME.unpack(head)
+            payload = b""
+            if zlib.crc32(head[:8]) == head_crc:
+                payload = handle.read(count * self.record.itemsize)
+            if not payload or len(payload) < count * self.record.itemsize:
+                return  # torn: the next writer cuts it off
+            self._end = handle.tell()
+            if zlib.crc32(payload) == crc:
+                self._take(np.frombuffer(payload, self.record))
+            else:
+                self.rejected += count
+                log.warning("%s: a batch of %d has a wrong checksum, ignored", self.path, count)
+
+    def _take(self, records: np.ndarray) -> None:
+        sound = _sound(records)
+        self.rejected += int((~sound).sum())
+        keys = records["key"].tobytes()  # an element would lose trailing zero bytes
+        for row in np.flatnonzero(sound).tolist():
+            self.at[keys[32 * row : 32 * row + 32]] = (len(self.frames), row)
+        self.frames.append(records)
+
+
+def _sound(records: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(records["vector"], axis=1)
+    return np.abs(norms - 1) < 1e-3  # False for NaN and inf, too
+
+
+@dataclass
+class ImageEmbeddings:
+    """Of n items with one or more views each: unit mean vectors and what identifies the views.
+
+    ``pixels`` [n, views] (sha256 of the decoded pixels, b"" where there are fewer views) and
+    ``phash`` uint64 [n, views]. ``errors``: item number -> why it could not be read (its vector
+    is zero).
+    """
+
+    vectors: np.ndarray
+    pixels: np.ndarray
+    phash: np.ndarray
+    errors: dict[int, str]
+
+
+def embed_texts(
+    texts: Sequence[str], encoder: Encoder, cache: EmbeddingCache, progress: Progress | None = None
+) -> np.ndarray:
+    """float32 [n, dim]; equal texts are encoded once, texts in the cache not at all."""
+    keys = [text_key(text) for text in texts]
+    distinct = list(dict(zip(keys, texts, strict=True)).items())
+    for start in range(0, len(distinct), CHUNK):
+        new = [(key, text) for key, text in distinct[start : start + CHUNK] if key not in cache]
+        if new:
+            records = np.zeros(len(new), cache.record)
+            records["key"] = [key for key, _ in new]
+            records["vector"] = encoder.texts([text for _, text in new])
+            cache.append(records)
+        if progress:
+            progress(min(start + CHUNK, len(distinct)), len(distinct))
+    return cache.get(keys)["vector"]
+
+
+def embed_images(
+    items: Sequence[Sequence[Path]],
+    encoder: Encoder | None,
+    cache: EmbeddingCache,
+    views: str = "mean",
+    progress: Progress | None = None,
+) -> ImageEmbeddings:
+    """Each item is a list of views; ``views`` "mean" averages them, "first" takes the first.
+
+    Files are read and decoded in threads while the model runs. Without an encoder only the
+    hashes are computed and cached (``EmbeddingCache`` of :class:`HashOnly`).
+    """
+    if views not in ("mean", "first"):
+        raise UserError(f"views: got {views!r}, expected 'mean' or 'first'")
+    chosen = [list(item[:1] if views == "first" else item) for item in items]
+    paths = list(dict.fromkeys(path for item in chosen for path in item))
+    key_of: dict[Path, bytes | str] = {}
+    prepare = getattr(encoder, "prepare", None) or (lambda picture: picture)
+    claimed: set[bytes] = set()
+
+    def read(path: Path) -> Any:
+        try:
+            data = path.read_bytes()
+            key = hashlib.sha256(b"image\0" + data).digest()
+            if key in cache:
+                return key, None
+            picture = decode_image(data, str(path))
+            hashes = bytes.fromhex(pixel_hash(picture)), perceptual_hash(picture)
+            return key, (*hashes, prepare(picture))
+        except OSError as error:
+            return f"{path}: image cannot be read: {error.strerror}", None
+        except UserError as error:
+            return str(error), None
+
+    starts = list(range(0, len(paths), CHUNK))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        ahead = [[pool.submit(read, p) for p in paths[s : s + CHUNK]] for s in starts[:1]]
+        for n, start in enumerate(starts):
+            if n + 1 < len(starts):
+                following = paths[starts[n + 1] : starts[n + 1] + CHUNK]
+                ahead.append([pool.submit(read, path) for path in following])
+            new = []
+            for path, future in zip(paths[start : start + CHUNK], ahead.pop(0), strict=True):
+                key, made = future.result()
+                key_of[path] = key
+                if made is not None and key not in cache and key not in claimed:
+                    claimed.add(key)
+                    new.append((key, *made))
+            if new:
+                records = np.zeros(len(new), cache.record)
+                records["key"] = [row[0] for row in new]
+                records["pixels"] = [row[1] for row in new]
+                records["phash"] = [row[2] for row in new]
+                if encoder is None:
+                    records["vector"][:, 0] = 1
+                else:
+                    records["vector"] = encoder.images([row[3] for row in new])
+                cache.append(records)
+            if progress:
+                progress(min(start + CHUNK, len(paths)), len(paths))
+
+    return _gather(chosen, key_of, cache)
+
+
+def _gather(
+    items: list[list[Path]], key_of: dict[Path, Any], cache: EmbeddingCache
+) -> ImageEmbeddings:
+    width = max((len(item) for item in items), default=1)
+    dim = cache.record["vector"].shape[0]
+    out = ImageEmbeddings(
+        np.zeros((len(items), dim), np.float32),
+        np.zeros((len(items), width), "S32"),
+        np.zeros((len(items), width), np.uint64),
+        {},
+    )
+    for i, item in enumerate(items):
+        bad = next((key_of[path] for path in item if isinstance(key_of[path], str)), None)
+        if bad is not None or not item:
+            out.errors[i] = bad or "no image"
+            continue
+        keys = [key_of[path] for path in item]
+        found = cache.get(keys)
+        out.vectors[i] = found["vector"][0]
+        if len(keys) > 1:
+            mean = found["vector"].astype(np.float64).mean(axis=0)
+            norm = np.linalg.norm(mean)
+            if norm > 0:
+                out.vectors[i] = mean / norm
+        out.pixels[i, : len(keys)] = found["pixels"]
+        out.phash[i, : len(keys)] = found["phash"]
+    return out

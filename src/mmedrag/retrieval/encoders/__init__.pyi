@@ -1,0 +1,3 @@
+from .base import ahead as ahead
+from .load import load_encoder as load_encoder
+from .load import load_towers as load_towers

@@ -1,0 +1,96 @@
+"""Image-text encoders: pictures and reports into one space of unit vectors.
+
+Place in the picture: inside the retriever (S = cos(V(x_v), T(r)), paper §3.1) and, as frozen
+features, inside the domain model. ``load_encoder`` turns a name into an
+:class:`~mmedrag.records.protocols.Encoder`:
+
+- ``embedded`` or ``embedded:NAME`` - a small encoder shipped with the package;
+- a local folder - Hugging Face CLIP/SigLIP (``config.json``) or open_clip
+  (``open_clip_config.json``);
+- ``hf:ORG/NAME`` - a Hugging Face model of the hub; ``hf-hub:ORG/NAME`` - an open_clip model of
+  the hub (open_clip's own prefix); ``open_clip:ARCH`` or ``open_clip:ARCH@TAG_OR_FILE`` - an
+  open_clip architecture, with random or with named weights;
+- ``package.module:Class`` - anything that follows the protocol, called with (spec, device).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmedrag.records import Encoder, UserError, resolve_object
+
+if TYPE_CHECKING:
+    from mmedrag.retrieval.encoders.base import Towers
+
+ENCODERS = {
+    "hf": "mmedrag.retrieval.encoders.hf:towers",
+    "open_clip": "mmedrag.retrieval.encoders.open_clip:towers",
+}
+EXTRAS = {"open_clip": "clip", "timm": "clip", "torchvision": "clip"}
+EMBEDDED = "embedded"
+
+
+def load_encoder(
+    spec: str, device: str | None = None, dtype: str | None = None, long_text: str = "window"
+) -> Encoder:
+    """The encoder behind ``spec`` (see the module's text).
+
+    Args:
+        device: torch device name; None takes a GPU if there is one.
+        dtype: "float32" (default), "bfloat16", "float16" or "auto" (the fastest measured).
+        long_text: what happens to a text longer than the context: "window" (sentence windows,
+            mean of their embeddings) or "truncate" (as released; ``encoder.truncated`` counts).
+
+    Raises:
+        UserError: no such folder or name, or a missing package with the extra to install.
+    """
+    if long_text not in ("window", "truncate"):
+        raise UserError(f"encoder: long_text: got {long_text!r}, expected 'window' or 'truncate'")
+    kind, target = _kind(spec)
+    factory = resolve_object(kind, ENCODERS, "encoder", EXTRAS)
+    if kind not in ENCODERS:
+        return factory(spec, device)
+    from mmedrag.retrieval.encoders.base import TorchEncoder
+
+    return TorchEncoder(factory(target), spec, device, dtype, long_text)
+
+
+def load_towers(spec: str) -> Towers:
+    """The bare towers behind ``spec``, to be trained (``mmedrag.retrieval.train``).
+
+    Raises:
+        UserError: as :func:`load_encoder`, or an encoder that is not made of torch towers.
+    """
+    kind, target = _kind(spec)
+    if kind not in ENCODERS:
+        raise UserError(f"encoder {spec!r}: cannot be trained, expected Hugging Face or open_clip")
+    return resolve_object(kind, ENCODERS, "encoder", EXTRAS)(target)
+
+
+def _kind(spec: str) -> tuple[str, str]:
+    """(name in ENCODERS or module:Class, what that loader should open)."""
+    if spec == EMBEDDED or spec.startswith(EMBEDDED + ":"):
+        from mmedrag.embedded import path
+
+        return "hf", str(path(spec.partition(":")[2] or "encoder"))
+    if spec.startswith("hf-hub:"):
+        return "open_clip", spec
+    prefix, colon, rest = spec.partition(":")
+    if colon and prefix in ENCODERS:
+        return prefix, rest
+    folder = Path(spec)
+    if folder.is_dir():
+        if (folder / "open_clip_config.json").exists():
+            return "open_clip", f"local-dir:{folder}"
+        if (folder / "config.json").exists():
+            return "hf", str(folder)
+        raise UserError(
+            f"{spec}: not an encoder folder, expected config.json or open_clip_config.json in it"
+        )
+    if colon and "/" not in spec:
+        return spec, spec
+    raise UserError(
+        f"encoder {spec!r}: no such folder; expected a folder, embedded:NAME, hf:ORG/NAME, "
+        "hf-hub:ORG/NAME, open_clip:NAME or package.module:Class"
+    )

@@ -1,0 +1,2 @@
+from . import folder as folder
+from .folder import read_manifest as read_manifest
