@@ -50,7 +50,7 @@ meteor: $(CORE) ## lay out WordNet for METEOR, from Debian's wordnet-base (fetch
 	  $(BIN)/python -m mmedrag.evaluation.metrics.text $$dir/usr/share/wordnet && rm -r $$dir; fi
 
 tiny: $(ALL) ## train the embedded models again from seed (three to four hours)
-	$(BIN)/python -m mmedrag.tiny
+	$(BIN)/python -m training.embedded
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

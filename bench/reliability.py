@@ -34,10 +34,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 import httpx  # noqa: E402
 
-from mmedrag.serve import (
-    ServeSettings,  # noqa: E402
-    create_app,  # noqa: E402
-)
+from mmedrag.serve import ServeSettings, create_app  # noqa: E402
 from serve_hostile import attack  # noqa: E402
 from serve_tools import (  # noqa: E402
     Live,

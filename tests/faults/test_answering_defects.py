@@ -15,7 +15,7 @@ from mmedrag.answering.prompts import SETS, TemplateSet  # noqa: E402
 from mmedrag.pipeline.pipeline import Pipeline  # noqa: E402
 from mmedrag.records.answers import parse_released, parse_strict  # noqa: E402
 from mmedrag.records.protocols import Request  # noqa: E402
-from mmedrag.records.records import (
+from mmedrag.records.records import (  # noqa: E402
     Condition,
     Domain,
     Example,

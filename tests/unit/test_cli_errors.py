@@ -114,7 +114,7 @@ def test_a_fault_of_ours_is_one_line_too(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("missing\nthing")
 
-    monkeypatch.setattr("mmedrag.phantom.build.build", broken)
+    monkeypatch.setattr("mmedrag.phantom.build_benchmark", broken)
     with pytest.raises(SystemExit) as done:
         cli_main.main(["data", "phantom", str(tmp_path)])
     assert done.value.code == 2
@@ -130,7 +130,7 @@ def test_what_libraries_print_is_kept_out_of_the_result(
         print("loading ...")
         return {"studies": 1, "share": 0.123456789, "nested": {"a": [1, {"b": 2}]}}
 
-    monkeypatch.setattr("mmedrag.phantom.build.build", chatty)
+    monkeypatch.setattr("mmedrag.phantom.build_benchmark", chatty)
     for more, shown in (("--json",), '"studies": 1'), ((), "share: 0.1235"):
         with pytest.raises(SystemExit) as done:
             cli_main.main(["data", "phantom", str(tmp_path), *more])

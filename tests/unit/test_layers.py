@@ -1,7 +1,7 @@
-"""Imports go from later layers to earlier ones only, and layer A never loads torch.
+"""The house: packages import one way, through faces, and light ones never load torch.
 
-A: no torch, no network · B: torch, engines, servers · C: composes · D: edge. A new module has to
-be put into the table; a folder stands for all of its modules.
+``ROOMS`` is the order of docs/architecture.md: a package imports only from packages before it. What
+a package holds is found, not listed.
 """
 
 from __future__ import annotations
@@ -16,110 +16,108 @@ import pytest
 
 import mmedrag
 
-LAYERS = {
-    "A": """types protocols answers prompts select config runs conditions images images_alike dicom
-        memory controls metrics metrics_stats metrics_text reliance arms compare scoring subgroups
-        pairs pairs_draw pairs_even pairs_export pairs_heldout pairs_import pairs_io pairs_judge
-        metrics_clinical
-        repro_checks dpo_settings retriever_settings retrieval_metrics datasets phantom embedded""",
-    "B": """encoders generators stores losses losses_contrastive embeddings domain domain_features
-        domain_outliers checkpoints convert_source convert_tensors world""",
-    "C": """index index_write retriever pipeline run run_worker retrieve evaluate pairs_run system
-        train_dpo dpo_cache dpo_card dpo_collator dpo_encode dpo_policy dpo_prepare dpo_trainer
-        ablation convert train_domain domain_fit domain_tune train_retriever contrastive
-        domain_eval retrieval_eval calibrate""",
-    "D": "cli report serve repro demo ask tiny",
-}
-LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+ROOMS = """records embedded runtime images phantom models retrieval data answering domain pipeline
+    evaluation preference report serve experiments cli""".split()
 HEAVY = {
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "accelerate",
-    "datasets",
-    "open_clip",
-    "timm",
-    "torchvision",
-    "pandas",
-    "faiss",
-    "openai",
-    "fastapi",
-    "gradio",
-    "uvicorn",
+    *("torch", "transformers", "peft", "trl", "accelerate", "datasets", "open_clip", "timm"),
+    *("torchvision", "pandas", "faiss", "openai", "fastapi", "uvicorn"),
 }
+# the parts whose modules may load an engine when they are imported; all others must not
+ENGINES = """answering.generators domain.tune models preference.dpo retrieval.encoders
+    retrieval.loss retrieval.train retrieval.train_loop runtime.processes serve""".split()
 ROOT = Path(mmedrag.__file__).parent
 
 
-def modules() -> list[tuple[str, Path]]:
-    """(name below mmedrag, file) of every module."""
-    found = []
+def modules() -> dict[str, Path]:
+    """Name below mmedrag → file, of every module; a package is its ``__init__``."""
+    found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name:
-            found.append((name, path))
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-def layer_of(name: str) -> str:
-    return LAYER[name.split(".")[0]]
+MODULES = modules()
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Full names that a file imports at top level (also inside try and if, but for typing)."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            waiting += node.orelse
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            waiting += ast.iter_child_nodes(node)
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
-def test_every_module_has_a_layer() -> None:
-    missing = sorted({name.split(".")[0] for name, _ in modules()} - set(LAYER))
-    assert not missing, f"put into the table of layers: {missing}"
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything a file imports from mmedrag, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if room(alias.name) == "mmedrag":
+                    yield alias.name.partition(".")[2], ""
+        elif isinstance(node, ast.ImportFrom) and room(node.module or "") == "mmedrag":
+            for alias in node.names:
+                yield str(node.module).partition(".")[2], alias.name
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
-def test_imports_go_down(name: str, path: Path) -> None:
-    own = layer_of(name)
-    for found in imports(path):
-        package, _, rest = found.partition(".")
-        if package == "mmedrag":
-            target = rest.split(".")[0]
-            if target in LAYER:
-                assert LAYER[target] <= own, f"{name} (layer {own}) imports {found}"
-        elif own == "A":
-            assert package not in HEAVY, f"{name} is in layer A and imports {found}"
+def test_the_root_holds_nothing_that_works() -> None:
+    assert {p.name for p in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
+    rooms = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert rooms == set(ROOMS), f"a package without its place in ROOMS: {rooms ^ set(ROOMS)}"
 
 
-def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", sorted(PACKAGES - {""}))
+def test_a_face_is_short_and_says_what_the_package_is_for(package: str) -> None:
+    text = MODULES[package].read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert text.count("\n") <= 30 and ast.get_docstring(tree)
+    kinds = {type(node) for node in tree.body}
+    assert kinds <= {ast.Expr, ast.Import, ast.Assign}, f"{package}: a face that works"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_down_and_through_faces(name: str) -> None:
+    own = room(name)
+    for module, what in imports(MODULES[name]):
+        target = module or what
+        if room(target) not in ROOMS or own in ("", "__main__") or room(target) == own:
+            continue
+        assert ROOMS.index(room(target)) < ROOMS.index(own), f"{name} imports {target} above it"
+        assert target in PACKAGES, f"{name} imports {target}.{what} past the face of its package"
+
+
+def test_the_check_sees_what_it_is_for(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text(
-        "from typing import TYPE_CHECKING\n"
-        "if TYPE_CHECKING:\n    import pandas\n"
-        "try:\n    import torch.nn\nexcept ImportError:\n    from mmedrag import cli\n"
-        "class C:\n    import faiss\n    def f(self):\n        import timm\n"
+        "import mmedrag.cli.main\n"
+        "try:\n    import torch\nexcept ImportError:\n    from mmedrag import cli\n"
+        "class C:\n    def f(self):\n        from mmedrag.data.rows import Row as R\n"
     )
-    assert sorted(imports(file)) == ["faiss", "mmedrag.cli", "torch.nn", "typing.TYPE_CHECKING"]
+    assert list(imports(file)) == [("cli.main", ""), ("", "cli"), ("data.rows", "Row")]
 
 
-def test_layer_a_loads_without_torch() -> None:
-    names = [
-        name for name, _ in modules() if layer_of(name) == "A" and not name.endswith("__main__")
+def test_light_modules_load_without_an_engine() -> None:
+    light = [
+        name
+        for name in MODULES
+        if "__main__" not in name and not any(f"{name}.".startswith(f"{e}.") for e in ENGINES)
     ]
     code = f"""
 import importlib, sys
-for name in {names!r}:
-    importlib.import_module("mmedrag." + name)
-print(sorted(m for m in {sorted(HEAVY)!r} if m in sys.modules))
+for name in {light!r}:
+    importlib.import_module(("mmedrag." + name).rstrip("."))
+    if loaded := sorted(m for m in {sorted(HEAVY)!r} if m in sys.modules):
+        sys.exit(f"{{name}} loads {{loaded}}")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_exported_name_is_there() -> None:
+    """A face's stub is what type checkers see; the package must hold the same."""
+    code = f"""
+import importlib
+for name in {sorted(PACKAGES - {""})!r}:
+    package = importlib.import_module("mmedrag." + name)
+    for exported in getattr(package, "__all__", ()):
+        getattr(package, exported)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

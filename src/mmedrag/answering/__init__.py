@@ -1,4 +1,7 @@
-"""answering."""
+"""From question and kept references to an answer: ``prompts`` (x_t + x_r), ``generators`` (M).
+
+Prompt sets are data (``prompt_sets.toml``).
+"""
 
 import lazy_loader
 

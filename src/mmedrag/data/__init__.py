@@ -1,4 +1,10 @@
-"""data."""
+"""Data folders: importing what people have, checking it, writing it back.
+
+Read ``importing`` (the commands' functions), ``writer`` (one row at a time into DATA), ``rows``
+and ``common`` (what the formats share), ``formats`` (one module a format), ``splits`` (no group
+crosses a split), ``checks`` (leakage, wrong images, doubtful rows), ``deidentify`` and ``ocr``
+(DICOM).
+"""
 
 import lazy_loader
 

@@ -1,4 +1,9 @@
-"""embedded."""
+"""The weights of the small system that ships with the package, and where they lie.
+
+Every folder is an ordinary Hugging Face one, loaded through the same code as a 7B checkpoint.
+Weights, thresholds and calibrations come from ``data phantom`` alone (``make tiny`` rebuilds
+them); on real images the answers mean nothing, and the system says so.
+"""
 
 import lazy_loader
 

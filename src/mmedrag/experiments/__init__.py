@@ -1,4 +1,6 @@
-"""experiments."""
+"""Whole experiments: ``ablation`` (Tables 4 and 5), ``demo`` (on the embedded system), ``repro``
+(published and own numbers, with ``repro_checks``).
+"""
 
 import lazy_loader
 

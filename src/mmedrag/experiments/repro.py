@@ -2,7 +2,8 @@
 
 Place in the picture: beside everything. ``repro/matrix.toml`` (and ``repro/ablation.toml``, our
 own numbers) hold rows; each names a function of ``repro_checks``, the data that it needs, and
-what should come out. Data that the user does not have makes a row "no data", never a failure. The last measured values are kept in ``repro/results/latest.json``, so that
+what should come out. Data that the user does not have makes a row "no data", never a failure. The
+last measured values are kept in ``repro/results/latest.json``, so that
 ``docs/reproduce.md`` can be written without the data.
 
 A row::

@@ -1,4 +1,9 @@
-"""images."""
+"""Pixels: reading any picture file safely, degrading it, and telling whether two are alike.
+
+Read ``files`` (path → RGB), ``pixels`` (limits and scaling of deep pictures), ``dicom``, ``noise``
+(x* = I(x), drawn at model resolution), ``strip`` (copies without metadata), ``alike`` (hashes of
+pixels and of appearance).
+"""
 
 import lazy_loader
 

@@ -1,4 +1,9 @@
-"""A controllable three-domain benchmark: images, reports, questions and exact ground truth."""
+"""A controllable three-domain benchmark: images, reports, questions and exact ground truth.
+
+Read ``grammar`` (findings ↔ sentences, both ways), ``sample`` (studies, similar cases, knobs),
+``questions``, ``build`` (a DATA folder), ``reading`` (what a reference says of a question), then
+the drawings: ``canvas``, ``chest``, ``fundus``, ``histology``.
+"""
 
 import lazy_loader
 

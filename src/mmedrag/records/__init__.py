@@ -1,4 +1,10 @@
-"""records."""
+"""The records that travel, and the protocols behind which every part can be replaced.
+
+Read ``records`` (Example → Trace, Reference, Pair), ``protocols`` (what each arrow needs of its
+part), ``answers`` (free text → yes, no, unclear), then the two small vocabularies: ``conditions``
+(clean or noise, with or without references) and ``pair_kinds`` (which conditions each kind of
+preference pair compares). Everything else in this package's dependants is built from these.
+"""
 
 import lazy_loader
 

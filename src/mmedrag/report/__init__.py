@@ -1,4 +1,7 @@
-"""report."""
+"""One self-contained HTML file of an evaluation, with its tables as CSV and LaTeX.
+
+Read ``write`` (sections in order), ``tables``, ``view`` and ``svg`` (charts), ``gallery`` (cases).
+"""
 
 import lazy_loader
 

@@ -85,7 +85,7 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The git commit of this checkout (with ``+changes``), None for an installed package."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     if not (here.parent.parent / ".git").exists():
         return None
     git = ["git", "-C", str(here)]

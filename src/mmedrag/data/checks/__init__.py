@@ -1,4 +1,9 @@
-"""data.checks."""
+"""What is wrong with rows, texts and pictures of a data folder, with file and line.
+
+Read ``check`` (the order of the passes), ``rows`` (any folder or released file as items), ``text``
+and ``facts`` (within and across rows), ``pictures``, ``baselines`` and ``counts``, then how it is
+shown: ``report`` and ``page``.
+"""
 
 import lazy_loader
 

@@ -1,4 +1,9 @@
-"""data.formats."""
+"""One module a format; each yields rows for the writer.
+
+``manifest``, ``released`` (with ``released_pairs``), ``llava``, ``vqa``, ``table``, ``dicom``. A
+format of your own is a function ``load(source, writer, **options)``, named
+``package.module:function``.
+"""
 
 import lazy_loader
 

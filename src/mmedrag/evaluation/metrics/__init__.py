@@ -1,4 +1,6 @@
-"""evaluation.metrics."""
+"""Numbers of aligned predictions and targets: ``questions``, ``text`` (reports), ``clinical``,
+``retrieval``; ``statistics`` holds what all share: resampling by patient, intervals, tests.
+"""
 
 import lazy_loader
 

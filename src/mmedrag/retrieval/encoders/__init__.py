@@ -1,4 +1,8 @@
-"""retrieval.encoders."""
+"""Image-text encoders behind one protocol: unit vectors of pictures and of texts.
+
+Read ``load`` (names and folders → encoder), ``base`` (towers → encoder, batches, fingerprint),
+``hf`` and ``open_clip`` (the two layouts), ``windows`` (long texts).
+"""
 
 import lazy_loader
 

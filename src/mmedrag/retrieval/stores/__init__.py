@@ -1,4 +1,7 @@
-"""retrieval.stores."""
+"""Vector stores: nearest neighbours by inner product, behind ``records.Store``.
+
+Read ``engines`` (the names), ``faiss``, ``folder`` (manifest, lock and commit of an index folder).
+"""
 
 import lazy_loader
 

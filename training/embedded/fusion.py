@@ -1,9 +1,9 @@
 """What the references could give at most: fusers fitted to what the reader sees and is told.
 
-``python -m mmedrag.tiny.fusion [WORK]``, after the pairs are made (stage ``adapter``): a fuser gets
-the untuned model's p(yes) without references, and how many references say yes, no or nothing of
-the asked finding. It shows what this evidence is worth; a tuned reader that gets more out of the
-picture than its own p(yes) says may do better.
+``python -m training.embedded.fusion [WORK]``, after the pairs are made (stage ``adapter``): a fuser
+gets the untuned model's p(yes) without references, and how many references say yes, no or nothing
+of the asked finding. It shows what this evidence is worth; a tuned reader that gets more out of
+the picture than its own p(yes) says may do better.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmedrag.evaluation import right, truth
 from mmedrag.phantom import DOMAINS, read_reference, stated
 from mmedrag.records import Trace
 from mmedrag.runtime import read_jsonl
-from mmedrag.tiny.preference import PAIR_SEEDS
+from training.embedded.preference import PAIR_SEEDS
 
 TEST_SEED = 3001
 LEAN = (0.5, 1.0, 2.0)  # log-odds by which a fuser is made to lean to the picture's answer
@@ -78,7 +78,7 @@ def _odds(p: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m mmedrag.tiny.fusion", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.embedded.fusion", description=__doc__)
     parser.add_argument("work", type=Path, nargs="?", default=Path("build/tiny"))
     work = parser.parse_args().work
     from sklearn.ensemble import HistGradientBoostingClassifier

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmedrag.phantom import Dice, ask_closed
 from mmedrag.runtime import torchvision_shim
-from mmedrag.tiny import vision
-from mmedrag.tiny.data import SIZE
-from mmedrag.tiny.dialogue import Dialogue, Writer
+from training.embedded import vision
+from training.embedded.data import SIZE
+from training.embedded.dialogue import Dialogue, Writer
 
 torchvision_shim.ready()
 from transformers import (  # noqa: E402

@@ -21,7 +21,7 @@ from mmedrag.phantom import DOMAINS, build_benchmark, label_report
 from mmedrag.pipeline import Plan, RunSettings, run_plans
 from mmedrag.records import Trace
 from mmedrag.runtime import DataFolder, read_jsonl
-from mmedrag.tiny import preference
+from training.embedded import preference
 
 log = logging.getLogger(__name__)
 CHECK_SEED, STUDIES = 4000, 1200  # per domain; a quarter of them are test studies
@@ -172,7 +172,7 @@ def write_card(work: Path, weights: Path, found: dict[str, Any]) -> None:
         "# Embedded models",
         "",
         "Small models that make every command run anywhere, at once and offline. They were trained",
-        "on the drawn benchmark alone (`python -m mmedrag.tiny`, docs/benchmark.md) and know",
+        "on the drawn benchmark alone (`python -m training.embedded`, docs/benchmark.md) and know",
         "nothing of real images. Not a medical device. Apache-2.0.",
         "",
         f"Measured on unseen patients: benchmark seed {CHECK_SEED}, {STUDIES} studies a domain, "

@@ -1,4 +1,4 @@
-"""``python -m mmedrag.tiny [STAGE ...]``: build the embedded models from seed, on CPU.
+"""``python -m training.embedded [STAGE ...]``: build the embedded models from seed, on CPU.
 
 Stages in order: vision, look, mix, spell, read, encoders, domain, adapter, card. Each resumes
 where it was interrupted and is skipped when its result stands; work lies in ``build/tiny``.
@@ -15,16 +15,17 @@ from pathlib import Path
 
 import torch
 
-from mmedrag.tiny import stages
+from mmedrag import embedded
+from training.embedded import stages
 
-log = logging.getLogger("mmedrag.tiny")
+log = logging.getLogger("training.embedded")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m mmedrag.tiny", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m training.embedded", allow_abbrev=False)
     parser.add_argument("stage", nargs="*", choices=[[], *stages.STAGES], default=[])
     parser.add_argument("--work", type=Path, default=Path("build/tiny"))
-    parser.add_argument("--out", type=Path, default=Path(stages.__file__).parents[1] / "embedded")
+    parser.add_argument("--out", type=Path, default=Path(embedded.__path__[0]))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

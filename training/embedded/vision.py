@@ -19,7 +19,7 @@ torchvision_shim.ready()
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mmedrag.phantom import cells
-from mmedrag.tiny.data import SIZE, StudySet
+from training.embedded.data import SIZE, StudySet
 
 log = logging.getLogger(__name__)
 MEAN, STD = 0.5, 0.25  # of the image processor, all channels

@@ -14,10 +14,10 @@ import torch
 from mmedrag.experiments import PAIRWISE, SETS
 from mmedrag.phantom import DOMAINS, Knobs, build_benchmark
 from mmedrag.runtime import DataFolder
-from mmedrag.tiny import vision, vlm
-from mmedrag.tiny.data import CHECK_SEED, TRAIN_SEEDS, StudySet, study_set
-from mmedrag.tiny.dialogue import Writer
-from mmedrag.tiny.text import train_tokenizer
+from training.embedded import vision, vlm
+from training.embedded.data import CHECK_SEED, TRAIN_SEEDS, StudySet, study_set
+from training.embedded.dialogue import Writer
+from training.embedded.text import train_tokenizer
 
 log = logging.getLogger(__name__)
 EACH = 600  # studies per seed and domain
@@ -151,7 +151,7 @@ def retriever_data(work: Path) -> list[DataFolder]:
 def encoders(work: Path, out: Path) -> None:
     """A generic image-text encoder, and from it one per domain."""
     from mmedrag.retrieval import RetrieverTraining, train_retriever
-    from mmedrag.tiny import clip
+    from training.embedded import clip
 
     data, start = retriever_data(work), work / "encoder-start"
     if not (start / "config.json").exists():
@@ -186,7 +186,7 @@ def domain(work: Path, out: Path) -> None:
 
 def adapter(work: Path, out: Path) -> None:
     """RAG-PT on all pairs, and for the ablation on each of its sets alone and on two at a time."""
-    from mmedrag.tiny import preference
+    from training.embedded import preference
 
     preference.tune(work, out, "adapter", (*SETS, "unaided"))
     for name in (*SETS, *PAIRWISE):
@@ -196,7 +196,7 @@ def adapter(work: Path, out: Path) -> None:
 
 def card(work: Path, out: Path) -> None:
     """Measure everything on unseen patients and write the model card."""
-    from mmedrag.tiny import check
+    from training.embedded import check
 
     found = {"untuned": check.check(work, out)}
     for name in ("adapter", *(f"adapter-{kinds}" for kinds in (*SETS, *PAIRWISE))):

@@ -19,7 +19,7 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
-from mmedrag.tiny.vlm import image_processor
+from training.embedded.vlm import image_processor
 
 CONTEXT = 128  # tokens; the benchmark's reports are shorter
 

@@ -28,7 +28,7 @@ from mmedrag.phantom import (
     write_report,
 )
 from mmedrag.records import Domain, Hit, Task, Trace
-from mmedrag.tiny.data import KNOBS, StudySet
+from training.embedded.data import KNOBS, StudySet
 
 Turn = tuple[str, str]  # user text, answer
 QUOTES = 2  # of the turns beside a stray image

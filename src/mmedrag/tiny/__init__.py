@@ -1,5 +1,0 @@
-"""How the embedded small models are made: ``python -m mmedrag.tiny``, from the benchmark alone."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+"""How the models that ship are made. Outside the package: nobody needs it to use them."""
