@@ -18,8 +18,8 @@ import numpy as np
 from mmedrag.answering.generators import load_generator
 from mmedrag.evaluation import evaluate, label, right, truth
 from mmedrag.phantom import DOMAINS, build_benchmark, label_report
-from mmedrag.pipeline import Plan, RunSettings, run_plans
-from mmedrag.records import Trace
+from mmedrag.pipeline import RunSettings, run_conditions
+from mmedrag.records import ConditionSpec, Trace
 from mmedrag.runtime import DataFolder, read_jsonl
 from training.embedded import preference
 
@@ -28,13 +28,13 @@ CHECK_SEED, STUDIES = 4000, 1200  # per domain; a quarter of them are test studi
 SOME = 600  # closed questions that the single sets are measured on
 NOISE = "gaussian_clip"
 PLANS = {
-    "none": Plan("none"),
-    "noise": Plan("none", NOISE),
-    "references": Plan("selected"),
-    "noise-references": Plan("selected", NOISE),
-    "own": Plan("own"),
-    "noise-own": Plan("own", NOISE),
-    "contradicting": Plan("contradicting"),
+    "none": ConditionSpec("none"),
+    "noise": ConditionSpec("none", NOISE),
+    "references": ConditionSpec("selected"),
+    "noise-references": ConditionSpec("selected", NOISE),
+    "own": ConditionSpec("own"),
+    "noise-own": ConditionSpec("own", NOISE),
+    "contradicting": ConditionSpec("contradicting"),
 }
 FULL = tuple(PLANS)
 BRIEF = (
@@ -137,7 +137,7 @@ def check(
     ids = () if plans == FULL else _some(data)
     settings = RunSettings(split="test", chunk=512, ids=ids)
     described = {"row": name, "generator": {"model": "vlm", "adapter": adapter}}
-    run_plans(system, data, {n: PLANS[n] for n in plans}, out, settings, 0, described)
+    run_conditions(system, data, {n: PLANS[n] for n in plans}, out, settings, 0, described)
     folders = {plan: out / plan for plan in plans}
     evaluation = evaluate(list(folders.values()), data, resamples=2000)
     return {

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from mmedrag.answering.generators import load_generator
 from mmedrag.domain import open_domain
 from mmedrag.phantom import DOMAINS, build_benchmark
-from mmedrag.pipeline import CORPUS, Pipeline, Plan, RunSettings, interactive, run_plans
+from mmedrag.pipeline import CORPUS, Pipeline, RunSettings, interactive, run_conditions
 from mmedrag.preference.dpo import DpoTraining, train_dpo
 from mmedrag.preference.pairs import PairSettings, even_answers, make_pairs, read_pairs
-from mmedrag.records import PAPER_KINDS, Pair
+from mmedrag.records import PAPER_KINDS, ConditionSpec, Pair
 from mmedrag.retrieval import RuleSpec, build_index, open_retriever
 from mmedrag.runtime import DataFolder, read_json, write_json
 
@@ -121,7 +121,9 @@ def abstention(work: Path, weights: Path) -> dict:
     system = pipeline(work, weights, data)
     system.generator = load_generator("hf", weights / "vlm", weights / "adapter", batch_size=64)
     settings = RunSettings(split="test", task="vqa", chunk=512)
-    run_plans(system, data, {"references": Plan("selected")}, out, settings, 0, {"row": "tuned"})
+    run_conditions(
+        system, data, {"references": ConditionSpec("selected")}, out, settings, 0, {"row": "tuned"}
+    )
     fitted = interactive.fit_abstention([out / "references"], ANSWERED)
     write_json(weights / "vlm" / interactive.SIDECAR, fitted)
     return fitted

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.domain import features
-from mmedrag.domain import outliers as domain_outliers
+from mmedrag.domain import features, outliers as domain_outliers
 from mmedrag.domain.identify import Arrays, DomainModel, embed, standardise
 from mmedrag.images import load_image
 from mmedrag.records import Encoder, Row, UserError

@@ -33,7 +33,7 @@ from PIL import Image
 
 from mmedrag.domain.features import VERSION, statistics
 from mmedrag.images import load_image
-from mmedrag.records import UNKNOWN, Domain, Encoder, UserError
+from mmedrag.records import UNKNOWN, Domain, Encoder, Preparing, UserError
 from mmedrag.runtime import DataFolder
 
 BATCH = 128
@@ -119,7 +119,7 @@ class DomainModel:
 
 def _unknown(reason: str, confidence: float | None, scores: dict[str, float] | None) -> Domain:
     sure = None if confidence is None else round(float(confidence), 6)
-    return Domain(label=UNKNOWN, confidence=sure, scores=scores or {}, reason=reason)  # type: ignore[call-arg]
+    return Domain(label=UNKNOWN, confidence=sure, scores=scores or {}, reason=reason)
 
 
 def open_domain(path: str | Path, device: str | None = None) -> DomainModel:
@@ -173,7 +173,7 @@ def embed(
     """
     errors: dict[Any, str] = {}
     blocks: list[np.ndarray] = []
-    prepare = getattr(encoder, "prepare", None) or (lambda picture: picture)
+    prepare = encoder.prepare if isinstance(encoder, Preparing) else (lambda picture: picture)
 
     def read(item: Path | Image.Image) -> Any:
         try:

@@ -31,7 +31,7 @@ import numpy as np
 from mmedrag.domain import features as domain_features
 from mmedrag.domain.fit import DomainTraining, fit_head, fit_temperature, fit_threshold, fit_unknown
 from mmedrag.domain.identify import Arrays, DomainModel, embed, standardise
-from mmedrag.records import Encoder, Row, UserError
+from mmedrag.records import Encoder, Reopenable, Row, UserError
 from mmedrag.retrieval.encoders import load_encoder
 from mmedrag.runtime import DataFolder, read_toml, write_train_ids
 
@@ -238,7 +238,7 @@ def keep_encoder(model: Encoder | None, path: Path, copy: bool | None) -> dict[s
     """Config entry of the encoder; a small local folder is copied beside the head."""
     if model is None:
         return None
-    spec = getattr(model, "spec", "")
+    spec = model.spec if isinstance(model, Reopenable) else ""
     folder = Path(spec)
     local = bool(spec) and folder.is_dir()
     if local and folder == path / "encoder":  # a fine-tuned one is there already

@@ -141,7 +141,7 @@ def evaluate(
 def example_scores(arm: str, scored: Scored) -> list[Score]:
     """One row per example and metric; metrics that share a per-example value are all listed."""
     return [
-        Score(example_id=t.example_id, metric=name, value=v, run=arm, task=scored.task)  # type: ignore[call-arg]
+        Score(example_id=t.example_id, metric=name, value=v, run=arm, task=scored.task)
         for name, stat in scored.stats["model"].items()
         for t, value in zip(scored.traces, stat.values, strict=True)
         if (v := clean(value)) is not None

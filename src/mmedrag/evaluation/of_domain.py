@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.domain import DomainModel, embed, standardise
-from mmedrag.domain import features as domain_features
-from mmedrag.domain import outliers as domain_outliers
+from mmedrag.domain import (
+    DomainModel,
+    embed,
+    features as domain_features,
+    outliers as domain_outliers,
+    standardise,
+)
 from mmedrag.evaluation.metrics.questions import calibration_rows, ece_of, proportion
 from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, intervals
 from mmedrag.images import apply_noise, load_image

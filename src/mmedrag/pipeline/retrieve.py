@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedrag.pipeline.conditions import Plan, Pool
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import chunks
 from mmedrag.pipeline.worker import Worker
-from mmedrag.records import Example, Trace
+from mmedrag.records import ConditionSpec, Example, Trace
 from mmedrag.runtime import write_rows
 
 CHUNK = 2048  # several hundred images at a time, so that decoding and the model overlap
@@ -32,7 +31,7 @@ def retrieve_examples(
     Returns:
         ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``.
     """
-    worker = Worker(pipeline, {"": Plan()}, Pool(), CHUNK, last="select")
+    worker = Worker(pipeline, {"": ConditionSpec()}, CHUNK, last="select")
     found: dict[str, Trace] = {}
     if progress:
         progress(0, len(examples))

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmedrag.evaluation import Arm, label, right, task_of
-from mmedrag.evaluation.metrics import questions
-from mmedrag.evaluation.metrics import text as metrics_text
+from mmedrag.evaluation.metrics import questions, text as metrics_text
 from mmedrag.records import Hit, Trace, UserError, group_of
 from mmedrag.report import svg
 from mmedrag.report.tables import TASK_NAMES

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmedrag.images import decode_image, perceptual_hash, pixel_hash
-from mmedrag.records import Encoder, UserError
+from mmedrag.records import Encoder, Preparing, UserError
 
 log = logging.getLogger(__name__)
 CHUNK = 128  # contents per frame: bounds the pixels in memory
@@ -234,7 +234,7 @@ def embed_images(
     chosen = [list(item[:1] if views == "first" else item) for item in items]
     paths = list(dict.fromkeys(path for item in chosen for path in item))
     key_of: dict[Path, bytes | str] = {}
-    prepare = getattr(encoder, "prepare", None) or (lambda picture: picture)
+    prepare = encoder.prepare if isinstance(encoder, Preparing) else (lambda picture: picture)
     claimed: set[bytes] = set()
 
     def read(path: Path) -> Any:

@@ -67,6 +67,10 @@ class Retriever:
     def domain(self) -> str | None:
         return self.index.domain
 
+    def forget(self) -> None:
+        """Drop the embeddings of queries; from now on they are kept in memory only."""
+        self.cache = EmbeddingCache(None, self.encoder, "image")
+
     def embed(self, examples: Sequence[Example]) -> ImageEmbeddings:
         """Each distinct image once; images seen before not at all."""
         return embed_images([e.images for e in examples], self.encoder, self.cache, self.views)
