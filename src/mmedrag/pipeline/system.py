@@ -165,6 +165,8 @@ def build_pipeline(
                 if options.get(key):
                     options[key] = str(located(options[key]))
         generator = load_generator(**options)
+        if options.get("adapter") and not isinstance(generator, Adaptable):
+            raise UserError(f"[generator]: adapter: kind {options['kind']!r} takes none")
         adapters = {
             name: _adapted(generator, options["kind"], name, part.adapter)
             for name, part in system.domains.items()
