@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from mmedrag.answering import TemplateSet
 from mmedrag.phantom import (
-    Dice,
+    Rng,
     Findings,
     Question,
     Study,
@@ -46,7 +46,7 @@ class Dialogue:
 
 @dataclass
 class Writer:
-    """Makes dialogues about the studies of one set; ``dice`` names the randomness of each."""
+    """Makes dialogues about the studies of one set; ``rng`` names the randomness of each."""
 
     studies: StudySet
     templates: TemplateSet = field(default_factory=TemplateSet)
@@ -75,26 +75,26 @@ class Writer:
         hits = [Hit(id=str(i), text=r, score=1.0, rank=i) for i, r in enumerate(references)]
         return self.templates.render(trace, hits, None).text
 
-    def report(self, study: Study, dice: Dice) -> str:
+    def report(self, study: Study, rng: Rng) -> str:
         return write_report(
             self.studies.domain,
             study.findings,
             study.attributes,
-            dice,
+            rng,
             KNOBS.omission,
             KNOBS.hedging,
         )
 
-    def questions(self, findings: Findings, dice: Dice, count: int) -> list[Question]:
+    def questions(self, findings: Findings, rng: Rng, count: int) -> list[Question]:
         """Questions of every form, yes and no equally likely; three of four about presence."""
         domain, asked = self.studies.domain, []
         for _ in range(count):
-            form = "presence" if dice.chance(0.75) else ""
-            question = None if form or not dice.chance(0.15) else ask_open(domain, findings, dice)
-            asked.append(question or ask_closed(domain, findings, dice, self.fair, form))
+            form = "presence" if rng.chance(0.75) else ""
+            question = None if form or not rng.chance(0.15) else ask_open(domain, findings, rng)
+            asked.append(question or ask_closed(domain, findings, rng, self.fair, form))
         return asked
 
-    def simple(self, findings: Findings, dice: Dice, count: int) -> list[Question]:
+    def simple(self, findings: Findings, rng: Rng, count: int) -> list[Question]:
         """Presence questions about any cell, and more than their share about what is there.
 
         Balanced questions are a poor teacher: yes is as likely for every picture and for every
@@ -106,11 +106,11 @@ class Writer:
         there = [c for c in every if has(domain, findings[c[0]], c[1])]
         asked = []
         for _ in range(count):
-            name, side = dice.choice(there if there and dice.chance(0.4) else every)
-            asked.append(ask_presence(domain, domain.by_name[name], side, findings, dice))
+            name, side = rng.choice(there if there and rng.chance(0.4) else every)
+            asked.append(ask_presence(domain, domain.by_name[name], side, findings, rng))
         return asked
 
-    def mentioned(self, study: Study, text: str, dice: Dice, count: int) -> list[Question]:
+    def mentioned(self, study: Study, text: str, rng: Rng, count: int) -> list[Question]:
         """Presence questions about what a report states, yes and no equally likely; half of the
         no about findings that are there, but on another side."""
         domain = self.studies.domain
@@ -121,15 +121,15 @@ class Writer:
         aside = [c for c in no if study.findings[c[0]].present]
         asked = []
         for _ in range(count if options else 0):
-            wrong = aside if aside and dice.chance(0.5) else no
-            name, side = dice.choice((yes if dice.chance(0.5) else wrong) or yes or no)
-            asked.append(ask_presence(domain, domain.by_name[name], side, study.findings, dice))
+            wrong = aside if aside and rng.chance(0.5) else no
+            name, side = rng.choice((yes if rng.chance(0.5) else wrong) or yes or no)
+            asked.append(ask_presence(domain, domain.by_name[name], side, study.findings, rng))
         return asked
 
     def structured(self, study: Study) -> str:
         return structured_report(self.studies.domain, study.findings, study.attributes)
 
-    def quoted(self, references: list[str], dice: Dice, count: int) -> list[Turn]:
+    def quoted(self, references: list[str], rng: Rng, count: int) -> list[Turn]:
         """What the first report says of a finding, word for word; the bare name asks for it.
 
         Finding the sentence is most of reading, and a sentence teaches more than a yes or no.
@@ -138,22 +138,22 @@ class Writer:
         for sentence in split_sentences(references[0]):
             said |= dict.fromkeys(label_report(domain.name, sentence)["findings"], sentence)
         turns = []
-        for name in dice.shuffled(sorted(said))[:count]:
+        for name in rng.shuffled(sorted(said))[:count]:
             text = domain.by_name[name].noun.capitalize() + "?"
             turns.append((self.prompt("vqa", text, False, references), said[name]))
         return turns
 
-    def look(self, row: int, dice: Dice, count: int = 10, simple: bool = False) -> Dialogue:
+    def look(self, row: int, rng: Rng, count: int = 10, simple: bool = False) -> Dialogue:
         """Questions about a picture (``simple`` ones or of every form); report if ``count`` 0."""
         study = self.studies.studies[row]
         ask = self.simple if simple else self.questions
-        asked = ask(study.findings, dice, count)
+        asked = ask(study.findings, rng, count)
         turns = [(self.prompt("vqa", q.text, q.closed, []), q.answer) for q in asked]
         if not count:
             turns.append((self.prompt("report", None, False, []), self.structured(study)))
         return Dialogue(row, turns)
 
-    def read(self, row: int, dice: Dice, count: int = 6, practice: float = 0.4) -> Dialogue:
+    def read(self, row: int, rng: Rng, count: int = 6, practice: float = 0.4) -> Dialogue:
         """References that mostly agree with the study; with ``practice``, beside a stray image.
         Questions about it, or its report (``count`` 0).
 
@@ -162,24 +162,24 @@ class Writer:
         the first is the study's own, and half of the questions are about what it states; the
         others teach that a report is silent about what is not there.
         """
-        study, stray = self.studies.studies[row], dice.chance(practice)
+        study, stray = self.studies.studies[row], rng.chance(practice)
         mates = self.alike[self._phenotype(study)]
-        more = 0 if practice == 1 else dice.weighted((0, 1, 2, 3), MORE)
+        more = 0 if practice == 1 else rng.weighted((0, 1, 2, 3), MORE)
         references = []
         for i in range(1 + more):
-            own = dice.chance(OWN) or (stray and i == 0)
-            whose = study if own else self.studies.studies[dice.choice(mates)]
-            references.append(self.report(whose, dice))
+            own = rng.chance(OWN) or (stray and i == 0)
+            whose = study if own else self.studies.studies[rng.choice(mates)]
+            references.append(self.report(whose, rng))
         if stray:
             stated = (count - QUOTES) // 2 if count else 0
-            asked = self.mentioned(study, references[0], dice, stated)
-            asked += self.questions(study.findings, dice, count - QUOTES - stated if count else 0)
-            row = dice.integer(0, len(self.studies.studies) - 1)
+            asked = self.mentioned(study, references[0], rng, stated)
+            asked += self.questions(study.findings, rng, count - QUOTES - stated if count else 0)
+            row = rng.integer(0, len(self.studies.studies) - 1)
         else:
-            asked = self.questions(study.findings, dice, count)
+            asked = self.questions(study.findings, rng, count)
         turns = [(self.prompt("vqa", q.text, q.closed, references), q.answer) for q in asked]
         if stray and count:
-            turns += self.quoted(references, dice, QUOTES)
+            turns += self.quoted(references, rng, QUOTES)
         if not count:
             turns.append((self.prompt("report", None, False, references), self.structured(study)))
         return Dialogue(row, turns)

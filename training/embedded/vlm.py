@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from mmedrag.phantom import Dice, ask_closed
+from mmedrag.phantom import Rng, ask_closed
 from mmedrag.runtime import torchvision_shim
 from training.embedded import vision
 from training.embedded.data import SIZE
@@ -215,10 +215,10 @@ def texts(writers: Mapping[str, Writer], count: int) -> list[str]:
     out = []
     for name, writer in writers.items():
         for i in range(count):
-            dice = Dice("text", name, i)
-            row = dice.integer(0, len(writer.studies.studies) - 1)
+            rng = Rng("text", name, i)
+            row = rng.integer(0, len(writer.studies.studies) - 1)
             write = writer.read if i % 2 else writer.look
-            dialogue = write(row, dice, 6 if i % 4 > 1 else 0)
+            dialogue = write(row, rng, 6 if i % 4 > 1 else 0)
             out += [f"USER: {q}\nASSISTANT:\n{a}" for q, a in dialogue.turns]
     return out
 
@@ -264,18 +264,18 @@ class Batches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         # One kind a step keeps rows of about one length together.
         plan, done = self.plan, step / self.plan.steps
-        kind = Dice("kind", plan.seed, step)
+        kind = Rng("kind", plan.seed, step)
         reads, reports = kind.chance(plan.reading(done)), kind.chance(plan.reports(done))
         simple = kind.chance(plan.simple(done))
         names, out = list(self.writers), []
         for i in range(plan.batch):
-            name, dice = names[i % len(names)], Dice("train", plan.seed, step, i)
+            name, rng = names[i % len(names)], Rng("train", plan.seed, step, i)
             writer = self.writers[name]
-            row = dice.integer(0, len(writer.studies.studies) - 1)
+            row = rng.integer(0, len(writer.studies.studies) - 1)
             if reads:
-                dialogue = writer.read(row, dice, 0 if reports else READ, plan.practice(done))
+                dialogue = writer.read(row, rng, 0 if reports else READ, plan.practice(done))
             else:
-                dialogue = writer.look(row, dice, 0 if reports else LOOK, simple)
+                dialogue = writer.look(row, rng, 0 if reports else LOOK, simple)
             if dialogue.turns:
                 out.append((name, dialogue.image, self.encode(dialogue)))
         return out
@@ -322,7 +322,7 @@ def train(
         collate_fn=lambda batch: batch,
     )
     for step, batch in zip(todo, loader, strict=True):
-        plain = Dice("contrast", plan.seed, step).chance(plan.easy(step / plan.steps))
+        plain = Rng("contrast", plan.seed, step).chance(plan.easy(step / plan.steps))
         images = torch.stack([feats[name][plain][image] for name, image, _ in batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             logits, said = answer_logits(model, images, [row for *_, row in batch])
@@ -371,18 +371,18 @@ def probe(
     jobs: dict[str, list[tuple[torch.Tensor, Row]]] = {}
     truths: dict[str, list[bool]] = {}
     for j in range(count):
-        study, dice = writer.studies.studies[j], Dice("probe", j)
-        own = writer.report(study, dice)
+        study, rng = writer.studies.studies[j], Rng("probe", j)
+        own = writer.report(study, rng)
         mates = writer.alike[writer._phenotype(study)]
-        mate = writer.report(writer.studies.studies[dice.choice(mates)], dice)
-        asked = [ask_closed(domain, study.findings, dice, writer.fair, "presence") for _ in "1234"]
+        mate = writer.report(writer.studies.studies[rng.choice(mates)], rng)
+        asked = [ask_closed(domain, study.findings, rng, writer.fair, "presence") for _ in "1234"]
         blank = noise[j % len(noise)]
         for kind, references, image, questions in (
             ("none", [], feats[j], asked),
             ("own", [own], feats[j], asked),
             ("mate", [mate], feats[j], asked),
             ("noise", [], blank, asked),
-            ("noise_own", [own], blank, writer.mentioned(study, own, dice, 2)),
+            ("noise_own", [own], blank, writer.mentioned(study, own, rng, 2)),
         ):
             if questions:
                 turns = [(writer.prompt("vqa", q.text, True, references), "yes") for q in questions]

@@ -2,7 +2,7 @@ from . import build as build
 from .build import build_benchmark as build_benchmark
 from .build import questions_of as questions_of
 from .canvas import Canvas as Canvas
-from .canvas import Dice as Dice
+from .canvas import Rng as Rng
 from .grammar import DOMAINS as DOMAINS
 from .grammar import DomainSpec as DomainSpec
 from .grammar import Findings as Findings
@@ -18,9 +18,9 @@ from .questions import ask_open as ask_open
 from .questions import ask_presence as ask_presence
 from .questions import balance as balance
 from .questions import cells as cells
+from .reading import findings_in as findings_in
 from .reading import present_in as present_in
 from .reading import read_reference as read_reference
-from .reading import stated as stated
 from .sample import Knobs as Knobs
 from .sample import Study as Study
 from .sample import picture as picture
