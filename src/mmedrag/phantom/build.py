@@ -96,7 +96,7 @@ def rows(
     own = Rows([_truth(study)], [Reference(id=study.id, text=text, **row)], examples)
     if twins and study.split == "test":
         twin = _twin(domain, study, out, knobs, twins, asked, image)
-        return Rows(*(a + b for a, b in zip(own, twin, strict=True)))
+        return Rows(own.truth + twin.truth, own.corpus + twin.corpus, own.examples + twin.examples)
     return own
 
 

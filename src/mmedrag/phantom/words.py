@@ -45,7 +45,7 @@ def read_domain(
         raise UserError(f"{path}: both: {words.both!r} is no side, expected one of {known}")
     if not words.normal:
         raise UserError(f"{path}: normal: is empty, expected at least one sentence")
-    names = [spec.name for spec in (*words.attributes, *words.findings)]
+    names = [a.name for a in words.attributes] + [f.name for f in words.findings]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}: the name {name!r} stands twice")
