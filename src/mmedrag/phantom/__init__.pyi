@@ -1,6 +1,6 @@
 from . import build as build
 from .build import build_benchmark as build_benchmark, questions_of as questions_of
-from .canvas import Canvas as Canvas, Dice as Dice
+from .canvas import Canvas as Canvas, Rng as Rng
 from .grammar import (
     DOMAINS as DOMAINS,
     DomainSpec as DomainSpec,
@@ -20,5 +20,9 @@ from .questions import (
     balance as balance,
     cells as cells,
 )
-from .reading import present_in as present_in, read_reference as read_reference, stated as stated
+from .reading import (
+    findings_in as findings_in,
+    present_in as present_in,
+    read_reference as read_reference,
+)
 from .sample import Knobs as Knobs, Study as Study, picture as picture, studies as studies

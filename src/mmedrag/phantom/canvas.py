@@ -21,8 +21,8 @@ T = TypeVar("T")
 Window = tuple[slice, slice]
 
 
-class Dice:
-    """Named randomness: ``Dice(seed, study, "nodule")`` is independent of every other name, so
+class Rng:
+    """Named randomness: ``Rng(seed, study, "nodule")`` is independent of every other name, so
     that changing one finding of a study leaves everything else where it was."""
 
     def __init__(self, *key: object) -> None:
@@ -149,10 +149,10 @@ class Canvas:
         """1 under a horizontal level (y larger), soft edge of ±soft."""
         return smooth((self.y - np.float32(level) + np.float32(soft)) / np.float32(2 * soft))
 
-    def clouds(self, dice: Dice, cells: int) -> np.ndarray:
+    def clouds(self, rng: Rng, cells: int) -> np.ndarray:
         """Value noise in [-1, 1] with ``cells`` lattice cells across."""
         grid = np.array(
-            [[dice.uniform(-1, 1) for _ in range(cells + 2)] for _ in range(cells + 2)], np.float32
+            [[rng.uniform(-1, 1) for _ in range(cells + 2)] for _ in range(cells + 2)], np.float32
         )
         at = self.x[0] * np.float32(cells)
         low = at.astype(np.int64)
