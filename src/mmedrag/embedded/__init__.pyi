@@ -1,7 +1,1 @@
-from .folder import (
-    EMBEDDED as EMBEDDED,
-    available as available,
-    cache_folder as cache_folder,
-    located as located,
-    path as path,
-)
+from .folder import EMBEDDED as EMBEDDED, available as available, located as located, path as path

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,10 @@ from mmedrag.phantom.grammar import DOMAINS, DomainSpec, load_domain
 from mmedrag.phantom.questions import Balance, Question, ask_closed, ask_open, balance
 from mmedrag.phantom.sample import Knobs, Study, flip, picture, report, studies
 from mmedrag.records import Example, Reference, Truth, UserError
-from mmedrag.runtime import write_jsonl
+from mmedrag.runtime import read_json, sync, write_json, write_jsonl, write_unsynced
 
 LICENCE = "CC0-1.0"
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Rows(NamedTuple):
@@ -38,13 +39,22 @@ def _canvas(size: int) -> Canvas:
 
 def _save(domain: DomainSpec, study: Study, out: Path, knobs: Knobs) -> str:
     name = f"images/{study.id}.png"
-    path = out / name
-    if not path.exists():  # a finished image is complete: it is renamed into place
-        part = path.with_suffix(".part")
-        pixels = picture(domain, study, _canvas(knobs.size), knobs)
-        Image.fromarray(pixels).save(part, format="PNG", compress_level=3)
-        os.replace(part, path)
+    if not _whole(out / name):
+        pixels, png = picture(domain, study, _canvas(knobs.size), knobs), BytesIO()
+        Image.fromarray(pixels).save(png, format="PNG", compress_level=3)
+        write_unsynced(out / name, png.getvalue())
     return name
+
+
+def _whole(path: Path) -> bool:
+    """Whether an earlier, interrupted build has finished this picture: it then ends as PNG files
+    do (a power cut may leave a name without content, because the name was not waited for)."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(-len(PNG_END), os.SEEK_END)
+            return handle.read() == PNG_END
+    except OSError:
+        return False
 
 
 def questions_of(
@@ -161,7 +171,10 @@ Job = tuple[str, list[Study], str, Knobs, str | None, Balance | None]
 def _work(job: Job) -> list[Rows]:
     name, batch, out, knobs, twins, fair = job
     domain = load_domain(name)
-    return [rows(domain, study, Path(out), knobs, twins, fair) for study in batch]
+    made = [rows(domain, study, Path(out), knobs, twins, fair) for study in batch]
+    pictures = {Path(out, str(row.image)) for r in made for row in (*r.corpus, *r.examples)}
+    sync(*pictures, Path(out, "images"))
+    return made
 
 
 def _jobs(
@@ -263,11 +276,11 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[list[Rows]]:
 def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Mark the folder as this build's; refuse to mix two builds."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    path, text = out / "phantom.json", json.dumps(plan, indent=1, sort_keys=True) + "\n"
-    if path.exists() and path.read_text() != text:
+    path = out / "phantom.json"
+    if path.exists() and read_json(path) != plan:
         raise UserError(
             f"{out}: holds another phantom build (see {path.name}); choose a new folder"
         )
     if not path.exists() and any((out / "images").iterdir()):
         raise UserError(f"{out}: images/ is not empty and is no phantom build; choose a new folder")
-    path.write_text(text)
+    write_json(path, plan, sort_keys=True)

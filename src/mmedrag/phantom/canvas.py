@@ -11,11 +11,12 @@ Coordinates: x to the right, y down, both in [0, 1] over the image, whatever its
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
+
+from mmedrag.runtime import named_random, random_words
 
 T = TypeVar("T")
 Window = tuple[slice, slice]
@@ -26,7 +27,7 @@ class Rng:
     that changing one finding of a study leaves everything else where it was."""
 
     def __init__(self, *key: object) -> None:
-        self._random = random.Random("/".join(str(part) for part in key)).random
+        self._random = named_random(*key).random
 
     def unit(self) -> float:
         return self._random()
@@ -163,8 +164,8 @@ class Canvas:
 
 def grain(size: int, channels: int, *key: object) -> np.ndarray:
     """Integer pixel noise [size, size, channels]: bell-shaped, mean 0, s.d. 147.8 (int32)."""
-    entropy = random.Random("/".join(str(part) for part in key)).getrandbits(64)
-    raw = np.random.PCG64(entropy).random_raw(size * size * channels // 2 + 1)
+    entropy = named_random(*key).getrandbits(64)
+    raw = random_words(entropy, size * size * channels // 2 + 1)
     parts = raw.view(np.uint8)[: size * size * channels * 4].reshape(size, size, channels, 4)
     pairs = parts[..., :2].astype(np.int32) + parts[..., 2:]  # slices: faster than sum(-1)
     return pairs[..., 0] + pairs[..., 1] - 510

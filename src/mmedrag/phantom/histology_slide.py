@@ -10,6 +10,7 @@ import numpy as np
 
 from mmedrag.phantom.canvas import Canvas, Rng, Window, smooth, turn
 from mmedrag.phantom.scene import Scene
+from mmedrag.runtime import random_words
 
 # What each dye takes from red, green and blue; proportions of common H&E colours.
 EOSIN, HAEM = (0.15, 1.0, 0.55), (0.78, 1.0, 0.36)
@@ -19,7 +20,7 @@ COS, SIN = np.array([turn(k / 256) for k in range(256)], np.float32).T
 
 def draws(rng: Rng, *shape: int) -> np.ndarray:
     """Uniform float32 in [0, 1), 24 random bits each."""
-    bits = np.random.PCG64(int(rng.unit() * 2**53)).random_raw(math.prod(shape))
+    bits = random_words(int(rng.unit() * 2**53), math.prod(shape))
     return ((bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(shape)
 
 

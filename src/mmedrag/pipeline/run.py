@@ -20,7 +20,15 @@ from mmedrag.pipeline.conditions import Pool
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.worker import Worker
 from mmedrag.records import ConditionSpec, Describable, Example, UserError
-from mmedrag.runtime import DataFolder, Journal, append_line, read_json, run_folder, write_json
+from mmedrag.runtime import (
+    DataFolder,
+    Journal,
+    append_line,
+    read_json,
+    run_folder,
+    write_bytes,
+    write_json,
+)
 
 Progress = Callable[[int, int], None]
 TRACES, JOURNAL = "traces.jsonl", "journal.log"
@@ -206,11 +214,9 @@ def merge(shards: Sequence[Path], out: Path) -> dict[str, Any]:
     for shard in found.values():
         rows = (shard / TRACES).read_bytes().rstrip(b"\n").split(b"\n")
         lines += zip(read_json(shard / POSITIONS), rows, strict=True)
-    target = Path(out) / (TRACES + ".part")
-    target.write_bytes(b"".join(row + b"\n" for _, row in sorted(lines)))
-    target.replace(Path(out) / TRACES)
+    write_bytes(Path(out) / TRACES, b"".join(row + b"\n" for _, row in sorted(lines)))
     times = b"".join((p / TIMINGS).read_bytes() for p in found.values() if (p / TIMINGS).exists())
-    (Path(out) / TIMINGS).write_bytes(times)
+    write_bytes(Path(out) / TIMINGS, times)
     return {"out": str(out), "rows": len(lines), "failed": _failed(Path(out) / TRACES)}
 
 

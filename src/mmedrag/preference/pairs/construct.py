@@ -12,7 +12,6 @@ to half of the rest.
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from mmedrag.records import (
     target_of,
     trace_id,
 )
+from mmedrag.runtime import python_rng
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class _Construction:
     def even(self, built: dict[PairKind, list[Pair]]) -> None:
         """Leave pairs out until answers tell nothing, drawn by the seed."""
         shuffled = [pair for pairs in built.values() for pair in pairs]
-        random.Random(self.seed).shuffle(shuffled)
+        python_rng(self.seed).shuffle(shuffled)
         kept = {pair.id for pair in even_answers(shuffled, self.labels)}
         for kind, pairs in built.items():
             if uneven := sum(pair.id not in kept for pair in pairs):
@@ -172,7 +172,7 @@ class _Construction:
         have = built["cross_modal"]
         if len(have) > keep:
             self.dropped["cross_modal"]["balance"] = len(have) - keep
-            built["cross_modal"] = random.Random(self.seed).sample(have, keep)
+            built["cross_modal"] = python_rng(self.seed).sample(have, keep)
 
     def _traces(self, spec: ConditionSpec) -> Mapping[str, Trace]:
         return self.index[spec.slug]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.records import Noise, Pair, PairSet, Prompt, Side, UserError
-from mmedrag.runtime import read_jsonl, write_jsonl
+from mmedrag.runtime import read_jsonl, write_json, write_jsonl, write_text
 
 
 def write_pairs(found: PairSet, out: Path, data: Path, settings: dict[str, Any]) -> Path:
@@ -30,9 +30,7 @@ def write_pairs(found: PairSet, out: Path, data: Path, settings: dict[str, Any])
         "settings": settings,
         "counts": found.counts,
     }
-    part = out / "config.json.part"
-    part.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, out / "config.json")
+    write_json(out / "config.json", config, indent=2)
     return out
 
 
@@ -108,9 +106,7 @@ def export_pairs(
         text = json.dumps(rows, ensure_ascii=False, indent=4)
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+    write_text(file, text)
     return {"file": str(file), "rows": len(rows), "refused": refused, "noise_images": len(drawn)}
 
 

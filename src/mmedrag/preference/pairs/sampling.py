@@ -16,10 +16,10 @@ learns when references are to be trusted.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 
 from mmedrag.records import Pair, Trace, read_text
+from mmedrag.runtime import named_random
 
 OTHER = {"yes": "no", "no": "yes", "Yes": "No", "No": "Yes", "YES": "NO", "NO": "YES"}
 
@@ -39,7 +39,7 @@ def draw_answer(trace: Trace, seed: str) -> Trace:
     """The trace with yes or no drawn by its ``p_yes``; spelled as the model spelled its answer."""
     answer = trace.answer
     assert answer and answer.p_yes is not None  # can_draw
-    draw = random.Random(f"{seed}/{trace.example_id}").random()
+    draw = named_random(seed, trace.example_id).random()
     side = "yes" if draw < answer.p_yes else "no"
     word = answer.text.strip(" .")
     text = answer.text if word.lower() == side else answer.text.replace(word, OTHER[word])
