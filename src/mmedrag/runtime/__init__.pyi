@@ -2,6 +2,7 @@ from . import config as config
 from . import memory as memory
 from . import run_folder as run_folder
 from . import torchvision_shim as torchvision_shim
+from . import training as training
 from .config import as_dict as as_dict
 from .config import read_toml as read_toml
 from .data_folder import DataFolder as DataFolder

@@ -1,7 +1,7 @@
 from . import card as card
 from . import train as train
 from . import trainer as trainer
-from .encode import Encoder as Encoder
+from .encode import PairTokenizer as PairTokenizer
 from .policy import linear_targets as linear_targets
 from .prepare import image_tokens as image_tokens
 from .prepare import pixel_reader as pixel_reader
