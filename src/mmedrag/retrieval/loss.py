@@ -85,9 +85,10 @@ def cached_backward(
         _restore(state)
         with nullcontext() if number + 1 == len(chunks) else defer():
             sides = zip(encode(chunk), grads[number], strict=True)
-            trained = [(rows, grad) for rows, grad in sides if rows.requires_grad]
-            if trained:  # nothing is, where only τ learns
-                torch.autograd.backward(*zip(*trained, strict=True))
+            trained = [side for side in sides if side[0].requires_grad]
+            rows, given = [pair[0] for pair in trained], [pair[1] for pair in trained]
+            if rows:  # none are, where only τ learns
+                torch.autograd.backward(rows, given)
     _restore(after)
     return value.detach()
 

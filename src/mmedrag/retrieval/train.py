@@ -123,9 +123,7 @@ def train_towers(
     if folder is None:
         with TemporaryDirectory() as place:
             own = training.TrainingFolder(Path(place), "training.json")
-            return train_towers(
-                towers, pairs, settings, own, validate, device, tracker, progress
-            )
+            return train_towers(towers, pairs, settings, own, validate, device, tracker, progress)
     steps, model = Steps(pairs, settings), TwoTowers(towers, settings)
     options = arguments(folder.checkpoints, steps, validate is not None, device)
     processes = training.processes_of(options)

@@ -254,19 +254,20 @@ class RetrieverTrainer(Trainer):
         tracker: Tracker | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.s, self.steps, self.validate = steps.s, steps, validate
+        self.s, self.steps, self.towers, self.validate = steps.s, steps, towers, validate
         self.processes, self.clock = training.processes_of(arguments), training.Clock()
-        towers_of, pairs = towers.towers, steps.pairs
+        pairs = steps.pairs
         if 0 < (last := len(pairs.texts) % self.s.batch_size) < self.processes.size:
             raise UserError(
                 f"train retriever: the last batch has {last} pairs for "
                 f"{self.processes.size} processes, choose another batch_size"
             )
-        self.windows = [_windows(towers_of, text, self.s.long_text) for text in pairs.texts]
+        self.pixels = StepPixels(steps, self.processes)
+        self.windows = [_windows(towers.towers, text, self.s.long_text) for text in pairs.texts]
         super().__init__(
             model=towers,
             args=arguments,
-            train_dataset=StepPixels(steps, self.processes),
+            train_dataset=self.pixels,
             eval_dataset=validate,  # which evaluate() asks; the Trainer only wants there to be one
             callbacks=[
                 training.Epochs(self.clock),
@@ -281,8 +282,8 @@ class RetrieverTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item a step, which is this process's part already."""
-        data, order = self.train_dataset, EpochSteps(self.steps, self.clock)
-        return DataLoader(data, batch_size=1, sampler=order, collate_fn=itemgetter(0))
+        order = EpochSteps(self.steps, self.clock)
+        return DataLoader(self.pixels, batch_size=1, sampler=order, collate_fn=itemgetter(0))
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -303,7 +304,7 @@ class RetrieverTrainer(Trainer):
                 partial(self._loss, inputs["step"]),
                 partial(self.accelerator.no_sync, model),
             )
-        scale = self.model.log_scale
+        scale = self.towers.log_scale
         if self.processes.size > 1 and scale.grad is not None:
             scale.grad = self.accelerator.reduce(scale.grad, "mean")
         return value
@@ -331,7 +332,7 @@ class RetrieverTrainer(Trainer):
         pixels = crop(inputs["pixels"].to(self.args.device), self.s.crop, step.crops[mine])
         parts = [texts[i : i + size] for i in range(0, len(texts), size)]
         return [
-            {"pixels": seen, "tokens": self.model.towers.tokenize(part)}
+            {"pixels": seen, "tokens": self.towers.towers.tokenize(part)}
             for seen, part in zip(pixels.split(size), parts, strict=True)
         ]
 
@@ -340,14 +341,14 @@ class RetrieverTrainer(Trainer):
         if self.s.mask_identical:
             masked = false_negatives([self.steps.pairs.texts[i] for i in step.pairs])
         both = self.processes.gather(torch.cat([images, texts], dim=1), len(step.pairs))
-        return info_nce(*both.chunk(2, dim=1), self.model.log_scale, masked)
+        images, texts = both.chunk(2, dim=1)
+        return info_nce(images, texts, self.towers.log_scale, masked)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """What ``validate`` finds, and the mean training loss of the epoch."""
-        found = None
-        if self.processes.first:
-            assert self.validate is not None
-            self.model.eval()
+        found: dict[str, float] = {}
+        if self.validate is not None and self.processes.first:
+            self.towers.eval()
             found = self.validate()
         losses = losses_of(self.state)[-self.steps.per_epoch :]
         found = {"loss": sum(losses) / len(losses), **self.processes.agree(found)}
@@ -364,11 +365,12 @@ class RetrieverTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         rate = partial(learning_rate, total=num_training_steps, warmup=self.s.warmup)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)
+        optimizer = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, dict(_weights(self.model)))
+        super()._save(output_dir, dict(_weights(self.towers)))
 
 
 def losses_of(state: Any) -> list[float]:

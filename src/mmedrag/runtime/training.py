@@ -190,9 +190,7 @@ class Progress(TrainerCallback):
     """Tells ``progress(step, steps)``; logged values named in ``shown`` go to the log whenever the
     first of them is there; a loss that is no number ends the training."""
 
-    def __init__(
-        self, progress: Callable[[int, int], None] | None, shown: tuple[str, ...]
-    ) -> None:
+    def __init__(self, progress: Callable[[int, int], None] | None, shown: tuple[str, ...]) -> None:
         self.progress, self.shown = progress, shown
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

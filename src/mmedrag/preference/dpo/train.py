@@ -40,7 +40,7 @@ from mmedrag.preference.dpo.prepare import (
 )
 from mmedrag.preference.dpo.settings import DpoTraining, Reference
 from mmedrag.records import Pair, UserError
-from mmedrag.runtime import Processes, training
+from mmedrag.runtime import training
 
 __all__ = ["DpoTraining", "train_dpo"]
 log = logging.getLogger(__name__)

@@ -180,11 +180,7 @@ class DpoTrainer(Trainer):
         resume that had nothing to do)."""
         rows = [row for row in self.state.log_history if "loss" in row]
         metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if "/" in k or k == "loss"}
-        return {
-            "steps": self.state.global_step,
-            "loss": metrics.get("loss"),
-            "metrics": metrics,
-        }
+        return {"steps": self.state.global_step, "loss": metrics.get("loss"), "metrics": metrics}
 
     # --- order and optimiser --------------------------------------------------------------------
 
