@@ -208,7 +208,7 @@ def ours(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     from mmedrag.preference.pairs import read_pairs
 
-    meter, load, counters = Meter(), module.load, []
+    meter, load, counters = Meter(), module.load_model, []
 
     def loaded(*args: Any, **kwargs: Any) -> Any:
         found = load(*args, **kwargs)
@@ -216,7 +216,7 @@ def ours(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         meter.start()
         return found
 
-    module.load = loaded
+    module.load_model = loaded
     out = tempfile.mkdtemp(dir=work)
     cache = work / "cache" if options.job == "ours_warm" else Path(out) / "cache"
     result = module.train_dpo(
@@ -240,15 +240,15 @@ class Common:
 
     def __init__(self, work: Path, options: argparse.Namespace) -> None:
         from mmedrag.answering.generators import Inputs
-        from mmedrag.models import load
-        from mmedrag.preference.dpo import Encoder, image_tokens, linear_targets, pixel_reader
+        from mmedrag.models import load_model
+        from mmedrag.preference.dpo import PairTokenizer, image_tokens, linear_targets, pixel_reader
         from mmedrag.preference.pairs import read_pairs
 
         self.settings = settings(options)
-        self.loaded = load(work / "model")
+        self.loaded = load_model(work / "model")
         inputs = Inputs(self.loaded.model, self.loaded.processor, 1, 0)
-        encoder = Encoder(inputs, image_tokens(self.loaded), self.settings.max_length)
-        self.rows = encoder(read_pairs(work / "pairs"))
+        tokenizer = PairTokenizer(inputs, image_tokens(self.loaded), self.settings.max_length)
+        self.rows = tokenizer(read_pairs(work / "pairs"))
         self.pixels, self.pad = pixel_reader(inputs), inputs.pad_id
         self.counter = Work(self.loaded.model)
         from peft import LoraConfig

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 if __name__ == "__main__":
     home, name, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     from dpo_tools import make_pairs, quick
-    from mmedrag.preference.dpo import trainer
     from mmedrag.preference.dpo.train import train_dpo
+    from mmedrag.runtime import training
 
     if kill := options.get("kill_at"):  # [step, "before_mark" or "after"]: as kill -9 would
         step, when = kill
-        original = trainer._Completes.on_save
+        original = training.Checkpoints.on_save
 
         def on_save(self, args, state, control, **kwargs):
             if when == "before_mark" and state.global_step >= step:
@@ -29,8 +29,8 @@ if __name__ == "__main__":
             if when == "after" and state.global_step >= step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        trainer._Completes.on_save = on_save
-        trainer._Completes.on_step_end = on_step_end
+        training.Checkpoints.on_save = on_save
+        training.Checkpoints.on_step_end = on_step_end
     train_dpo(
         make_pairs(home / "data", options.get("count", 12)),
         home / "model",

@@ -13,13 +13,14 @@ from dpo_tools import make_model, make_pairs, quick
 from mmedrag.answering.generators.inputs import Inputs
 from mmedrag.models.load import load_model
 from mmedrag.preference.dpo.cache import FeatureStore
-from mmedrag.preference.dpo.collate import Clock, Collator, LengthGrouped
-from mmedrag.preference.dpo.encode import EncodedPair, Encoder
+from mmedrag.preference.dpo.collate import Collator, LengthGrouped
+from mmedrag.preference.dpo.encode import EncodedPair, PairTokenizer
 from mmedrag.preference.dpo.loss import chosen_nll, dpo_loss, token_logps
 from mmedrag.preference.dpo.policy import as_reference, install, linear_targets, vision_features
 from mmedrag.preference.dpo.prepare import image_tokens, pixel_reader
 from mmedrag.preference.dpo.train import _policy
 from mmedrag.records.records import Noise, Prompt, Side, UserError
+from mmedrag.runtime.training import Clock
 
 pytestmark = pytest.mark.model
 
@@ -32,8 +33,8 @@ class Setup:
         self.naive = load_model(folder / "model", "cpu", "float32").model
         self.inputs = Inputs(self.loaded.model, self.loaded.processor, 1, 0)
         self.pairs = make_pairs(folder / "data", 6)
-        self.encoder = Encoder(self.inputs, image_tokens(self.loaded), 512)
-        self.encoded = self.encoder(self.pairs)
+        self.tokenizer = PairTokenizer(self.inputs, image_tokens(self.loaded), 512)
+        self.encoded = self.tokenizer(self.pairs)
         self.pixels = pixel_reader(self.inputs)
         install(self.loaded.model)
         self.settings = quick(**settings)
@@ -78,7 +79,8 @@ def test_logps_equal_a_naive_loop(setup: Setup, share: bool) -> None:
 
 def test_an_end_that_does_not_count_is_left_out(setup: Setup) -> None:
     whole = setup.logps()
-    bare = Encoder(setup.inputs, image_tokens(setup.loaded), 512, count_end=False)(setup.pairs)
+    tokenizer = PairTokenizer(setup.inputs, image_tokens(setup.loaded), 512, count_end=False)
+    bare = tokenizer(setup.pairs)
     sides = [p.chosen for p in setup.encoded] + [p.rejected for p in setup.encoded]
     short = [p.chosen for p in bare] + [p.rejected for p in bare]
     end = setup.inputs.tokenizer.eos_token_id
@@ -98,7 +100,7 @@ def questions_of_one_picture(setup: Setup) -> list[EncodedPair]:
             side.image = "0.png"
             side.prompt.text = f"Reference: 1. there is a finding on the left\n{asked}"
         pairs.append(pair)
-    return setup.encoder(pairs)
+    return setup.tokenizer(pairs)
 
 
 def test_questions_of_one_picture_share_a_row(setup: Setup) -> None:
@@ -192,7 +194,7 @@ def test_changing_one_side_moves_that_side_alone(setup: Setup) -> None:
             setattr(pair, which, side.model_copy(update=change))
             pair.root = setup.pairs[pair_at].root
             changed = list(setup.encoded)
-            (changed[pair_at],) = setup.encoder([pair])
+            (changed[pair_at],) = setup.tokenizer([pair])
             moved = setup.logps(changed).detach()
             different = (moved - base).abs() > 1e-5
             assert different.nonzero().flatten().tolist() == [at], (which, change)

@@ -24,7 +24,8 @@ HEAVY = {
 }
 # the parts whose modules may load an engine when they are imported; all others must not
 ENGINES = """answering.generators domain.tune models preference.dpo retrieval.encoders
-    retrieval.loss retrieval.train retrieval.train_loop runtime.processes serve""".split()
+    retrieval.loss retrieval.train retrieval.trainer runtime.processes runtime.training
+    serve""".split()
 ROOT = Path(mmedrag.__file__).parent
 
 

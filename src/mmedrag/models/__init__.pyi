@@ -1,4 +1,4 @@
-from . import llava_layout as llava_layout, load as load
+from . import llava_layout as llava_layout
 from .convert import (
     convert_checkpoint as convert_checkpoint,
     merge_adapter as merge_adapter,

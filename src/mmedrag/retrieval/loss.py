@@ -7,6 +7,7 @@ L = ½ [CE(τ V Tᵀ, I) + CE(τ T Vᵀ, I)] with unit rows V (images), T (texts
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,16 +45,15 @@ def info_nce(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-Encode = Callable[[Any], torch.Tensor]
+Encode = Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
 
 
 def cached_backward(
-    encode_images: Encode,
-    encode_texts: Encode,
-    image_chunks: Sequence[Any],
-    text_chunks: Sequence[Any],
+    encode: Encode,
+    chunks: Sequence[Any],
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> float:
+    defer: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> torch.Tensor:
     """Gradient of a batch loss with the memory of one chunk (Gao et al. 2021, GradCache).
 
     1. every chunk is encoded without a graph; 2. the loss gives gradients with respect to the
@@ -61,32 +61,36 @@ def cached_backward(
     back-propagates its part. Dropout repeats itself: random states are saved in 1, restored
     in 3. Parameter gradients are accumulated and equal those of the plain loss.
 
+    Args:
+        encode: chunk → (images, texts), each [rows of the chunk, dim].
+        loss: of all images and texts, [b, dim] each.
+        defer: context of every backward pass of a chunk but the last (DDP's ``no_sync``).
+
     Returns:
-        The loss.
+        The loss, without a graph.
     """
-    jobs = [(encode_images, chunk) for chunk in image_chunks]
-    jobs += [(encode_texts, chunk) for chunk in text_chunks]
     states, parts = [], []
     with torch.no_grad():
-        for encode, chunk in jobs:
+        for chunk in chunks:
             states.append(_random_state())
             parts.append(encode(chunk))
-    middle = len(image_chunks)
-    images = torch.cat(parts[:middle]).detach().requires_grad_()
-    texts = torch.cat(parts[middle:]).detach().requires_grad_()
+    images, texts = (torch.cat(side).requires_grad_() for side in zip(*parts, strict=True))
     value = loss(images, texts)
     value.backward()
     assert images.grad is not None and texts.grad is not None
-    grads = [
-        *images.grad.split([len(part) for part in parts[:middle]]),
-        *texts.grad.split([len(part) for part in parts[middle:]]),
-    ]
+    sizes = [len(part[0]) for part in parts]
+    grads = list(zip(images.grad.split(sizes), texts.grad.split(sizes), strict=True))
     after = _random_state()
-    for (encode, chunk), state, grad in zip(jobs, states, grads, strict=True):
+    for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
         _restore(state)
-        encode(chunk).backward(grad)
+        with nullcontext() if number + 1 == len(chunks) else defer():
+            sides = zip(encode(chunk), grads[number], strict=True)
+            trained = [side for side in sides if side[0].requires_grad]
+            rows, given = [pair[0] for pair in trained], [pair[1] for pair in trained]
+            if rows:  # none are, where only τ learns
+                torch.autograd.backward(rows, given)
     _restore(after)
-    return float(value.detach())
+    return value.detach()
 
 
 def _random_state() -> list[torch.Tensor]:

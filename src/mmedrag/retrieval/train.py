@@ -6,31 +6,42 @@ Public functions (stable)::
 
     train_retriever(data, out, domain, settings=RetrieverTraining(), device=None,
                     tracker=None, progress=None) -> dict      # metrics; resumes by itself
-    train_towers(towers, pairs, settings, checkpoint=None, validate=None, device=None,
-        tracker=None, progress=None) -> dict                  # the loop, on any pairs
+    train_towers(towers, pairs, settings, folder=None, validate=None, device=None,
+        tracker=None, progress=None) -> dict                  # any pairs, weights in place
     Pairs(texts, pixels, views=None)                          # pixels: tensor or function
     open_tracker(name, folder) -> Tracker                     # "tensorboard" or "wandb"
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from mmedrag.images import load_image
 from mmedrag.records import Reference, UserError, resolve_object
-from mmedrag.retrieval.encoders.base import TorchEncoder, Towers, ahead
+from mmedrag.retrieval.encoders.base import TorchEncoder, Towers, ahead, fastest_dtype
 from mmedrag.retrieval.encoders.load import load_towers
 from mmedrag.retrieval.ranks import per_query, relevant
 from mmedrag.retrieval.settings import RetrieverTraining
-from mmedrag.retrieval.train_loop import Pairs, Tracker, train_towers
-from mmedrag.runtime import DataFolder, Processes, write_train_ids
+from mmedrag.retrieval.trainer import (
+    Pairs,
+    RetrieverTrainer,
+    Steps,
+    Tracker,
+    TwoTowers,
+    Validate,
+    arguments,
+    losses_of,
+    validations_of,
+)
+from mmedrag.runtime import DataFolder, training, write_json, write_train_ids
 
 __all__ = ["Pairs", "RetrieverTraining", "train_towers", "open_tracker", "train_retriever"]
 IN_MEMORY = 2 << 30  # bytes of prepared pictures that are kept instead of decoded every epoch
@@ -52,46 +63,124 @@ def train_retriever(
     on with the same command.
 
     Returns:
-        ``metrics`` on validation, ``steps``, ``best``, counts.
+        ``metrics`` on validation, ``steps``, ``best_step``, ``loss``, counts.
+
+    Raises:
+        UserError: no pairs, ``out`` holds a model or another training, unusable settings.
     """
-    settings = settings or RetrieverTraining()
-    out = Path(out)
-    if (out / "config.json").exists() or (out / "open_clip_config.json").exists():
-        raise UserError(f"{out}: holds a model already, expected a new folder")
+    settings, out = settings or RetrieverTraining(), Path(out)
+    folder = training.TrainingFolder(out, "training.json")
+    _check_empty(folder)
     towers = load_towers(settings.encoder)
     train, val = (usable(data, domain, split) for split in ("train", "val"))
     pairs = pairs_of(train, towers)
     validate = None
     if len(val) >= 2:
-        held = pairs_of(val, towers)
-        validate = _validator(towers, held, settings, device)
-    result = train_towers(
-        towers, pairs, settings, out / "checkpoint", validate, device, tracker, progress
-    )
-    if Processes.of_launch().first:
-        towers.model.to("cpu", torch.float32)
+        validate = partial(_validate, towers, pairs_of(val, towers), settings.long_text)
+    result = train_towers(towers, pairs, settings, folder, validate, device, tracker, progress)
+    record = {
+        "domain": domain,
+        "settings": asdict(settings),
+        "metrics": _metrics(result, settings),
+        "train_pairs": len(pairs.texts),
+        "val_pairs": len(val),
+        **{name: result[name] for name in ("steps", "best_step", "loss", "dtype")},
+    }
+    processes = result["processes"]
+    if processes.first:
+        towers.model.to("cpu")
         towers.save(out)
-        metrics = {k: v for k, v in (result["history"] or [{}])[-1].items() if k != "step"}
-        best = [h for h in result["history"] if h["step"] == result["best"]["step"]]
-        if settings.keep == "best" and best:
-            metrics = {k: v for k, v in best[0].items() if k != "step"}
-        record = {
-            "domain": domain,
-            "settings": asdict(settings),
-            "metrics": metrics,
-            "train_pairs": len(pairs.texts),
-            "val_pairs": len(val),
-            "steps": result["steps"],
-            "best_step": result["best"]["step"],
-            "loss": result["loss"],
-            "dtype": result["dtype"],
-        }
-        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
-        (out / "training.json").write_text(text + "\n", encoding="utf-8")
         (out / "README.md").write_text(_card(record), encoding="utf-8")
         write_train_ids(out / "train_ids.jsonl", train)
-        shutil.rmtree(out / "checkpoint", ignore_errors=True)
+        write_json(out / folder.result, record)
+    folder.finish(processes)
     return {"out": str(out), **{k: v for k, v in record.items() if k != "settings"}}
+
+
+def train_towers(
+    towers: Towers,
+    pairs: Pairs,
+    settings: RetrieverTraining,
+    folder: training.TrainingFolder | None = None,
+    validate: Validate | None = None,
+    device: str | None = None,
+    tracker: Tracker | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Train ``towers`` in place; afterwards they hold the best (or last) weights, in float32.
+
+    Args:
+        folder: of the running training, which goes on from its last checkpoint; None: a
+            temporary one. validate: called after every ``settings.evaluate`` epochs and at the
+            end, with the model in eval mode; its ``value`` decides what is best.
+
+    Returns:
+        ``steps``, ``loss`` (last), ``losses``, ``history`` (of validation), ``best_step``,
+        ``dtype``, ``processes``.
+    """
+    if not pairs.texts:
+        raise UserError("train retriever: no pairs, expected corpus rows with image and text")
+    if folder is None:
+        with TemporaryDirectory() as place:
+            own = training.TrainingFolder(Path(place), "training.json")
+            return train_towers(towers, pairs, settings, own, validate, device, tracker, progress)
+    steps, model = Steps(pairs, settings), TwoTowers(towers, settings)
+    options = arguments(folder.checkpoints, steps, validate is not None, device)
+    processes = training.processes_of(options)
+    model.to(options.device)
+    if processes.agree(_bf16(model, pairs, settings)):
+        options = arguments(folder.checkpoints, steps, validate is not None, device, bf16=True)
+    digest = hashlib.sha256("\0".join(pairs.texts).encode()).hexdigest()
+    folder.claim({"settings": asdict(settings), "data": digest}, processes)
+    trainer = RetrieverTrainer(model, options, steps, validate, tracker, progress)
+    training.fit(trainer, folder.last_checkpoint(processes))
+    model.eval()
+    losses = losses_of(trainer.state)
+    return {
+        "steps": trainer.state.global_step,
+        "loss": losses[-1] if losses else None,
+        "losses": losses,
+        "history": validations_of(trainer.state),
+        "best_step": trainer.state.best_global_step or 0,
+        "dtype": "bfloat16" if options.bf16 else "float32",
+        "processes": processes,
+    }
+
+
+def _check_empty(folder: training.TrainingFolder) -> None:
+    out = folder.path
+    models = [out / name for name in ("config.json", "open_clip_config.json")]
+    unfinished = (out / "run.json").exists() and not (out / folder.result).exists()
+    if any(path.exists() for path in models) and not unfinished:
+        raise UserError(f"{out}: holds a model already, expected a new folder")
+    if (out / "checkpoint").exists():
+        raise UserError(
+            f"{out}: holds a training that an earlier version left unfinished (folder "
+            "checkpoint), which cannot go on; choose another folder"
+        )
+
+
+def _bf16(model: TwoTowers, pairs: Pairs, s: RetrieverTraining) -> bool:
+    """Whether to compute in bfloat16; "auto": where it is measured to be faster."""
+    if s.dtype != "auto":
+        return s.dtype == "bfloat16"
+    device = model.log_scale.device
+    sample = pairs.batch([0] * 16).to(device)
+
+    def run(dtype: torch.dtype) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+            model.towers.image_features(sample).float().sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return fastest_dtype(run, device) is torch.bfloat16
+
+
+def _metrics(result: dict[str, Any], s: RetrieverTraining) -> dict[str, float]:
+    """Of the weights that are kept: at the best step, or the last."""
+    history = result["history"]
+    best = [found for found in history if found["step"] == result["best_step"]]
+    kept = best if s.keep == "best" and best else history[-1:]
+    return {k: v for found in kept for k, v in found.items() if k != "step"}
 
 
 def usable(data: Sequence[DataFolder], domain: str | None, split: str) -> list[Reference]:
@@ -117,26 +206,15 @@ def pairs_of(rows: list[Reference], towers: Towers) -> Pairs:
     return Pairs([row.text for row in rows], pixels, views)
 
 
-def _validator(
-    towers: Towers, held: Pairs, s: RetrieverTraining, device: str | None
-) -> Callable[[], dict[str, float]]:
+def _validate(towers: Towers, held: Pairs, long_text: str) -> dict[str, float]:
+    """Each picture's own report among all held-out ones; ``value`` is the MRR."""
+    device = next(towers.model.parameters()).device
+    encoder = TorchEncoder(towers, "", str(device), "float32", long_text)
+    v = encoder.images(list(held.batch([view[0] for view in held.views or []])))
     right = relevant(held.texts, range(len(held.texts)))
-    first = [view[0] for view in held.views or []]
-
-    def validate() -> dict[str, float]:
-        encoder = TorchEncoder(
-            towers,
-            "",
-            str(device or next(towers.model.parameters()).device),
-            "float32",
-            s.long_text,
-        )
-        v = encoder.images([picture for picture in held.batch(first)])
-        values = per_query(v @ encoder.texts(held.texts).T, right)
-        found = {name: round(float(x.mean()), 6) for name, x in values.items()}
-        return {"value": found["mrr"], **found}
-
-    return validate
+    values = per_query(v @ encoder.texts(held.texts).T, right)
+    found = {name: round(float(x.mean()), 6) for name, x in values.items()}
+    return {"value": found["mrr"], **found}
 
 
 def open_tracker(name: str, folder: Path) -> Tracker:

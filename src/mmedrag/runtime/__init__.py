@@ -4,7 +4,8 @@ Read ``files`` (atomic writes, hashes, JSON Lines), ``journal`` (an append-only 
 kill), ``run_folder`` (what was run, on what, with which versions), ``data_folder`` (a DATA folder
 of the contract), ``config`` (recipes and settings classes), then the small ones: ``draws`` (seeded
 numbers), ``cache`` (the cache folder), ``progress``, ``model_card`` and ``trained`` (what stands
-beside a trained model), ``memory``, ``processes``, ``torchvision_shim``.
+beside a trained model), ``memory``, ``torchvision_shim``; of every training: ``processes``,
+``training`` (whose run it is, checkpoints, progress).
 """
 
 import lazy_loader

@@ -4,6 +4,7 @@ from . import (
     memory as memory,
     run_folder as run_folder,
     torchvision_shim as torchvision_shim,
+    training as training,
 )
 from .cache import cache_folder as cache_folder
 from .config import as_dict as as_dict, read_toml as read_toml

@@ -20,21 +20,15 @@ from mmedrag.answering.generators import common_length
 from mmedrag.preference.dpo.cache import FeatureStore
 from mmedrag.preference.dpo.encode import EncodedPair, EncodedSide, View, redrawn
 from mmedrag.records import KINDS
+from mmedrag.runtime import training
 
 KIND_NAMES = tuple(KINDS)
-
-
-@dataclass
-class Clock:
-    """The epoch, as the sampler and the noise need it; the trainer sets it."""
-
-    epoch: int = 0
 
 
 class PairDataset(Dataset[tuple[EncodedPair, int]]):
     """Encoded pairs, each with the epoch of the access (for noise that is redrawn)."""
 
-    def __init__(self, pairs: Sequence[EncodedPair], clock: Clock) -> None:
+    def __init__(self, pairs: Sequence[EncodedPair], clock: training.Clock) -> None:
         self.pairs, self.clock = pairs, clock
 
     def __len__(self) -> int:
@@ -56,7 +50,7 @@ class LengthGrouped(Sampler[int]):
         self,
         lengths: Sequence[int],
         batch: int,
-        clock: Clock,
+        clock: training.Clock,
         seed: int,
         group: bool,
         pictures: Sequence[str] = (),

@@ -62,7 +62,7 @@ class EncodedPair:
         return max(len(side.prompt) + len(side.answer) for side in (self.chosen, self.rejected))
 
 
-class Encoder:
+class PairTokenizer:
     """Renders, tokenises and checks pairs for one model.
 
     Args:

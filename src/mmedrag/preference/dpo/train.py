@@ -1,8 +1,9 @@
 """RAG-PT tuning: two-image, two-prompt DPO of one adapter against a frozen reference.
 
-Place in the picture: pairs ─► *train_dpo* ─► adapter ─► generator. The stages, in order: encode and
-check every pair; compute once what never changes (vision features, reference log-probabilities)
-and keep it on disk; train with ``transformers.Trainer``; write adapter, card, log, training ids.
+Place in the picture: pairs ─► *train_dpo* ─► adapter ─► generator. Read it top to bottom: ``load``
+the model and encode every pair; ``prepare`` what never changes (vision features, reference
+log-probabilities) and keep it on disk; ``fit`` with ``transformers.Trainer``; ``write`` adapter,
+card, log, training ids.
 
 The reference is the same model with adapters off (``base``), or with the first stage's adapter
 (``init``). A trained projector is part of the adapter, so it never leaks into the reference.
@@ -13,21 +14,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmedrag.answering.generators import Inputs
-from mmedrag.models import load_model
+from mmedrag.models import Loaded, load_model
+from mmedrag.preference.dpo import card, trainer
 from mmedrag.preference.dpo.cache import default_folder
-from mmedrag.preference.dpo.collate import Clock, Collator
-from mmedrag.preference.dpo.encode import EncodedPair, Encoder
+from mmedrag.preference.dpo.collate import Collator
+from mmedrag.preference.dpo.encode import EncodedPair, PairTokenizer
 from mmedrag.preference.dpo.policy import REFERENCE, install, linear_targets, switch_off_dropout
 from mmedrag.preference.dpo.prepare import (
     fill_features,
@@ -39,7 +40,7 @@ from mmedrag.preference.dpo.prepare import (
 )
 from mmedrag.preference.dpo.settings import DpoTraining, Reference
 from mmedrag.records import Pair, UserError
-from mmedrag.runtime import Processes
+from mmedrag.runtime import training
 
 __all__ = ["DpoTraining", "train_dpo"]
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def train_dpo(
     resume: bool = True,
     cache: str | Path | None = None,
     prepare_only: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Tune an adapter of ``model`` on preference pairs; writes the trained folder ``out``.
 
@@ -68,6 +70,7 @@ def train_dpo(
         resume: go on from the last complete checkpoint of the same run in ``out``.
         cache: folder of features and reference log-probabilities (default: the user's cache).
         prepare_only: fill the caches and stop (they can then be used elsewhere).
+        progress: told (steps done, steps) after each.
 
     Returns:
         ``adapter`` (folder), ``pairs``, ``kinds``, ``steps``, last ``loss`` and ``metrics``,
@@ -77,96 +80,122 @@ def train_dpo(
     Raises:
         UserError: unusable pairs (by id), a model of another shape, an ``out`` of another run.
     """
-    settings, out, began = settings or DpoTraining(), Path(out), time.perf_counter()
+    settings, began = settings or DpoTraining(), time.perf_counter()
     if not pairs:
         raise UserError("train dpo: no pairs, expected at least one")
     if reference == "init" and init_adapter is None:
         raise UserError("train dpo: reference 'init' needs an initial adapter")
-    from mmedrag.preference.dpo import trainer as dpo_trainer
+    folder = training.TrainingFolder(Path(out), "result.json")
+    options = trainer.arguments(settings, folder.checkpoints)
+    processes = training.processes_of(options)
 
-    arguments = dpo_trainer.arguments(settings, out / "checkpoints", len(pairs))
-    processes = Processes(arguments.process_index, arguments.world_size)
-    with unsharded(arguments):
-        number = dpo_trainer.number_type(settings, arguments)
-        loaded = load_model(model, str(arguments.device), number)
+    source = load(pairs, model, init_adapter, settings, options)
+    identity = _identity(settings, source.folders, reference, source.pairs)
+    if not prepare_only:
+        done = folder.claim(identity, processes, resume)
+        if done is not None:
+            log.info("%s: already trained with these pairs and settings", out)
+            return done
+    policy = _policy(source.loaded.model, settings, init_adapter, reference)
+    place = Path(cache) if cache else default_folder()
+    collator, facts = prepare(source, policy, settings, reference, place, options)
+    prepared = time.perf_counter() - began
+    if prepare_only:
+        return {**facts, "seconds": {"prepare": prepared}}
+
+    tuned = trainer.DpoTrainer(policy, options, source.pairs, collator, settings, progress)
+    last = folder.last_checkpoint(processes) if resume else None
+    training.fit(tuned, last)
+    trained = time.perf_counter() - began - prepared
+    result = {
+        "adapter": str(out),
+        **facts,
+        **tuned.outcome(),
+        "resumed_from": last.name if last else None,
+        "images_encoded_in_training": collator.encoded,
+    }
+    tuned.save_model(str(out))  # gathers a sharded model; PEFT writes safetensors
+    if processes.first:
+        history = tuned.state.log_history
+        card.write(Path(out), result, settings, identity, history, pairs, Path(str(model)).name)
+    folder.finish(processes)
+    return {**result, "seconds": {"prepare": prepared, "train": trained}}
+
+
+# --- prepare ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Source:
+    """The model that is tuned, and the pairs as it reads them."""
+
+    loaded: Loaded
+    number: str  # type of its weights: float32 or bfloat16
+    folders: dict[str, str]  # fingerprints of the model, the initial adapter, ...
+    inputs: Inputs
+    pairs: list[EncodedPair]
+    truncated: int  # answers that were cut to fit
+
+
+def load(
+    pairs: Sequence[Pair],
+    model: str | Path,
+    init: str | Path | None,
+    settings: DpoTraining,
+    options: trainer.TrainingArguments,
+) -> Source:
+    """Load the model once, and encode and check every pair for it."""
+    number = trainer.number_type(settings, options)
+    with unsharded(options):
+        loaded = load_model(model, str(options.device), number)
     install(loaded.model)
     inputs = Inputs(loaded.model, loaded.processor, max_images=1, cache_bytes=0)
-    folders = fingerprints(model, init_adapter)
+    folders = fingerprints(model, init)
     context = getattr(loaded.model.config.text_config, "max_position_embeddings", None)
     longest = min(settings.max_length, context or settings.max_length)
-    encoder = Encoder(inputs, image_tokens(loaded), longest, settings.count_end)
-    encoded = encoder(pairs, settings.redraw_noise)
-    identity = _identity(settings, folders, reference, encoded)
-    done = _claim(out, identity, resume, processes) if not prepare_only else None
-    if done is not None:
-        log.info("%s: already trained with these pairs and settings", out)
-        return done
+    tokenizer = PairTokenizer(inputs, image_tokens(loaded), longest, settings.count_end)
+    encoded = tokenizer(pairs, settings.redraw_noise)
+    return Source(loaded, number, folders, inputs, encoded, tokenizer.truncated)
 
-    policy = _policy(loaded.model, settings, init_adapter, reference)
-    redraw = any(pair.redraw for pair in encoded)
-    place = Path(cache) if cache else default_folder()
-    pixels = pixel_reader(inputs)
+
+def prepare(
+    source: Source,
+    policy: Any,
+    settings: DpoTraining,
+    reference: Reference,
+    place: Path,
+    options: trainer.TrainingArguments,
+) -> tuple[Collator, dict[str, Any]]:
+    """The collator with what never changes, computed once into ``place``; and what the result
+    says of it."""
+    pixels, processes = pixel_reader(source.inputs), training.processes_of(options)
     collator = Collator(
         pixels,
-        pad=inputs.pad_id,
-        share=_may_share(loaded.model, settings),
+        pad=source.inputs.pad_id,
+        share=_may_share(source.loaded.model, settings),
         tokens=settings.tokens_per_pass,
-        whole=_is_sharded(arguments),
+        whole=training.is_sharded(options),
     )
     caches: dict[str, Any] = {}
+    weights = source.folders["model"][:16]
     if settings.cache_features:
-        store, caches["features"] = fill_features(
-            place / "features" / f"{folders['model'][:16]}-{number}",
-            encoded,
-            loaded,
-            pixels,
-            processes,
+        folder = place / "features" / f"{weights}-{source.number}"
+        collator.features, caches["features"] = fill_features(
+            folder, source.pairs, source.loaded, pixels, processes
         )
-        collator.features = store
-    if settings.cache_reference and not redraw:
-        folder = f"{folders['model'][:16]}-{folders[reference][:16]}-{number}"
+    if settings.cache_reference and not any(pair.redraw for pair in source.pairs):
+        name = f"{weights}-{source.folders[reference][:16]}-{source.number}"
         collator.reference, caches["reference"] = fill_reference(
-            place / "reference" / folder, encoded, collator, policy, processes
+            place / "reference" / name, source.pairs, collator, policy, processes
         )
-    prepared = time.perf_counter() - began
-    facts = {
-        "pairs": len(encoded),
-        "kinds": dict(sorted(Counter(pair.kind for pair in encoded).items())),
-        "truncated_answers": encoder.truncated,
+    return collator, {
+        "pairs": len(source.pairs),
+        "kinds": dict(sorted(Counter(pair.kind for pair in source.pairs).items())),
+        "truncated_answers": source.truncated,
         "reference": reference,
         "live_reference": collator.reference is None,
         "cache": caches,
     }
-    if prepare_only:
-        return {**facts, "seconds": {"prepare": prepared}}
-
-    trainer = dpo_trainer.DpoTrainer(
-        policy, arguments, encoded, collator, settings, clock=Clock(), reference=reference
-    )
-    last = dpo_trainer.last_checkpoint(out / "checkpoints") if resume else None
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    trained = time.perf_counter() - began - prepared
-    trainer.save_model(str(out))  # gathers a sharded model; PEFT writes safetensors
-    history = trainer.state.log_history
-    result = {
-        "adapter": str(out),
-        **facts,
-        "steps": trainer.state.global_step,
-        "loss": next((row["loss"] for row in reversed(history) if "loss" in row), None),
-        "metrics": trainer.last_metrics(),
-        "resumed_from": last.name if last else None,
-        "images_encoded_in_training": collator.encoded,
-    }
-    if processes.first:
-        from mmedrag.preference.dpo import card
-
-        card.write(out, result, settings, identity, history, pairs, Path(str(model)).name)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    processes.wait()
-    return {**result, "seconds": {"prepare": prepared, "train": trained}}
-
-
-# --- what is trained --------------------------------------------------------------------------
 
 
 def _policy(
@@ -198,10 +227,6 @@ def _policy(
     return policy
 
 
-def _is_sharded(arguments: Any) -> bool:
-    return arguments.deepspeed_plugin is not None or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-
-
 def _peft_options() -> dict[str, Any]:
     """ZeRO-3 gathers parameters of one type only, so there the adapter keeps the model's."""
     from transformers.integrations import is_deepspeed_zero3_enabled
@@ -213,9 +238,6 @@ def _may_share(model: Any, settings: DpoTraining) -> bool:
     """Two answers behind one prompt need an attention that takes a mask."""
     text = model.config.text_config
     return settings.share_prefix and text._attn_implementation in ("sdpa", "eager")
-
-
-# --- whose run it is --------------------------------------------------------------------------
 
 
 def _identity(
@@ -233,31 +255,3 @@ def _identity(
         "reference": reference,
         "pairs": digest,
     }
-
-
-def _claim(
-    out: Path, identity: dict[str, Any], resume: bool, processes: Processes
-) -> dict[str, Any] | None:
-    """Take ``out`` for this run; the stored result when it is finished already."""
-    file, result = out / "run.json", out / "result.json"
-    if resume and file.exists():
-        before = json.loads(file.read_text("utf-8"))
-        if before != identity:
-            changed = [k for k in identity if before.get(k) != identity[k]]
-            raise UserError(
-                f"{out}: holds a run with other {', '.join(changed)}; choose another folder, or "
-                "resume=False to start again there"
-            )
-        if result.exists():
-            return dict(json.loads(result.read_text("utf-8")))
-    processes.wait()  # nobody writes before everybody has looked
-    if processes.first:
-        if not resume:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            result.unlink(missing_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-        part = file.with_name("run.json.part")
-        part.write_text(json.dumps(identity, indent=2) + "\n", "utf-8")
-        os.replace(part, file)
-    processes.wait()
-    return None

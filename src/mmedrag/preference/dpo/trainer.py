@@ -1,15 +1,13 @@
-"""The training loop of RAG-PT on ``transformers.Trainer``.
+"""The training of RAG-PT on ``transformers.Trainer``.
 
 Place in the picture: inside train_dpo. The Trainer gives optimiser, schedule, checkpoints, resume,
-DDP, DeepSpeed and FSDP; ours are the loss on four log-probability tensors, the batch order, the
-metrics (named as TRL names them, also per kind) and checkpoints that are only used when complete.
+DDP, DeepSpeed and FSDP; ours are the loss on four log-probability tensors, the batch order and the
+metrics (named as TRL names them, also per kind).
 """
 
 from __future__ import annotations
 
-import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,24 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmedrag.preference.dpo.collate import KIND_NAMES, Clock, Collator, LengthGrouped, PairDataset
+from mmedrag.preference.dpo.collate import KIND_NAMES, Collator, LengthGrouped, PairDataset
 from mmedrag.preference.dpo.encode import EncodedPair
 from mmedrag.preference.dpo.loss import chosen_nll, dpo_loss
 from mmedrag.preference.dpo.policy import as_reference
-from mmedrag.preference.dpo.settings import DpoTraining, Reference
-from mmedrag.runtime import torchvision_shim
+from mmedrag.preference.dpo.settings import DpoTraining
+from mmedrag.runtime import torchvision_shim, training
 
 torchvision_shim.ready()
-from transformers import (  # noqa: E402
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainingArguments  # noqa: E402
 
-log = logging.getLogger(__name__)
-COMPLETE = "complete"  # marker inside a checkpoint, written after everything else
 METRICS = (
     "rewards/chosen",
     "rewards/rejected",
@@ -45,10 +35,10 @@ METRICS = (
 )
 
 
-def arguments(settings: DpoTraining, folder: Path, pairs: int) -> TrainingArguments:
+def arguments(settings: DpoTraining, folder: Path) -> TrainingArguments:
     """The Trainer's arguments of these settings; also sets up the launch's processes."""
-    cpu = not torch.cuda.is_available()
-    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and not cpu and _has_bf16())
+    gpu = torch.cuda.is_available()
+    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and gpu and _has_bf16())
     every: dict[str, Any] = {"save_strategy": "epoch"}
     if settings.save_steps:
         every = {"save_strategy": "steps", "save_steps": settings.save_steps}
@@ -58,8 +48,8 @@ def arguments(settings: DpoTraining, folder: Path, pairs: int) -> TrainingArgume
         name: settings.gradient_checkpointing,
         f"{name}_kwargs": {"use_reentrant": False},
     }
-    return TrainingArguments(
-        output_dir=str(folder),
+    return training.arguments(
+        folder,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,
@@ -75,13 +65,8 @@ def arguments(settings: DpoTraining, folder: Path, pairs: int) -> TrainingArgume
         report_to=settings.report_to,
         seed=settings.seed,
         data_seed=settings.seed,
-        remove_unused_columns=False,
         dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=not cpu,
-        use_cpu=cpu,
         bf16=half,
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
         **every,
         **recompute,
@@ -110,20 +95,20 @@ class DpoTrainer(Trainer):
         pairs: Sequence[EncodedPair],
         collator: Collator,
         settings: DpoTraining,
-        clock: Clock,
-        reference: Reference,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.settings, self.clock, self.reference = settings, clock, reference
-        self.pairs = pairs
+        self.settings, self.pairs, self.clock = settings, pairs, training.Clock()
         super().__init__(
             model=policy,
             args=arguments,
-            train_dataset=PairDataset(pairs, clock),
+            train_dataset=PairDataset(pairs, self.clock),
             data_collator=collator,
-            callbacks=[_Epochs(clock), _Completes(), _Progress()],
+            callbacks=[
+                training.Epochs(self.clock),
+                training.Checkpoints(),
+                training.Progress(progress, ("loss", "rewards/accuracies", "rewards/margins")),
+            ],
         )
-        for printing in (PrinterCallback, ProgressCallback):  # they write to stdout
-            self.remove_callback(printing)
         self.model_accepts_loss_kwargs = False
         self._totals = self._zeros()
         self._shown: dict[str, float] = {}
@@ -190,10 +175,12 @@ class DpoTrainer(Trainer):
             logs.update(self._shown)
         super().log(logs, start_time)
 
-    def last_metrics(self) -> dict[str, float]:
-        """The metrics of the last logging interval (also after a resume that had nothing to do)."""
+    def outcome(self) -> dict[str, Any]:
+        """``steps``, and ``loss`` and ``metrics`` of the last logging interval (also after a
+        resume that had nothing to do)."""
         rows = [row for row in self.state.log_history if "loss" in row]
-        return {k: v for k, v in (rows[-1] if rows else {}).items() if "/" in k or k == "loss"}
+        metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if "/" in k or k == "loss"}
+        return {"steps": self.state.global_step, "loss": metrics.get("loss"), "metrics": metrics}
 
     # --- order and optimiser --------------------------------------------------------------------
 
@@ -229,57 +216,3 @@ class DpoTrainer(Trainer):
 
 def _means(row: Tensor, suffix: str) -> dict[str, float]:
     return {f"{m}{suffix}": float(v / row[-1]) for m, v in zip(METRICS, row, strict=False)}
-
-
-class _Epochs(TrainerCallback):
-    """Tells sampler and noise which epoch it is, also right after a resume."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock.epoch = int(state.epoch or 0)
-
-
-class _Completes(TrainerCallback):
-    """Marks a checkpoint as complete after its last file, for resuming after a kill."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-class _Progress(TrainerCallback):
-    """A bar on a terminal's stderr, and every logged step to the log."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm import tqdm
-
-        hide = None if state.is_world_process_zero else True  # None: only on a terminal
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="dpo", disable=hide)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        logs = kwargs.get("logs") or {}
-        if "loss" in logs and state.is_world_process_zero:
-            shown = ("loss", "rewards/accuracies", "rewards/margins")
-            said = " ".join(f"{name} {logs[name]:.4f}" for name in shown)
-            self.bar.set_postfix_str(said)
-            log.info("step %d of %d: %s", state.global_step, state.max_steps, said)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; incomplete ones (a kill while saving) are removed."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            found.append(path)
-        else:
-            log.warning("%s: incomplete, removed", path)
-            shutil.rmtree(path, ignore_errors=True)
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[-1]), default=None)

@@ -1,0 +1,209 @@
+"""What every training on ``transformers.Trainer`` shares: whose run it is, checkpoints, progress.
+
+Place in the picture: below ``train retriever`` and ``train dpo``. A training's folder holds
+``run.json`` (settings, weights and data that it was begun with), ``checkpoints/checkpoint-STEP``
+(the Trainer's own format, and a file ``complete`` once all of it is on disk) while it runs, and
+its result file at the end. The same command goes on from the last complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmedrag.records import UserError
+from mmedrag.runtime import torchvision_shim
+from mmedrag.runtime.files import read_json, sync_folder
+from mmedrag.runtime.processes import Processes
+
+torchvision_shim.ready()
+from transformers import (  # noqa: E402
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+
+log = logging.getLogger(__name__)
+COMPLETE = "complete"  # marker inside a checkpoint, written after everything else
+
+
+@dataclass(frozen=True)
+class TrainingFolder:
+    """The folder of one training; ``result`` names the file that is written last of all."""
+
+    path: Path
+    result: str
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def claim(
+        self, identity: Mapping[str, Any], processes: Processes, resume: bool = True
+    ) -> dict[str, Any] | None:
+        """Take the folder for a run of this identity; the stored result when it is finished.
+
+        Raises:
+            UserError: it holds a run of another identity.
+        """
+        file, result = self.path / "run.json", self.path / self.result
+        if resume and file.exists():
+            before = read_json(file)
+            identity = json.loads(json.dumps(identity))
+            if changed := [key for key in identity if before.get(key) != identity[key]]:
+                raise UserError(
+                    f"{self.path}: holds a run with other {', '.join(changed)}; choose another "
+                    "folder, or finish it with the same command"
+                )
+            if result.exists():
+                return dict(read_json(result))
+        processes.wait()  # nobody writes before everybody has looked
+        if processes.first:
+            if not resume:
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+                result.unlink(missing_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            part = file.with_name("run.json.part")
+            part.write_text(json.dumps(identity, indent=2) + "\n", "utf-8")
+            os.replace(part, file)
+        processes.wait()
+        return None
+
+    def last_checkpoint(self, processes: Processes) -> Path | None:
+        """The newest complete checkpoint; incomplete ones (a kill while saving) are removed."""
+        found = []
+        for path in self.checkpoints.glob("checkpoint-*"):
+            if (path / COMPLETE).exists():
+                found.append(path)
+            elif processes.first:
+                log.warning("%s: incomplete, removed", path)
+                shutil.rmtree(path, ignore_errors=True)
+        processes.wait()
+        return max(found, key=lambda path: int(path.name.rsplit("-", 1)[-1]), default=None)
+
+    def finish(self, processes: Processes) -> None:
+        """Remove the checkpoints, once the first process has written all there is to keep."""
+        if processes.first:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        processes.wait()
+
+
+def arguments(folder: Path, device: str | None = None, **options: Any) -> TrainingArguments:
+    """The Trainer's arguments, with what all trainings have in common; sets up the launch's
+    processes. ``device``: cpu, cuda, cuda:1; None takes a GPU where there is one."""
+    cpu = not torch.cuda.is_available() or device == "cpu"
+    made = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=cpu,
+        dataloader_pin_memory=not cpu,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        **options,
+    )
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # several GPUs are several processes, never threads of one
+    if device and ":" in device and made.world_size == 1:
+        torch.cuda.set_device(device)
+        made.__dict__["_setup_devices"] = torch.device(device)  # Trainer would take the first
+    return made
+
+
+def processes_of(arguments: TrainingArguments) -> Processes:
+    return Processes(arguments.process_index, arguments.world_size)
+
+
+def is_sharded(arguments: TrainingArguments) -> bool:
+    """Whether the launch spreads one model over processes (DeepSpeed, FSDP)."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    return getattr(arguments, "deepspeed_plugin", None) is not None or fsdp
+
+
+def fit(trainer: Trainer, last: Path | None) -> None:
+    """Train to the end, from ``last`` where there is one.
+
+    A checkpoint of a training that had ended already (it was killed while its result was written)
+    is only loaded: the Trainer itself would take another step.
+    """
+    for printing in (PrinterCallback, ProgressCallback):  # they write to stdout
+        trainer.remove_callback(printing)
+    if last is not None:
+        state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+        log.info("resumed at step %d of %d", state.global_step, state.max_steps)
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            trainer.state, best = state, state.best_model_checkpoint
+            load_best = trainer.args.load_best_model_at_end and best is not None
+            trainer._load_from_checkpoint(str(best if load_best else last))
+            return
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+# --- callbacks --------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """The epoch, as samplers and redrawn noise need it."""
+
+    epoch: int = 0
+
+
+class Epochs(TrainerCallback):
+    """Sets the clock, also right after a resume."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.epoch = int(state.epoch or 0)
+
+
+class Checkpoints(TrainerCallback):
+    """Marks a checkpoint as complete once every process has written its part to the disk."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        processes_of(args).wait()
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as handle:
+                    os.fsync(handle.fileno())
+        (folder / COMPLETE).touch()
+        sync_folder(folder)
+
+
+class Progress(TrainerCallback):
+    """Tells ``progress(step, steps)``; logged values named in ``shown`` go to the log whenever the
+    first of them is there; a loss that is no number ends the training."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, shown: tuple[str, ...]) -> None:
+        self.progress, self.shown = progress, shown
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress and state.is_world_process_zero:
+            self.progress(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
+        if not math.isfinite(logs.get("loss", 0)):
+            raise UserError(
+                f"train: the loss at step {state.global_step} is {logs['loss']}, expected a finite "
+                "number; a smaller learning rate may help"
+            )
+        if self.shown[0] in logs and state.is_world_process_zero:
+            values = " ".join(f"{name} {logs[name]:.4f}" for name in self.shown)
+            log.info("step %d of %d: %s", state.global_step, state.max_steps, values)
