@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mmedrag.records import UserError
 from mmedrag.runtime import (
     Figures,
     ModelCard,
@@ -20,7 +21,6 @@ from mmedrag.runtime import (
     python_rng,
     seeded_int,
     seeded_share,
-    training_progress,
 )
 
 
@@ -86,23 +86,24 @@ def test_progress_of_a_loop_ends_where_the_loop_does(caplog: pytest.LogCaptureFi
     assert [r.getMessage().split(",")[0] for r in caplog.records] == ["letters: 3 of 3"]
 
 
-def test_progress_of_a_training_logs_what_the_trainer_logs(
+def test_a_training_tells_its_steps_and_logs_what_the_trainer_logs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pytest.importorskip("transformers")
+    training = pytest.importorskip("mmedrag.runtime.training", reason="needs transformers")
     caplog.set_level("INFO", logger="mmedrag")
-    tell = training_progress("dpo", ("loss", "margin"))
+    steps: list[tuple[int, int]] = []
+    tell = training.Steps(lambda *step: steps.append(step), ("loss", "margin"))
     state = SimpleNamespace(global_step=2, max_steps=2, is_world_process_zero=True)
-    tell.on_train_begin(None, state, None)
     tell.on_log(None, state, None, logs={"loss": 0.5, "margin": 0.25, "epoch": 1})
     tell.on_step_end(None, state, None)
     tell.on_log(None, state, None, logs={"train_runtime": 3.0})
+    with pytest.raises(UserError, match="the loss at step 2 is nan"):
+        tell.on_log(None, state, None, logs={"loss": float("nan"), "margin": 0.0})
     state.is_world_process_zero = False
-    tell.on_log(None, state, None, logs={"loss": 0.5})
-    tell.on_train_end(None, state, None)
+    tell.on_log(None, state, None, logs={"loss": 0.5, "margin": 0.25})
+    tell.on_step_end(None, state, None)
     said = [r.getMessage() for r in caplog.records]
-    assert said[0] == "step 2 of 2: loss 0.5000 margin 0.2500" and len(said) == 2
-    assert said[1].startswith("dpo: 2 of 2,") and said[1].endswith("loss 0.5000 margin 0.2500")
+    assert said == ["step 2 of 2: loss 0.5000 margin 0.2500"] and steps == [(2, 2)]
 
 
 def test_a_model_card_says_all_of_it(tmp_path: Path) -> None:

@@ -44,6 +44,6 @@ from .journal import (
 )
 from .model_card import Figures as Figures, ModelCard as ModelCard
 from .processes import Processes as Processes
-from .progress import Progress as Progress, each as each, training_progress as training_progress
+from .progress import Progress as Progress, each as each
 from .run_folder import environment as environment
 from .trained import write_train_ids as write_train_ids

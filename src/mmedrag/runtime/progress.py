@@ -1,8 +1,8 @@
 """Progress with throughput and time left: a bar on a terminal, else a log line each 30 seconds.
 
 Place in the picture: around every long loop. Builds, imports and runs call ``progress(done,
-total)``; trainings get :func:`training_progress`, loops without a callback use :func:`each`. All of
-it goes to stderr: stdout is for the one result.
+total)``, trainings through ``training.Steps``; loops without a callback use :func:`each`. All of it
+goes to stderr: stdout is for the one result.
 """
 
 from __future__ import annotations
@@ -83,32 +83,3 @@ def each(items: Sequence[T], what: str) -> Iterator[T]:
         progress(len(items), len(items))
     finally:
         progress.close()
-
-
-def training_progress(what: str, shown: Sequence[str] = ("loss",)) -> Any:
-    """A callback of ``transformers.Trainer``: steps as progress, and ``shown`` of every logged
-    step (names of its metrics) beside them and in the log. The first process alone speaks."""
-    from mmedrag.runtime import torchvision_shim
-
-    torchvision_shim.ready()
-    from transformers import TrainerCallback
-
-    class Steps(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.progress, self.said = Progress(what), ""
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                self.progress(state.global_step, state.max_steps, self.said)
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            logs = kwargs.get("logs") or {}
-            found = [f"{name} {logs[name]:.4f}" for name in shown if name in logs]
-            if found and state.is_world_process_zero:
-                self.said = " ".join(found)
-                log.info("step %d of %d: %s", state.global_step, state.max_steps, self.said)
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.progress.close()
-
-    return Steps()
