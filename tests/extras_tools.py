@@ -38,10 +38,7 @@ def commands(data: Path, run: Path, folder: Path) -> dict[str, list[tuple[object
     )
     build = ("index", "build", data, "--out", out, "--retriever")
     return {
-        "serve": [
-            ("serve",),
-            ("serve", "key", "x", "--file", folder / "keys"),
-        ],
+        "serve": [("serve",), ("serve", "key", "x", "--file", folder / "keys")],
         "openai": [("ask", picture, "Is it so?", *system)],
         "dicom": [("data", "import", "dicom", film.parent, folder / "films-out")],
         "clip": [(*build, "hf-hub:a/b"), (*build, "open_clip:RN50")],

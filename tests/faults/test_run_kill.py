@@ -18,11 +18,9 @@ from mmedrag.runtime.data_folder import DataFolder
 CHILD = """
 import sys, time
 from pathlib import Path
-from mmedrag.conditions import Plan
-from mmedrag.generators.scripted import ScriptedGenerator
-from mmedrag.pipeline import Pipeline
-from mmedrag.run import RunSettings, run_plans
-from mmedrag.types import DataFolder
+from mmedrag.answering.generators.scripted import ScriptedGenerator
+from mmedrag.pipeline import Pipeline, Plan, RunSettings, run_plans
+from mmedrag.runtime import DataFolder
 
 def say(request):
     time.sleep(0.004)

@@ -18,7 +18,7 @@ from mmedrag.runtime.data_folder import DataFolder
 from mmedrag.runtime.files import read_jsonl
 
 RELEASED = os.environ.get("MMEDRAG_RELEASED")
-ROWS = {  # SPEC §3
+ROWS = {  # counts of the released files (D1 of docs/differences.md)
     "test/report/harvard_test.json": 713,
     "test/report/iuxray_test.json": 590,
     "test/report/mimic_test.json": 700,

@@ -1,5 +1,7 @@
-"""The last stage: RAG-PT of the small model on patients that nothing else was trained on, and the
-confidence under which it abstains."""
+"""The last stage: RAG-PT of the small model, and the confidence under which it abstains.
+
+Its patients are of six benchmarks that nothing else was trained on.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def check(paths: Sequence[str | Path], **options: Any) -> CheckReport:
 
     Options: ``image_root`` (images of released files), ``images=True`` (decode pictures),
     ``html`` (a page to write), ``most`` (findings listed per kind), ``progress``.
-    See ``datasets.checks.check``.
+    See ``checks.check``.
     """
     from mmedrag.data.checks.check import check_data as run
 

@@ -1,4 +1,7 @@
-"""images.pixels."""
+"""Limits, and arrays of any number type as 8-bit pictures.
+
+Place in the picture: below every reader of pictures (``files``, ``dicom``).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""phantom.reading."""
+"""What a benchmark report says of a question, read back through the grammar.
+
+Place in the picture: controls (what copying a reference would score) and the benchmark's own
+measurements of contradicting references.
+"""
 
 from __future__ import annotations
 

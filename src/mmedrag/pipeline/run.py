@@ -4,7 +4,7 @@ Place in the picture: Example → pipeline → Trace, for thousands of rows. Row
 chunks (all questions of an image in one chunk, so its features are computed once); a chunk is
 routed and retrieved once and then answered under every asked condition in one call. A finished
 chunk is appended to a journal and fsynced; a killed run repeats at most one chunk, and the final
-file is the same, byte for byte. What a chunk goes through is ``run_worker``.
+file is the same, byte for byte. What a chunk goes through is ``worker``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""records.conditions."""
+"""The four conditions of an answer: clean or noise image, with or without references.
+
+Place in the picture: the vocabulary of pair construction and of the reliance metrics.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""records.pair_kinds."""
+"""Which conditions each kind of preference pair compares, and what a set of pairs is.
+
+Place in the picture: Algorithm 1 of the paper as one table, ``KINDS``; ``preference/pairs`` builds
+from it, the released formats are read by it.
+"""
 
 from __future__ import annotations
 

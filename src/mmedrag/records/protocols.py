@@ -1,8 +1,9 @@
 """The narrow protocols behind which every part of the pipeline can be replaced.
 
 Place in the picture: each arrow. Nothing here imports torch; an implementation lives in the
-module that owns its protocol's name table (``encoders``, ``stores``, ``generators``,
-``select``), and ``resolve`` turns a name, or ``my_package.module:Class``, into it.
+module that owns its protocol's name table (``retrieval.encoders``, ``retrieval.stores``,
+``answering.generators``, ``retrieval.select``), and ``resolve_object`` turns a name, or
+``my_package.module:Class``, into it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Place in the picture: inside ``train_retriever``; the small shipped encoders are trained by it
 too. Large batches fit small memory by gradient caching; the schedule is computed from the steps
-there really are and no partial batch is dropped (released faults, SPEC B2); equal texts do not
+there really are and no partial batch is dropped (B2 of docs/differences.md); equal texts do not
 push each other away. Every random choice of a step is drawn from (seed, step) alone, so a
 resumed run repeats them. (Batch norm, where a tower has it, sees one chunk at a time.)
 """

@@ -1,8 +1,8 @@
 """What every command needs of the machine, once each: files, journal, run folder, settings.
 
 Read ``files`` (atomic writes, hashes, JSON Lines), ``journal`` (an append-only log that survives a
-kill), ``run_folder`` (what was run, on what, with which versions), ``data_folder`` (a DATA folder
-of the contract), ``config`` (recipes and settings classes), then the small ones: ``draws`` (seeded
+kill), ``run_folder`` (what was run, on what, with which versions), ``data_folder`` (a DATA
+folder), ``config`` (recipes and settings classes), then the small ones: ``draws`` (seeded
 numbers), ``trained`` (what a model was trained on), ``memory``, ``processes``,
 ``torchvision_shim``.
 """

@@ -1,4 +1,4 @@
-"""runtime.draws."""
+"""Random numbers from a seed and keys: the same on every machine and in every order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""runtime.files."""
+"""Files that are whole or not there: atomic writes, hashes, JSON and JSON Lines.
+
+Place in the picture: under everything that reads or writes. A bad row becomes one line with file,
+line, field and what was expected.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""runtime.journal."""
+"""An append-only log of keyed lines that survives a kill.
+
+Place in the picture: what a resumable job has finished (``pipeline/run``, the embedding cache).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""runtime.trained."""
+"""What a model was trained on: row, patient and image of every training row.
+
+Place in the picture: written by every training, read by the held-out rule of preference pairs.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""``data import released``: every row format of the released MMed-RAG data (SPEC §3).
+"""``data import released``: every row format of the released MMed-RAG data.
 
-Recognised by their fields, one by one, so that mixed files and single files both work:
+There are ten of them (D1 of docs/differences.md), recognised by their fields, one by one, so that
+mixed files and single files both work:
 
 - test VQA (``question``, ``answer``): a closed question; with ``report`` also a corpus row
 - reports and retriever training (``report`` | ``gpt4_summary`` | ``caption``, image under
@@ -290,7 +291,7 @@ def _images(
 def _alignment(
     rows: Sequence[Row], writer: Writer, image_root: Path | Mapping[str, Path] | None
 ) -> None:
-    """Alignment rows as native pairs; what each row means is ``pairs_import``'s business."""
+    """Alignment rows as native pairs; what each row means is ``released_pairs``'s business."""
     with tempfile.TemporaryDirectory(prefix="mmedrag-") as scratch:
         sound = Path(scratch) / "rows.json"  # without what could not be read as JSON
         sound.write_text(json.dumps([row.value for row in rows]), encoding="utf-8")

@@ -1,6 +1,6 @@
 """RAG-PT tuning: two-image, two-prompt DPO of one adapter against a frozen reference.
 
-Place in the picture: pairs ─► *train_dpo* ─► adapter ─► generator. The stages, in order: encode and
+Place in the picture: pairs ─► *train* ─► adapter ─► generator. The stages, in order: encode and
 check every pair; compute once what never changes (vision features, reference log-probabilities)
 and keep it on disk; train with ``transformers.Trainer``; write adapter, card, log, training ids.
 

@@ -1,6 +1,6 @@
 """The training loop of RAG-PT on ``transformers.Trainer``.
 
-Place in the picture: inside train_dpo. The Trainer gives optimiser, schedule, checkpoints, resume,
+Place in the picture: inside ``train``. The Trainer gives optimiser, schedule, checkpoints, resume,
 DDP, DeepSpeed and FSDP; ours are the loss on four log-probability tensors, the batch order, the
 metrics (named as TRL names them, also per kind) and checkpoints that are only used when complete.
 """

@@ -1,6 +1,6 @@
 """RAG-PT preference pairs: traces under four conditions become D_cm, D_oa1, D_oa2 and more.
 
-Place in the picture: traces × {clean, noise} × {with, without references} ─► pairs ─► train_dpo.
+Place in the picture: traces × {clean, noise} × {with, without references} ─► pairs ─► ``dpo``.
 
 Paper, Algorithm 1 (x* is the noisy image, x_r the references, y the ground truth):
 

@@ -1,6 +1,6 @@
 """Pairs whose answer gives nothing away.
 
-Place in the picture: pairs ─► *even_answers* ─► train_dpo. Where retrieved reports are silent about
+Place in the picture: pairs ─► *even_answers* ─► ``dpo``. Where retrieved reports are silent about
 what is there, most ``resist`` pairs say yes and most ``copy`` pairs no. A model can then gain on
 both by saying yes more often, and never learns when references are to be trusted.
 """

@@ -1,8 +1,8 @@
 """Preference pairs on disk: the native folder.
 
-Place in the picture: pairs ─► files ─► train_dpo. ``PAIRS/pairs.jsonl`` holds the rows,
+Place in the picture: pairs ─► files ─► ``dpo``. ``PAIRS/pairs.jsonl`` holds the rows,
 ``PAIRS/config.json`` how they were made and, relative to PAIRS, the DATA folder that image paths
-start from. Other trainers' formats: ``pairs_export``; released rows: ``pairs_import``.
+start from. Other trainers' formats: ``export``; released rows: ``data.formats.released_pairs``.
 """
 
 from __future__ import annotations
