@@ -25,14 +25,14 @@ check: $(ALL) ## lint, format, types, generated docs current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m mmedrag.cli.docs --check docs/cli.md
+	$(BIN)/python -m mmedrag.cli.docs --check docs
 
 format: $(ALL) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: $(ALL) ## write the generated pages
-	$(BIN)/python -m mmedrag.cli.docs docs/cli.md
+	$(BIN)/python -m mmedrag.cli.docs docs
 
 bench: $(ALL) ## measure against naive and released procedures; minutes; writes bench/results
 	@for file in bench/*.py; do echo "$$file"; $(BIN)/python $$file || exit 1; done
