@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mmedrag.data import check, export_released, import_data
 from mmedrag.data.checks.report import CheckReport
-from mmedrag.data.importing import check, export_released, import_data
 from mmedrag.records.records import Pair
 from mmedrag.runtime.data_folder import DataFolder
 from mmedrag.runtime.files import read_jsonl

@@ -1,6 +1,7 @@
 from . import ocr as ocr
 from . import splits as splits
-from .importing import check as check
-from .importing import export_released as export_released
+from .checks.check import check as check
+from .checks.counts import stats as stats
+from .formats.released import export_released as export_released
 from .importing import import_data as import_data
-from .importing import stats as stats
+from .rows import SourceRow as SourceRow
