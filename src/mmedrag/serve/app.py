@@ -310,7 +310,7 @@ class Service:
         finally:
             self.inside -= 1
             route = getattr(request.scope.get("route"), "path", "other")
-            self.metrics.saw(route, status, time.perf_counter() - start)
+            self.metrics.observe(route, status, time.perf_counter() - start)
 
     async def _http_error(self, request: Request, error: HTTPException) -> Response:
         """No such route, wrong method: in the shape of every other refusal."""
