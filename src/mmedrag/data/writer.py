@@ -344,9 +344,7 @@ def safe_name(name: str, suffix: str) -> str:
     wanted = "/".join(parts)
     plain = "/".join(_PLAIN.sub("_", part).strip(" .")[:80] or "_" for part in parts[-8:])
     if plain != wanted or not parts:
-        plain = (
-            f"{plain or 'image'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:10]}"
-        )
+        plain = f"{plain or 'image'}-{_short_hash(name)}"
     stem, dot, end = plain.rpartition(".")
     if dot and "/" not in end:
         if end.lower() == suffix[1:] or (suffix == ".jpg" and end.lower() == "jpeg"):

@@ -20,16 +20,8 @@ from mmedrag.records import UserError
 
 MAX_FRAMES = 10_000
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
-_COLOUR = (
-    "RGB",
-    "YBR_FULL",
-    "YBR_FULL_422",
-    "YBR_ICT",
-    "YBR_RCT",
-    "YBR_PARTIAL_420",
-    "YBR_PARTIAL_422",
-    "PALETTE COLOR",
-)
+_YBR = "FULL FULL_422 ICT RCT PARTIAL_420 PARTIAL_422".split()
+_COLOUR = ("RGB", *(f"YBR_{kind}" for kind in _YBR), "PALETTE COLOR")
 
 
 def read(data: bytes, name: str = "DICOM") -> Any:

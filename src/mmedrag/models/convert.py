@@ -117,14 +117,7 @@ def model_info(model: str | Path) -> dict[str, Any]:
 
 def _adapter_info(folder: Path) -> dict[str, Any]:
     settings = _json(folder / "adapter_config.json")
-    keys = (
-        "peft_type",
-        "r",
-        "lora_alpha",
-        "target_modules",
-        "modules_to_save",
-        "base_model_name_or_path",
-    )
+    keys = "peft_type r lora_alpha target_modules modules_to_save base_model_name_or_path".split()
     return {"adapter": True, **{k: settings.get(k) for k in keys}, **_weights(folder)}
 
 
