@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-DEV    := train,clip,serve,dicom,ocr,dev
+DEV    := train,clip,serve,openai,dicom,ocr,dev
 # One stamp per state of the requirements: a changed pin installs again, an unchanged one does not.
 STATE  := $(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 CORE   := $(VENV)/.installed-$(STATE)
@@ -25,14 +25,14 @@ check: $(ALL) ## lint, format, types, generated docs current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m mmedrag.cli.docs --check docs/cli.md
+	$(BIN)/python -m mmedrag.cli.docs --check docs
 
 format: $(ALL) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: $(ALL) ## write the generated pages
-	$(BIN)/python -m mmedrag.cli.docs docs/cli.md
+	$(BIN)/python -m mmedrag.cli.docs docs
 
 bench: $(ALL) ## measure against naive and released procedures; minutes; writes bench/results
 	@for file in bench/*.py; do echo "$$file"; $(BIN)/python $$file || exit 1; done

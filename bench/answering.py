@@ -1,5 +1,6 @@
-"""Answering: against a bare batched ``generate``, against one-by-one as released, four conditions
-together against four passes, and memory against the number of rows.
+"""Answering against a bare batched ``generate``, and against one-by-one as released.
+
+Also: four conditions together against four passes, and memory against the number of rows.
 
 Steady state: loading and a warm-up are excluded, the rivals run in turn in one process (memory:
 a process each), medians over rounds. All decode the same tokens; texts are compared, so that a

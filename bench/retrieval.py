@@ -1,5 +1,6 @@
-"""Retrieval: against the released procedure, against bare FAISS, against the bare model loop,
-and against itself with ten times the rows.
+"""Retrieval against the released procedure, bare FAISS, and the bare model loop.
+
+Also against itself with ten times the rows.
 
 Start-up (imports, loading weights) is excluded everywhere. Rivals share one encoder, one data
 set and one run; where they take seconds or less they run in turn and medians are compared.

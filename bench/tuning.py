@@ -336,7 +336,7 @@ def trl(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def released(work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The released step, re-implemented from its description (SPEC: efficiency): chosen and
+    """The released step, as docs/differences.md describes it (T1) and written again: chosen and
     rejected apart, policy and reference live, the image encoded once for the forward and once
     more to rebuild the labels (eight times a pair), log-softmax over all positions in float32."""
     import torch

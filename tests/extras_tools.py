@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 PACKAGES = {  # extra → top-level modules that only it brings
-    "serve": "fastapi starlette uvicorn python_multipart openai",
+    "serve": "fastapi starlette uvicorn python_multipart prometheus_client",
+    "openai": "openai",
     "clip": "open_clip timm torchvision",
     "dicom": "pydicom dicomanonymizer pylibjpeg",
     "ocr": "rapidocr onnxruntime",
     "scale": "tensorboard",
-    "train": "trl",
+    "train": "",  # accelerate comes with peft, too; the extra bounds its version
     "clinical": "radeval",
 }
 
@@ -37,11 +38,8 @@ def commands(data: Path, run: Path, folder: Path) -> dict[str, list[tuple[object
     )
     build = ("index", "build", data, "--out", out, "--retriever")
     return {
-        "serve": [
-            ("serve",),
-            ("serve", "key", "x", "--file", folder / "keys"),
-            ("ask", picture, "Is it so?", *system),
-        ],
+        "serve": [("serve",), ("serve", "key", "x", "--file", folder / "keys")],
+        "openai": [("ask", picture, "Is it so?", *system)],
         "dicom": [("data", "import", "dicom", film.parent, folder / "films-out")],
         "clip": [(*build, "hf-hub:a/b"), (*build, "open_clip:RN50")],
         "scale": [("train", "retriever", data, "--out", out, "--tracker", "tensorboard")],

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.data.importing import check, import_data
+from mmedrag.data import check, import_data
 from mmedrag.images.files import load_image
 from mmedrag.records.records import UserError
 from mmedrag.runtime.data_folder import DataFolder

@@ -24,12 +24,13 @@ pytestmark = [
 ]
 IMPORTS = {  # extra → what it is for can be imported
     "": "mmedrag.pipeline.pipeline, mmedrag.preference.dpo.train, mmedrag.evaluation.evaluate_runs",
-    "serve": "mmedrag.serve.app, uvicorn, openai",
+    "serve": "mmedrag.serve.app, uvicorn, prometheus_client",
+    "openai": "openai",
     "dicom": "pydicom, dicomanonymizer, openjpeg",
     # beside a torch without CUDA, torchvision needs the package's own help
     "clip": "mmedrag.runtime.torchvision_shim as t; t.ready(); import open_clip, timm",
     "ocr": "rapidocr, onnxruntime",
-    "train": "trl, datasets",
+    "train": "accelerate",
     "scale": "tensorboard",
     "clinical": "radeval",
 }

@@ -1,4 +1,7 @@
-"""One test per defect of the released system in prompting, answering and loading (SPEC §6)."""
+"""One test per fault of the released system in prompting, answering and loading.
+
+Labels as in docs/differences.md.
+"""
 
 import json
 

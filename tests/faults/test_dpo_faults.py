@@ -1,4 +1,7 @@
-"""One test per fault of the released trainer (SPEC: B3, B4, B8-B10), kills, damaged files."""
+"""One test per fault of the released trainer, kills, damaged files.
+
+Faults: B3, B4 and B8 to B10 of docs/differences.md.
+"""
 
 from __future__ import annotations
 

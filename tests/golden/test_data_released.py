@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from mmedrag.data import check, export_released, import_data
 from mmedrag.data.checks.report import CheckReport
-from mmedrag.data.importing import check, export_released, import_data
 from mmedrag.records.records import Pair
 from mmedrag.runtime.data_folder import DataFolder
 from mmedrag.runtime.files import read_jsonl
 
 RELEASED = os.environ.get("MMEDRAG_RELEASED")
-ROWS = {  # SPEC §3
+ROWS = {  # counts of the released files (D1 of docs/differences.md)
     "test/report/harvard_test.json": 713,
     "test/report/iuxray_test.json": 590,
     "test/report/mimic_test.json": 700,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.data.importing import check, import_data, stats
+from mmedrag.data import check, import_data, stats
 from mmedrag.images.files import load_image
 from mmedrag.runtime.data_folder import DataFolder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.data.importing import import_data
+from mmedrag.data import import_data
 from mmedrag.domain.identify import open_domain
 from mmedrag.domain.train import train_domain
 from mmedrag.evaluation.of_domain import evaluate_domain

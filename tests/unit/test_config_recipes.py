@@ -58,7 +58,7 @@ def test_dpo_recipes_are_one(name: str) -> None:
 
 
 def test_published_values() -> None:
-    """SPEC of the method: paper and released code disagree, and each has its recipe."""
+    """Paper and released code disagree (docs/differences.md), and each has its recipe."""
     paper, released = (config.load(n) for n in ("paper", "released"))
     for recipe in (paper, released):
         dpo = config.settings(DpoTraining, recipe["dpo"], "[dpo]")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmedrag.data import check, import_data, stats
 from mmedrag.data.checks import text as rules
 from mmedrag.data.checks.report import FINDINGS
-from mmedrag.data.importing import check, import_data, stats
 from mmedrag.records.records import UserError
 
 

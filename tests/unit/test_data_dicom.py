@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
 pytest.importorskip("dicomanonymizer", reason="needs the extra 'dicom'")
 
-from mmedrag.data import ocr  # noqa: E402
+from mmedrag.data import import_data, ocr  # noqa: E402
 from mmedrag.data.deidentify import Pseudonyms, deidentify, read_key  # noqa: E402
-from mmedrag.data.importing import import_data  # noqa: E402
 from mmedrag.images import dicom  # noqa: E402
 from mmedrag.images.files import load_image  # noqa: E402
 from mmedrag.records.records import UserError  # noqa: E402

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mmedrag.cli.data import noun
-from mmedrag.data.importing import import_data
+from mmedrag.data import import_data
 from mmedrag.images.alike import pixel_hash
 from mmedrag.images.files import load_image
 from mmedrag.images.strip import png_bytes

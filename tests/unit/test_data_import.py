@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmedrag.data import splits
-from mmedrag.data.importing import export_released, import_data
+from mmedrag.data import export_released, import_data, splits
 from mmedrag.data.rows import read_rows
 from mmedrag.images.alike import Look, pixel_hash
 from mmedrag.images.files import load_image

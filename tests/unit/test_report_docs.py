@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmedrag.cli.docs import first_line
 from mmedrag.evaluation.metrics.questions import CONTRACT_NAMES
 from mmedrag.evaluation.metrics.text import signatures
 from mmedrag.evaluation.reliance import DENOMINATORS
@@ -64,16 +65,19 @@ def test_printed_controls_are_those_that_were_measured():
 
 
 def test_functions_of_the_method_page_exist():
-    """Every `module.function` (or `module.Class.method`) of docs/method.md is defined there."""
-    said = re.findall(r"`(\w+)\.(\w+)(?:\.(\w+))?`", (DOCS / "method.md").read_text())
-    said = [row for row in said if row[0] != "module"]
-    assert len(said) > 30
-    for module, name, method in said:
-        tree = ast.parse((DOCS.parent / f"src/mmedrag/{module}.py").read_text())
-        found = [node for node in tree.body if _called(node) == name]
-        assert found, f"{module}.{name}"
-        inside = [_called(node) for node in getattr(found[0], "body", [])]
-        assert not method or method in inside, f"{module}.{name}.{method}"
+    """Every `package.module.function` (or `….Class.method`) of docs/method.md is defined there."""
+    dotted = re.findall(r"`((?:\w+\.)+\w+)`", (DOCS / "method.md").read_text())
+    dotted = [name for name in dotted if name != "package.module.function" and "=" not in name]
+    assert len(dotted) > 30
+    for name in dotted:
+        parts, inside = name.split("."), DOCS.parent / "src/mmedrag"
+        while (inside / parts[0]).is_dir():
+            inside /= parts.pop(0)
+        nodes = ast.parse((inside / f"{parts.pop(0)}.py").read_text()).body
+        for part in parts:
+            found = [node for node in nodes if _called(node) == part]
+            assert found, name
+            nodes = getattr(found[0], "body", [])
 
 
 def _called(node):
@@ -86,3 +90,33 @@ def test_signatures_name_their_libraries():
     found = signatures()
     assert {"bleu_n", "bleu_nltk_n", "rouge", "meteor"} == set(found)
     assert all("version:" in said for said in found.values())
+
+
+def test_files_of_the_architecture_page_exist():
+    """Hand-written paths of docs/architecture.md, relative to the package or the repository."""
+    written = (DOCS / "architecture.md").read_text().partition("## File map")[0]
+    named = set(re.findall(r"`([\w/]+(?:/|\.py))`", written))
+    assert len(named) > 15
+    for name in named:
+        assert (DOCS.parent / "src/mmedrag" / name).exists() or (DOCS.parent / name).exists(), name
+
+
+def test_a_module_without_a_sentence_is_named(tmp_path):
+    module = tmp_path / "m.py"
+    module.write_text('"""One thought that goes\non."""\n')
+    with pytest.raises(LookupError, match="m.py: the docstring's first line is no sentence"):
+        first_line(module)
+
+
+def test_labels_of_differences_are_defined():
+    """Code and tests say `B2 of docs/differences.md`; that page has to say what B2 is."""
+    page = (DOCS / "differences.md").read_text()
+    root, labels = DOCS.parent, set()
+    for tree in ("src", "tests", "bench", "training"):
+        for path in (root / tree).rglob("*.py"):
+            for place in re.finditer(r"differences\.md", path.read_text()):
+                near = path.read_text()[max(0, place.start() - 120) : place.end() + 120]
+                labels |= set(re.findall(r"\b[ABDRT][1-9]\d?\b", near))
+    assert {"B2", "B9", "R1", "A1"} <= labels
+    for label in labels:
+        assert f"**{label}**" in page or f"({label})" in page, label

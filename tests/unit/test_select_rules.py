@@ -57,14 +57,14 @@ def test_cut(rule: str, scores: list[float], params: dict, kept: int) -> None:
 
 
 def test_paper_and_released_rules_differ_as_documented() -> None:
-    """Small even steps: no adjacent gap, but a large cumulative one (SPEC §1.3)."""
+    """Small even steps: no adjacent gap, but a large cumulative one (R3 of docs/differences.md)."""
     scores = hits(0.4, 0.34, 0.29, 0.25)  # every log ratio about .16, .4/.25 = 1.6
     assert len(RuleSpec("log_ratio", gamma=0.2)(scores).kept) == 4
     assert len(RuleSpec("top1_ratio", threshold=1.5)(scores).kept) == 3
 
 
 def test_flat_similarities_are_not_cut() -> None:
-    """CLIP similarities fall from 0.35 to 0.30: a ratio of 1.5 keeps all (SPEC §1.3)."""
+    """CLIP's fall from 0.35 to 0.30: a ratio of 1.5 keeps all (R3 of docs/differences.md)."""
     scores = hits(*[0.35 - 0.05 * i / 19 for i in range(20)])
     assert len(RuleSpec("top1_ratio", threshold=1.5)(scores).kept) == 20
 

@@ -25,7 +25,7 @@ from mmedrag.serve import (  # noqa: E402
 from mmedrag.serve.audit import Audit  # noqa: E402
 from mmedrag.serve.decoder import BadImage, Decoders  # noqa: E402
 from mmedrag.serve.errors import Refused  # noqa: E402
-from mmedrag.serve.metrics import HELP, Metrics  # noqa: E402
+from mmedrag.serve.metrics import COUNTED, Metrics  # noqa: E402
 from mmedrag.serve.queue import Batcher, Busy, Job, Stopped  # noqa: E402
 from mmedrag.serve.security import Keys, Rate, load_keys, may_bind, new_key, same_site  # noqa: E402
 from serve_tools import dicom_bytes, encoded, picture, write_keys  # noqa: E402
@@ -522,12 +522,12 @@ def test_chat_requests_without_a_meaning_are_refused(change, status):
 def test_metrics_are_prometheus_text():
     metrics = Metrics()
     for seconds in (0.01, 0.3, 500):
-        metrics.saw("/v1/ask", 200, seconds)
-    values = {name: 1.0 for name, (kind, _) in HELP.items() if kind != "histogram"}
-    text = metrics.text(values)
+        metrics.observe("/v1/ask", 200, seconds)
+    text = metrics.text(dict.fromkeys(COUNTED, 1.0))
     sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [0-9.e+-]+')
     for line in text.splitlines():
         assert line.startswith("# ") or sample.fullmatch(line), line
     assert 'mmedrag_requests_total{route="/v1/ask",status="200"} 3' in text
-    counts = [int(line.rsplit(" ")[-1]) for line in text.splitlines() if "_bucket{" in line]
+    counts = [float(line.rsplit(" ")[-1]) for line in text.splitlines() if "_bucket{" in line]
     assert counts == sorted(counts) and counts[-1] == 3
+    assert "# TYPE mmedrag_batches_total counter" in text and "_created" not in text

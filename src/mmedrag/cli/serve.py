@@ -42,7 +42,7 @@ def start(
 
     API keys: the file that MMEDRAG_API_KEYS names. Limits: --set serve.timeout=60, ...
     """
-    needs("fastapi", "uvicorn", "python_multipart")
+    needs("fastapi", "uvicorn", "python_multipart", "prometheus_client")
     from dataclasses import replace
 
     from mmedrag.embedded import located

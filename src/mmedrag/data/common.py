@@ -1,13 +1,14 @@
-"""What the importers share: fields of a row, answer types, splits, and finding its images."""
+"""What the importers share: their files, their rows, a row's fields, and finding its images."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedrag.data.rows import SourceRow
 from mmedrag.data.writer import Writer
 from mmedrag.records import Split, UserError
 
@@ -32,6 +33,51 @@ class Defaults:
         """The row's own value of each field, else the common one."""
         own = {key: text_of(row, key) for key in ("domain", "source", "licence", "attribution")}
         return {key: value or getattr(self, key) for key, value in own.items()}
+
+
+def source_files(src: Path, *suffixes: str, skip: tuple[str, ...] = ()) -> list[tuple[Path, str]]:
+    """(file, name relative to ``src``) of ``src`` itself, or of every such file below it, in order.
+
+    ``skip``: beginnings of names that are left out.
+
+    Raises:
+        UserError: none there.
+    """
+    if src.is_file():
+        return [(src, src.name)]
+    found = sorted(
+        path
+        for path in src.rglob("*")
+        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(skip)
+    )
+    if not found:
+        raise UserError(f"{src}: no {' or '.join(suffixes)} in it")
+    return [(path, path.relative_to(src).as_posix()) for path in found]
+
+
+def image_roots(src: Path, image_root: Path | None) -> list[Path]:
+    """Where a source's images lie: where the user says, else beside the source."""
+    return [image_root or (src if src.is_dir() else src.parent)]
+
+
+def import_rows(
+    rows: Iterable[SourceRow], writer: Writer, use: Callable[[SourceRow], None]
+) -> None:
+    """Give each row to ``use``; one that cannot be read or used is refused, the others go on."""
+    for done, row in enumerate(rows, 1):
+        writer.tick(done)
+        try:
+            if row.error:
+                raise UserError(row.error)
+            use(row)
+        except UserError as error:
+            writer.reject(row, str(error))
+
+
+def row_id(row: SourceRow, own: Any, fallback: str | None = None) -> str:
+    """``file/own id``, or the row's number (or ``fallback``) where it has no id of its own."""
+    named = isinstance(own, (str, int)) and own != ""
+    return f"{row.file.rsplit('.', 1)[0]}/{own if named else fallback or row.number}"
 
 
 def clean_question(text: str) -> str:
@@ -59,14 +105,9 @@ def text_of(
 
 
 _SPLITS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
+    **{name: "train" for name in ("train", "training")},
+    **{name: "val" for name in ("val", "valid", "validation", "dev")},
+    **{name: "test" for name in ("test", "testing")},
 }
 
 

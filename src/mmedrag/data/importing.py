@@ -1,32 +1,19 @@
-"""Getting data in, checking it, counting it, and writing it back.
+"""``data import``: a source in any format becomes a DATA folder.
 
-Place in the picture: before everything. The commands ``data import``, ``data check`` and
-``data stats`` call the four functions below; each format is one module with
+Place in the picture: before everything. Each format is one module with
 ``load(src, writer, **options)``.
-
-- ``import_data(format, src, out, *, seed, shares, progress, **options) -> ImportResult``
-- ``check(paths, *, image_root, images, html, most, progress) -> CheckReport``
-- ``stats(path) -> dict``
-- ``export_released(data, out) -> {file: rows}``
-
-Results have ``to_dict()`` for ``--json`` and ``exit_code``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmedrag.data.writer import ImportResult, Writer
 from mmedrag.records import Split, UserError, resolve_object
 from mmedrag.runtime import sha256
-
-if TYPE_CHECKING:
-    from mmedrag.data.checks.report import CheckReport
-
-__all__ = ["FORMATS", "ImportResult", "check", "export_released", "import_data", "stats"]
 
 FORMATS = {
     "dicom": "mmedrag.data.formats.dicom:load",
@@ -110,29 +97,3 @@ def _inputs(source: Path) -> dict[str, str]:
     """sha256 of the row files directly given: another content is another import."""
     files = [source] if source.is_file() else sorted(source.glob("*.json*"))
     return {path.name: sha256(path) for path in files if path.is_file()}
-
-
-def check(paths: Sequence[str | Path], **options: Any) -> CheckReport:
-    """Find what is wrong with DATA folders or released files (``data check``).
-
-    Options: ``image_root`` (images of released files), ``images=True`` (decode pictures),
-    ``html`` (a page to write), ``most`` (findings listed per kind), ``progress``.
-    See ``datasets.checks.check``.
-    """
-    from mmedrag.data.checks.check import check_data as run
-
-    return run(paths, **options)
-
-
-def stats(path: str | Path) -> dict[str, Any]:
-    """Counts and baselines of a DATA folder (``data stats``)."""
-    from mmedrag.data.checks.counts import stats as run
-
-    return run(path)
-
-
-def export_released(data: str | Path, out: str | Path) -> dict[str, int]:
-    """Write a DATA folder back in the released formats; {file: rows}. See ``released.export``."""
-    from mmedrag.data.formats.released import export
-
-    return export(Path(data), Path(out))

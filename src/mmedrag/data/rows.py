@@ -18,7 +18,7 @@ MAX_LINE = 64 * 2**20  # bytes; a longer "line" is no row of text
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One row of a source file: ``number`` counts rows from 0, ``line`` lines from 1."""
 
     file: str
@@ -49,10 +49,10 @@ def parse(text: str) -> Any:
     return value
 
 
-def read_rows(path: Path, name: str | None = None) -> Iterator[Row]:
+def read_rows(path: Path, name: str | None = None) -> Iterator[SourceRow]:
     """All rows of a ``.jsonl`` file, or of the one array of a ``.json`` file.
 
-    ``name`` is what ``Row.file`` says (default: the path as given). A JSON array that breaks
+    ``name`` is what ``SourceRow.file`` says (default: the path as given). A JSON array that breaks
     off yields the rows before the break and then one row with the error.
     """
     name = name or str(path)
@@ -68,32 +68,32 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[Row]:
                 text = data.decode("utf-8")
             except UnicodeDecodeError as error:
                 line = data[: error.start].count(b"\n") + 1
-                yield Row(name, line, 0, error="not UTF-8 text")
+                yield SourceRow(name, line, 0, error="not UTF-8 text")
                 return
             yield from _array(text, name)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _lines(handle: Any, name: str) -> Iterator[Row]:
+def _lines(handle: Any, name: str) -> Iterator[SourceRow]:
     number = 0
     line_no = 0
     while line := handle.readline(MAX_LINE):
         line_no += 1
         if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            yield Row(name, line_no, number, error=f"line longer than {MAX_LINE:,} bytes")
+            yield SourceRow(name, line_no, number, error=f"line longer than {MAX_LINE:,} bytes")
             return
         if not line.strip():
             continue
         try:
             text = line.decode("utf-8-sig" if line_no == 1 else "utf-8")
-            yield Row(name, line_no, number, value=parse(text))
+            yield SourceRow(name, line_no, number, value=parse(text))
         except UnicodeDecodeError:
             shown = line.decode("utf-8", "replace").rstrip()
-            yield Row(name, line_no, number, error="not UTF-8 text", text=shown)
+            yield SourceRow(name, line_no, number, error="not UTF-8 text", text=shown)
         except ValueError as error:
             shown = line.decode("utf-8", "replace").rstrip()
-            yield Row(name, line_no, number, error=f"not JSON: {_where(error)}", text=shown)
+            yield SourceRow(name, line_no, number, error=f"not JSON: {_where(error)}", text=shown)
         number += 1
 
 
@@ -103,7 +103,7 @@ def _where(error: ValueError) -> str:
     return str(error)
 
 
-def _array(text: str, name: str) -> Iterator[Row]:
+def _array(text: str, name: str) -> Iterator[SourceRow]:
     """Elements of one JSON array, each with the line it starts on, without losing the rest."""
     at, line, number = _skip(text, 0), 1, 0
     line += text.count("\n", 0, at)
@@ -113,7 +113,7 @@ def _array(text: str, name: str) -> Iterator[Row]:
             shown = "a single JSON value"
         except ValueError as error:
             shown = f"not JSON: {_where(error)}"
-        yield Row(name, line, 0, error=f"{shown}, expected an array of rows")
+        yield SourceRow(name, line, 0, error=f"{shown}, expected an array of rows")
         return
     at, seen = _skip(text, at + 1), at
     while text[at : at + 1] != "]":
@@ -121,15 +121,15 @@ def _array(text: str, name: str) -> Iterator[Row]:
         try:
             value, stop = _DECODER.raw_decode(text, at)
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-            yield Row(name, line, number, value=value)
+            yield SourceRow(name, line, number, value=value)
         except UnicodeEncodeError:
-            yield Row(name, line, number, error="lone surrogate in a string")
+            yield SourceRow(name, line, number, error="lone surrogate in a string")
             stop = _DECODER.raw_decode(text, at)[1]
         except RecursionError:
-            yield Row(name, line, number, error="not JSON: nested too deeply")
+            yield SourceRow(name, line, number, error="not JSON: nested too deeply")
             return
         except ValueError as error:
-            yield Row(name, line, number, error=f"not JSON: {_where(error)}; rows end here")
+            yield SourceRow(name, line, number, error=f"not JSON: {_where(error)}; rows end here")
             return
         number += 1
         at = _skip(text, stop)
@@ -137,12 +137,14 @@ def _array(text: str, name: str) -> Iterator[Row]:
             at = _skip(text, at + 1)
         elif text[at : at + 1] != "]":
             line += text.count("\n", seen, at)
-            yield Row(name, line, number, error="not JSON: expected ',' or ']'; rows end here")
+            yield SourceRow(
+                name, line, number, error="not JSON: expected ',' or ']'; rows end here"
+            )
             return
     rest = _skip(text, at + 1)
     if rest < len(text):
         line += text.count("\n", seen, rest)
-        yield Row(name, line, number, error="not JSON: text after the end of the array")
+        yield SourceRow(name, line, number, error="not JSON: text after the end of the array")
 
 
 def _skip(text: str, at: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mmedrag.data import splits
-from mmedrag.data.rows import Row
+from mmedrag.data.rows import SourceRow
 from mmedrag.images import Look, clean_copy
 from mmedrag.records import Example, Pair, Record, Reference, Split, UserError
 from mmedrag.runtime import (
@@ -190,7 +190,7 @@ class Writer:
 
     # --- rows
 
-    def reject(self, row: Row, reason: str, shown: str | None = None) -> None:
+    def reject(self, row: SourceRow, reason: str, shown: str | None = None) -> None:
         """Refuse a source row; it goes to ``rejected.jsonl`` as it was, if JSON can hold it.
 
         ``shown`` is a name for the user's eyes alone (a path that may identify a patient).
@@ -204,16 +204,18 @@ class Writer:
         self.rejected.append(BadRow(file=row.file, line=row.line, reason=reason, row=value))
         self.result.refusals.append(f"{shown or f'{row.file}:{row.line}'}: {reason}")
 
-    def example(self, row: Row, **fields: Any) -> bool:
+    def example(self, row: SourceRow, **fields: Any) -> bool:
         return self._add("examples", Example, row, fields)
 
-    def reference(self, row: Row, **fields: Any) -> bool:
+    def reference(self, row: SourceRow, **fields: Any) -> bool:
         return self._add("corpus", Reference, row, fields)
 
-    def pair(self, row: Row, **fields: Any) -> bool:
+    def pair(self, row: SourceRow, **fields: Any) -> bool:
         return self._add("pairs", Pair, row, fields)
 
-    def _add(self, kind: str, record: type[Record], source: Row, fields: dict[str, Any]) -> bool:
+    def _add(
+        self, kind: str, record: type[Record], source: SourceRow, fields: dict[str, Any]
+    ) -> bool:
         """A record that came from ``source`` is kept, or refused with its reason. True if kept."""
         given = {k: v for k, v in fields.items() if v is not None and v != {}}
         try:
@@ -349,9 +351,7 @@ def safe_name(name: str, suffix: str) -> str:
     wanted = "/".join(parts)
     plain = "/".join(_PLAIN.sub("_", part).strip(" .")[:80] or "_" for part in parts[-8:])
     if plain != wanted or not parts:
-        plain = (
-            f"{plain or 'image'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:10]}"
-        )
+        plain = f"{plain or 'image'}-{_short_hash(name)}"
     stem, dot, end = plain.rpartition(".")
     if dot and "/" not in end:
         if end.lower() == suffix[1:] or (suffix == ".jpg" and end.lower() == "jpeg"):

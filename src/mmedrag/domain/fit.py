@@ -1,7 +1,7 @@
 """What ``train domain`` fits: head, temperature, the score of *unknown* and its threshold.
 
-Place in the picture: below ``train_domain``; every fit sees features only, or draws the pictures
-it needs (varied copies, channel swaps, ``domain_outliers``) from a seed.
+Place in the picture: below ``train``; every fit sees features only, or draws the pictures
+it needs (varied copies, channel swaps, ``outliers``) from a seed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """``train domain``: a calibrated head on an encoder's features, with *unknown*.
 
-Place in the picture: makes what ``domain.py`` loads. Steps: where asked, fine-tuning of the
-encoder's picture side (``domain_tune``); features of the training pictures;
-a linear softmax head (L2, class-balanced); one temperature on validation pictures (Guo et al.
-2017); boosted trees that tell training pictures from outliers (channel swaps of them, and drawn
-pictures, ``domain_outliers``); a threshold from validation pictures and outliers of their own.
-The fits are in ``domain_fit``.
+Place in the picture: makes what ``identify`` loads. Steps: where asked, fine-tuning of the
+encoder's picture side (``tune``); features of the training pictures; a linear softmax head (L2,
+class-balanced); one temperature on validation pictures (Guo et al. 2017); boosted trees that tell
+training pictures from outliers (channel swaps of them, and drawn pictures, ``outliers``); a
+threshold from validation pictures and outliers of their own. The fits are in ``fit``.
 
 Public functions (stable)::
 

@@ -62,9 +62,9 @@ def fine_tune(
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)  # leaves what has no gradient alone
     torch.nn.init.zeros_(head.weight)
-    dice = torch_rng(settings.seed)
+    rng = torch_rng(settings.seed)
     for epoch in range(settings.fine_tune):
-        order = [rows[i] for i in torch.randperm(len(rows), generator=dice).tolist()]
+        order = [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
         losses = []
         for batch in ahead(read, order, BATCH):
             seen = [made for made in batch if made is not None]

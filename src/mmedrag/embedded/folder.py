@@ -1,4 +1,4 @@
-"""The small system that ships with the package: weights, and an index built where it is used.
+"""Folders of the small models that ship, and the folder for what can be built again.
 
 Every folder is an ordinary Hugging Face one, loaded through the same code as a 7B checkpoint.
 Weights, thresholds and calibrations come from ``data phantom`` alone (``make tiny`` rebuilds

@@ -1,4 +1,7 @@
-"""evaluation.classification."""
+"""Confusion, routing and reliability of a run, as shares with intervals.
+
+Place in the picture: one section of ``metrics.json``; the report draws it.
+"""
 
 from __future__ import annotations
 

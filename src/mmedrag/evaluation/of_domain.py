@@ -1,6 +1,6 @@
 """``domain eval``: accuracy, calibration, and whether *unknown* is known.
 
-Place in the picture: beside ``domain.py``.
+Place in the picture: beside ``domain.identify``.
 
 Public function (stable)::
 

@@ -1,6 +1,6 @@
 """``retriever eval``: is the retriever better than chance, and are its references alike?
 
-Place in the picture: beside ``retriever.py``. Two questions over the rows of one split:
+Place in the picture: beside ``retrieval.search``. Two questions over the rows of one split:
 
 - *paired*: each picture's own report among all reports of the split (recall@k, MRR, nDCG);
 - *gallery*: what retrieval from the training corpus returns, own patient excluded: how far the

@@ -1,4 +1,4 @@
-"""evaluation.predictions."""
+"""What a predictor says of each row: the model's own answers, or a control's."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Whole experiments: ``ablation`` (Tables 4 and 5), ``demo`` (on the embedded system), ``repro``
-(published and own numbers, with ``repro_checks``).
+"""Whole experiments: Tables 4 and 5, the demo, and the reproduction matrix.
+
+``ablation`` (over any system and data), ``demo`` (on the embedded system), ``repro`` (published and
+own numbers, with ``repro_checks``).
 """
 
 import lazy_loader

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,22 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.images.pixels import MAX_PIXELS
+from mmedrag.images.pixels import MAX_PIXELS, short_reason
 from mmedrag.records import UserError
 
 MAX_FRAMES = 10_000
-MAX_FILE = 4 * 2**30
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
-_COLOUR = (
-    "RGB",
-    "YBR_FULL",
-    "YBR_FULL_422",
-    "YBR_ICT",
-    "YBR_RCT",
-    "YBR_PARTIAL_420",
-    "YBR_PARTIAL_422",
-    "PALETTE COLOR",
-)
+_YBR = "FULL FULL_422 ICT RCT PARTIAL_420 PARTIAL_422".split()
+_COLOUR = ("RGB", *(f"YBR_{kind}" for kind in _YBR), "PALETTE COLOR")
 
 
 def read(data: bytes, name: str = "DICOM") -> Any:
@@ -56,36 +46,20 @@ def read(data: bytes, name: str = "DICOM") -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = pydicom.dcmread(io.BytesIO(data), force=True)
-            meta = (
-                found.file_meta
-                if hasattr(found, "file_meta")
-                else pydicom.dataset.FileMetaDataset()
-            )
-            found.file_meta = meta
+            found.file_meta = getattr(found, "file_meta", None) or pydicom.dataset.FileMetaDataset()
+            meta = found.file_meta
             if "TransferSyntaxUID" not in meta:
                 implicit, little = found.original_encoding
-                meta.TransferSyntaxUID = (
-                    ImplicitVRLittleEndian
-                    if implicit
-                    else ExplicitVRLittleEndian
-                    if little
-                    else ExplicitVRBigEndian
-                )
+                explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+                meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
             elif meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
                 len(found)  # inflated on reading
             empty = not len(found)
     except Exception as error:
-        raise UserError(f"{name}: DICOM cannot be read: {short(error)}") from None
+        raise UserError(f"{name}: DICOM cannot be read: {short_reason(error)}") from None
     if empty:
         raise UserError(f"{name}: no DICOM data elements")
     return found
-
-
-def short(error: BaseException) -> str:
-    """One line of at most 200 characters, the same in every process (no addresses in it)."""
-    words = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "data", " ".join(str(error).split()))
-    kind = f" ({type(error).__name__})"
-    return f"{words[: 200 - len(kind)] or 'unknown reason'}{kind}"
 
 
 def frames(data: bytes, name: str = "DICOM", limit: int | None = 1) -> list[Image.Image]:
@@ -116,7 +90,7 @@ def pictures(
     except (KeyboardInterrupt, SystemExit, UserError):
         raise
     except BaseException as error:  # a panic of the RLE decoder (Rust) is no Exception
-        raise UserError(f"{name}: DICOM pixels cannot be decoded: {short(error)}") from None
+        raise UserError(f"{name}: DICOM pixels cannot be decoded: {short_reason(error)}") from None
 
 
 def count_frames(dataset: Any, name: str) -> int:
@@ -132,7 +106,7 @@ def count_frames(dataset: Any, name: str) -> int:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: DICOM attributes cannot be read: {short(error)}") from None
+        raise UserError(f"{name}: DICOM attributes cannot be read: {short_reason(error)}") from None
 
 
 def _checked(dataset: Any, name: str) -> int:

@@ -1,8 +1,7 @@
-"""Image files in, RGB pixels out; noise at model resolution; a hash of what is seen.
+"""Image files of any common kind in, RGB pixels out.
 
-Place in the picture: the left edge (every stage that looks at pixels) and ``data import``,
-which stores images without the metadata they came with. Readable are PNG, JPEG, TIFF, BMP,
-PPM, WebP, NPZ (the array ``slo_fundus`` of Harvard-FairVLMed, or the only image-like one) and
+Place in the picture: the left edge; every stage that looks at pixels. Readable are PNG, JPEG, TIFF,
+BMP, PPM, WebP, NPZ (the array ``slo_fundus`` of Harvard-FairVLMed, or the only image-like one) and
 DICOM (with the extra ``dicom``). Whatever is wrong with a file becomes one
 :class:`~mmedrag.records.records.UserError` that names it.
 """
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmedrag.images.pixels import MAX_PIXELS, _from_array, _guard, _short
+from mmedrag.images.pixels import MAX_PIXELS, check_size, picture_from_array, short_reason
 from mmedrag.records import UserError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP")
@@ -47,7 +46,7 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
     if not data:
         raise UserError(f"{name}: image file is empty, {EXPECTED}")
     if data[:4] == b"PK\x03\x04":
-        return _from_array(_npz(data, name), name)
+        return picture_from_array(_npz(data, name), name)
     if looks_like_dicom(data) or name.lower().endswith((".dcm", ".dicom")):
         from mmedrag.images.dicom import frames  # pydicom only when a DICOM file comes
 
@@ -57,7 +56,7 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb warning; the guard below is stricter
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                _guard(opened.size, name)
+                check_size(opened.size, name)
                 return _upright_rgb(opened, name)
     except UserError:
         raise
@@ -66,7 +65,7 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
     except Image.DecompressionBombError:
         raise UserError(f"{name}: more than {MAX_PIXELS:,} pixels, refused") from None
     except Exception as error:
-        raise UserError(f"{name}: image cannot be decoded: {_short(error)}") from None
+        raise UserError(f"{name}: image cannot be decoded: {short_reason(error)}") from None
 
 
 def looks_like_dicom(data: bytes) -> bool:
@@ -91,7 +90,7 @@ def _upright_rgb(opened: Image.Image, name: str) -> Image.Image:
     except Exception:
         turned = opened
     if turned.mode.startswith(("I", "F")):
-        return _from_array(np.asarray(turned), name)
+        return picture_from_array(np.asarray(turned), name)
     if turned.has_transparency_data:
         rgba = turned.convert("RGBA")
         turned = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
@@ -118,14 +117,5 @@ def _npz(data: bytes, name: str) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: NPZ cannot be read: {_short(error)}") from None
+        raise UserError(f"{name}: NPZ cannot be read: {short_reason(error)}") from None
     raise UserError(f"{name}: no image array in NPZ (arrays: {', '.join(sorted(sizes)) or 'none'})")
-
-
-# --- storing without metadata ------------------------------------------------------------------
-
-
-# --- noise --------------------------------------------------------------------------------------
-
-
-# --- hash -------------------------------------------------------------------------------------

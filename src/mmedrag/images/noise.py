@@ -1,4 +1,7 @@
-"""images.noise."""
+"""The noise image x_v* = I(x_v), drawn at the model's own resolution.
+
+Place in the picture: the paper's over-reliance pairs (§3.3) and the controls without an image.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ def pad_to_square(
 def apply_noise(picture: Image.Image, noise: Noise, size: int) -> Image.Image:
     """x_v* = I(x_v): the degraded picture, RGB size x size, the same for the same seed.
 
-    Drawn at the model's resolution, so that resizing cannot average it away (released fault
-    B9: drawn at native size, a large film became near-uniform grey). Kinds and params:
+    Drawn at the model's resolution, so that resizing cannot average it away (B9 of
+    docs/differences.md: drawn at native size, a large film became near-uniform grey). Kinds and
+    params:
 
     - ``gaussian_clip``: clip(N(0,1), 0, 1) · 255 as released (train_dpo_2stages.py:93-98); the
       picture is ignored: half of the values are 0, 16 % are 255.

@@ -1,6 +1,11 @@
-"""images.pixels."""
+"""Limits, and arrays of any number type as 8-bit pictures.
+
+Place in the picture: below every reader of pictures (``files``, ``dicom``).
+"""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 from PIL import Image
@@ -10,7 +15,8 @@ from mmedrag.records import UserError
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 image; more is refused before it is decoded
 
 
-def _guard(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a picture without pixels or with more than ``MAX_PIXELS``, before it is decoded."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise UserError(
@@ -20,8 +26,11 @@ def _guard(size: tuple[int, int], name: str) -> None:
         raise UserError(f"{name}: image has no pixels")
 
 
-def _short(error: Exception) -> str:
-    return f"{' '.join(str(error).split()) or 'unknown reason'} ({type(error).__name__})"[:200]
+def short_reason(error: BaseException) -> str:
+    """One line of at most 200 characters, the same in every process (no addresses in it)."""
+    words = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "data", " ".join(str(error).split()))
+    kind = f" ({type(error).__name__})"
+    return f"{words[: 200 - len(kind)] or 'unknown reason'}{kind}"
 
 
 def scale_to_bytes(pixels: np.ndarray) -> np.ndarray:
@@ -39,13 +48,14 @@ def scale_to_bytes(pixels: np.ndarray) -> np.ndarray:
     return np.round((values - low) * (255.0 / (high - low or 1.0))).astype(np.uint8)
 
 
-def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+def picture_from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    """RGB picture of an array (H, W), (H, W, 3 or 4) or (1 or 3, H, W) of any number type."""
     pixels = np.squeeze(pixels)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3, 4):
         pixels = np.moveaxis(pixels, 0, 2)  # channels first, as in torch-made arrays
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise UserError(f"{name}: array of shape {pixels.shape}, expected (H, W) or (H, W, 3)")
-    _guard((pixels.shape[1], pixels.shape[0]), name)
+    check_size((pixels.shape[1], pixels.shape[0]), name)
     if pixels.dtype.kind not in "buif":
         raise UserError(f"{name}: array of {pixels.dtype}, expected numbers")
     try:

@@ -1,4 +1,7 @@
-"""images.strip."""
+"""Copies of image files with nothing but the picture in them: no EXIF, no comment, no profile.
+
+Place in the picture: ``data import``, which stores what it is given without its metadata.
+"""
 
 from __future__ import annotations
 

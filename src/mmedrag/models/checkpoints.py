@@ -1,8 +1,8 @@
 """Reading model weights shard by shard, and writing safetensors as a stream.
 
-A 7B checkpoint is 14 GB; converting one must not need 14 GB of memory. Tensors are read one at
-a time (safetensors by offset, ``.bin`` memory-mapped, ``weights_only``: no code in a pickle is
-ever run) and written one at a time behind a header that is known beforehand.
+A 7B checkpoint is 14 GB; converting one must not need 14 GB of memory. Tensors are read one at a
+time (files are memory-mapped; ``weights_only``: no code in a pickle is ever run) and written one at
+a time behind a header that is known beforehand; the safetensors package writes whole shards only.
 
 Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}},
 then the raw tensors (https://github.com/huggingface/safetensors#format).
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from mmedrag.records import UserError
 
@@ -56,44 +57,23 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tensors: dict[str, torch.Tensor] | None = None
-        if path.suffix == ".safetensors":
-            self.specs, self._offsets = _safetensors_header(path)
-        else:
+        if path.suffix != ".safetensors":
             self._tensors = _torch_load(path)
             self.specs = {k: Spec(t.dtype, tuple(t.shape)) for k, t in self._tensors.items()}
+            return
+        try:
+            self._file = safe_open(path, "pt")
+            slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+            self.specs = {
+                name: Spec(DTYPES[part.get_dtype()], tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+        except (OSError, KeyError, SafetensorError) as error:
+            raise UserError(f"{path}: not a sound safetensors file: {error}") from None
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if self._tensors is not None:
-            return self._tensors[name]
-        spec = self.specs[name]
-        if not spec.bytes:
-            return torch.empty(spec.shape, dtype=spec.dtype)
-        with open(self.path, "rb") as handle:
-            handle.seek(self._offsets[name])
-            data = bytearray(handle.read(spec.bytes))
-        return torch.frombuffer(data, dtype=spec.dtype).reshape(spec.shape)
-
-
-def _safetensors_header(path: Path) -> tuple[dict[str, Spec], dict[str, int]]:
-    specs, offsets = {}, {}
-    try:
-        with open(path, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            size = path.stat().st_size
-            if not 2 <= length <= min(size - 8, 100_000_000):
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(handle.read(length))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            specs[name] = Spec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
-            start, end = entry["data_offsets"]
-            offsets[name] = 8 + length + start
-            if end - start != specs[name].bytes or offsets[name] + specs[name].bytes > size:
-                raise ValueError(f"{name}: offsets do not fit its shape or the file")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a sound safetensors file: {error}") from None
-    return specs, offsets
+        found = self._file.get_tensor(name) if self._tensors is None else self._tensors[name]
+        return found  # type: ignore[no-any-return]
 
 
 def _torch_load(path: Path) -> dict[str, torch.Tensor]:

@@ -1,13 +1,13 @@
 """Model folders: LLaVA and LLaVA-Med layouts → Hugging Face, adapters merged, facts shown.
 
-Place in the picture: before everything; what ``generators/hf`` loads. The official layouts put a
-CLIP vision tower and an ``mm_projector`` beside a LLaMA or Mistral; transformers'
+Place in the picture: before everything; what ``answering/generators/hf`` loads. The official
+layouts put a CLIP vision tower and an ``mm_projector`` beside a LLaMA or Mistral; transformers'
 ``LlavaForConditionalGeneration`` computes the same thing from other names:
 
     logits = LM([embed(text), projector(CLIP(image)[layer -2, patches]), embed(text)])
 
-``convert`` renames tensors shard by shard (``convert_tensors``) and writes the configuration,
-tokenizer and processor that go with them (``convert_source``).
+``convert`` renames tensors shard by shard (``llava_tensors``) and writes the configuration,
+tokenizer and processor that go with them (``llava_layout``).
 """
 
 from __future__ import annotations
@@ -115,14 +115,7 @@ def model_info(model: str | Path) -> dict[str, Any]:
 
 def _adapter_info(folder: Path) -> dict[str, Any]:
     settings = _json(folder / "adapter_config.json")
-    keys = (
-        "peft_type",
-        "r",
-        "lora_alpha",
-        "target_modules",
-        "modules_to_save",
-        "base_model_name_or_path",
-    )
+    keys = "peft_type r lora_alpha target_modules modules_to_save base_model_name_or_path".split()
     return {"adapter": True, **{k: settings.get(k) for k in keys}, **_weights(folder)}
 
 

@@ -88,7 +88,7 @@ def attach(model: Any, adapter: str | Path, name: str = "default", peft: Any = N
     """A PEFT adapter injected into ``model`` (or added to the ``peft`` model around it).
 
     PEFT only warns when an adapter's tensors find no place, and answers as if there were none
-    (released issue 27); here that is an error.
+    (A1 of docs/differences.md); here that is an error.
 
     Raises:
         UserError: no adapter there, or one that does not fit the model in every tensor.

@@ -1,3 +1,1 @@
-"""RAG-PT (paper §3.3): ``pairs`` makes preference pairs of traces, ``dpo`` tunes an adapter on
-them.
-"""
+"""RAG-PT (paper §3.3): ``pairs`` makes preference pairs, ``dpo`` tunes an adapter on them."""

@@ -2,8 +2,8 @@
 
 Place in the picture: between the encoder and everything that needs vectors (index, queries,
 evaluation). The released code encodes the whole corpus, and each image once per question, at
-every run (SPEC §6). Here a vector is keyed by the sha256 of its content (text, or bytes of the
-image file) and by the encoder's fingerprint.
+every run (R2 of docs/differences.md). Here a vector is keyed by the sha256 of its content (text, or
+bytes of the image file) and by the encoder's fingerprint.
 
 The cache is one append-only file per encoder and kind: a sealed header, then frames of one batch
 each, with checksum. Frames are written and fsynced before use; at start the file is replayed:

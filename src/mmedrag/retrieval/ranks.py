@@ -1,4 +1,7 @@
-"""retrieval.ranks."""
+"""Ranks of the right references, and what follows from them: recall@k, MRR, nDCG.
+
+Place in the picture: validation while a retriever is trained, and ``retriever eval``.
+"""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@ function ``(scores best first, **params) -> (how many to keep, reason)``; :class
 rule with its parameters, applied to hits. What every rule means by odd similarities:
 
 - NaN: not a similarity; it and everything after it is dropped.
-- zero or negative: the ratio rules are undefined there (the released code keeps them, SPEC
-  B6), so such references are dropped; ``fixed_k`` and the floors look at the order alone.
+- zero or negative: the ratio rules are undefined there (the released code keeps them: B6 of
+  docs/differences.md), so such references are dropped; ``fixed_k`` and the floors look at the
+  order alone.
 - ``k`` caps every rule (None: no cap). ``k`` = 0 keeps nothing.
 """
 

@@ -12,7 +12,7 @@ from mmedrag.runtime.files import R, read_jsonl
 
 
 class DataFolder:
-    """A DATA folder of the contract: examples.jsonl, corpus.jsonl, truth.jsonl, images/."""
+    """A DATA folder (docs/data.md): examples.jsonl, corpus.jsonl, truth.jsonl, images/."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

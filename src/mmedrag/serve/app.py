@@ -32,6 +32,7 @@ from mmedrag.serve.settings import LOOPBACK, ServeSettings
 log = logging.getLogger(__name__)
 REFERENCES = ("selected", "none", "all")
 NOISES = ("", "gaussian_clip", "additive", "blank", "shuffle_patches")
+RETRIEVED = "id image domain references excluded selection notices versions batch".split()
 SHARED = ("references", "noise", "compare", "patient", "preview")
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -149,18 +150,7 @@ class Service:
         uploads.only(body.fields, ("patient",))
         asked = await self._asked("retrieve", body.images, body.fields, who)
         found = await self._answer(asked)
-        keep = (
-            "id",
-            "image",
-            "domain",
-            "references",
-            "excluded",
-            "selection",
-            "notices",
-            "versions",
-            "batch",
-        )
-        return JSONResponse({name: found[name] for name in keep})
+        return JSONResponse({name: found[name] for name in RETRIEVED})
 
     async def preview(self, request: Request) -> Response:
         """The picture as it will be used, as a PNG: for what a browser cannot show (DICOM)."""
@@ -170,20 +160,8 @@ class Service:
         views = await uploads.decode(
             self.app.state.decoders, body.images, self.settings, preview=True
         )
-        return JSONResponse(
-            {
-                "views": [
-                    {
-                        "sha256": v.sha256,
-                        "width": v.width,
-                        "height": v.height,
-                        "kind": v.kind,
-                        "png": data_url(v.preview or b""),
-                    }
-                    for v in views
-                ]
-            }
-        )
+        shown = [{**v.facts, "png": data_url(v.preview or b"")} for v in views]
+        return JSONResponse({"views": shown})
 
     async def chat(self, request: Request) -> Response:
         """OpenAI-compatible: one question with image parts; evidence in the field `mmedrag`."""
@@ -310,7 +288,7 @@ class Service:
         finally:
             self.inside -= 1
             route = getattr(request.scope.get("route"), "path", "other")
-            self.metrics.saw(route, status, time.perf_counter() - start)
+            self.metrics.observe(route, status, time.perf_counter() - start)
 
     async def _http_error(self, request: Request, error: HTTPException) -> Response:
         """No such route, wrong method: in the shape of every other refusal."""

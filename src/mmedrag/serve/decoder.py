@@ -48,6 +48,11 @@ class Decoded:
     kind: str
     preview: bytes | None = None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an answer says of it."""
+        return {name: getattr(self, name) for name in ("sha256", "width", "height", "kind")}
+
 
 class Decoders:
     """``count`` child processes, replaced when they fail."""

@@ -231,13 +231,7 @@ class Engine:
                 raise faults.get(id(trace)) or RuntimeError(trace.error)
         body = {
             "id": ticket.example.id,
-            "image": {
-                "sha256": ticket.image,
-                "views": [
-                    {"sha256": v.sha256, "width": v.width, "height": v.height, "kind": v.kind}
-                    for v in asked.views
-                ],
-            },
+            "image": {"sha256": ticket.image, "views": [view.facts for view in asked.views]},
             **evidence.result(traces, self.notices, self.settings.min_confidence or 0.0),
             "versions": self.versions,
         }
@@ -264,11 +258,11 @@ class Engine:
         assert generator is not None and trace.prompt is not None and trace.answer is not None
         asked = generator.count_tokens(trace.prompt, views)
         # raw: without the chat template, which would hide what a short answer adds to it
-        empty, said = (
+        empty, written = (
             generator.count_tokens(Prompt(template="", text=text, style="raw"), 0)
             for text in ("", neutralise(trace.answer.text))
         )
-        answer = max(0, said - empty)
+        answer = max(0, written - empty)
         return {"prompt_tokens": asked, "completion_tokens": answer, "total_tokens": asked + answer}
 
     def _record(self, ticket: Ticket, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,64 +1,69 @@
-"""Counters of the service in the Prometheus text format."""
+"""Counters of the service in the Prometheus text format, written by ``prometheus_client``."""
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-BOUNDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-HELP = {
-    "mmedrag_requests_total": ("counter", "Requests by route and status."),
-    "mmedrag_request_seconds": ("histogram", "Seconds from header to answer, by route."),
-    "mmedrag_queue_depth": ("gauge", "Requests that wait or run."),
-    "mmedrag_batches_total": ("counter", "Batches that went through the pipeline."),
-    "mmedrag_answers_total": ("counter", "Questions that were answered."),
-    "mmedrag_failures_total": ("counter", "Questions on which the pipeline failed."),
-    "mmedrag_decoders_replaced_total": ("counter", "Image decoders that crashed or hung."),
-    "mmedrag_ready": ("gauge", "1 when requests can be answered."),
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+BOUNDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # seconds
+COUNTED = {  # by the service's parts, read when asked for
+    "mmedrag_queue_depth": (GaugeMetricFamily, "Requests that wait or run."),
+    "mmedrag_batches_total": (CounterMetricFamily, "Batches that went through the pipeline."),
+    "mmedrag_answers_total": (CounterMetricFamily, "Questions that were answered."),
+    "mmedrag_failures_total": (CounterMetricFamily, "Questions on which the pipeline failed."),
+    "mmedrag_decoders_replaced_total": (
+        CounterMetricFamily,
+        "Image decoders that crashed or hung.",
+    ),
+    "mmedrag_ready": (GaugeMetricFamily, "1 when requests can be answered."),
 }
 
 
 class Metrics:
-    """Counts requests; gauges are read when asked for."""
+    """Counts requests by route and status, and their time by route."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._requests: dict[tuple[str, int], int] = defaultdict(int)
-        self._buckets: dict[str, list[int]] = defaultdict(lambda: [0] * (len(BOUNDS) + 1))
-        self._seconds: dict[str, float] = defaultdict(float)
+        disable_created_metrics()  # a second line per counter, of when its counting began
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "mmedrag_requests_total",
+            "Requests by route and status.",
+            ("route", "status"),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "mmedrag_request_seconds",
+            "Seconds from header to answer, by route.",
+            ("route",),
+            buckets=BOUNDS,
+            registry=self._registry,
+        )
 
-    def saw(self, route: str, status: int, seconds: float) -> None:
-        with self._lock:
-            self._requests[route, status] += 1
-            self._seconds[route] += seconds
-            at = next((i for i, bound in enumerate(BOUNDS) if seconds <= bound), len(BOUNDS))
-            self._buckets[route][at] += 1
+    def observe(self, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, status).inc()
+        self._seconds.labels(route).observe(seconds)
 
     def text(self, values: Mapping[str, float]) -> str:
-        """The exposition, with ``values`` for the metrics without labels."""
-        lines: list[str] = []
-        with self._lock:
-            for name, (kind, what) in HELP.items():
-                lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}"]
-                if name == "mmedrag_requests_total":
-                    lines += [
-                        f'{name}{{route="{route}",status="{status}"}} {count}'
-                        for (route, status), count in sorted(self._requests.items())
-                    ]
-                elif kind == "histogram":
-                    lines += self._histogram(name)
-                else:
-                    lines.append(f"{name} {values[name]:g}")
-        return "\n".join(lines) + "\n"
+        """The exposition, with ``values`` for the metrics of ``COUNTED``."""
+        parts = CollectorRegistry()
+        parts.register(_Values(values))
+        return (generate_latest(self._registry) + generate_latest(parts)).decode()
 
-    def _histogram(self, name: str) -> list[str]:
-        lines = []
-        for route, counts in sorted(self._buckets.items()):
-            total = 0
-            for bound, count in zip([*map(str, BOUNDS), "+Inf"], counts, strict=True):
-                total += count
-                lines.append(f'{name}_bucket{{route="{route}",le="{bound}"}} {total}')
-            lines.append(f'{name}_sum{{route="{route}"}} {self._seconds[route]:.6f}')
-            lines.append(f'{name}_count{{route="{route}"}} {total}')
-        return lines
+
+class _Values:
+    """The present values of ``COUNTED`` as prometheus_client collects them."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self.values = values
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (family, what) in COUNTED.items():
+            yield family(name, what, value=self.values[name])

@@ -109,7 +109,7 @@ def completion(body: Mapping[str, Any], chat: Chat, model: str, created: int) ->
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": said(body), "refusal": None},
+                "message": {"role": "assistant", "content": answer_text(body), "refusal": None},
                 "finish_reason": "stop",
                 "logprobs": None,
             }
@@ -133,7 +133,7 @@ def chunks(body: Mapping[str, Any], chat: Chat, model: str, created: int) -> Ite
         }
         return b"data: " + json.dumps(made, ensure_ascii=False).encode() + b"\n\n"
 
-    delta = {"role": "assistant", "content": said(body)}
+    delta = {"role": "assistant", "content": answer_text(body)}
     yield event([{"index": 0, "delta": delta, "finish_reason": None}])
     yield event(
         [{"index": 0, "delta": {}, "finish_reason": "stop"}], **{EXTRA: evidence(body, chat)}
@@ -143,7 +143,7 @@ def chunks(body: Mapping[str, Any], chat: Chat, model: str, created: int) -> Ite
     yield b"data: [DONE]\n\n"
 
 
-def said(body: Mapping[str, Any]) -> str:
+def answer_text(body: Mapping[str, Any]) -> str:
     """The answer's text; an abstention says so first, since a chat shows nothing else."""
     text = str((body["answer"] or {}).get("text", ""))
     if body["abstained"]:

@@ -1,5 +1,8 @@
-"""Settings of the service (recipe table ``[serve]``). Secrets are not among them: the file of
-API keys is named by the environment variable ``MMEDRAG_API_KEYS``."""
+"""Settings of the service (recipe table ``[serve]``).
+
+Secrets are not among them: the file of API keys is named by the environment variable
+``MMEDRAG_API_KEYS``.
+"""
 
 from __future__ import annotations
 

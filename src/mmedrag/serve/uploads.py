@@ -24,6 +24,7 @@ from mmedrag.serve.settings import ServeSettings
 
 DATA_URL = re.compile(r"data:(?:image/[a-z0-9.+-]+|application/(?:dicom|octet-stream));base64,")
 FIELDS = 16  # of one form
+FLAGS = {"true": True, "1": True, "on": True, "false": False, "0": False, "": False}
 
 
 @dataclass(frozen=True)
@@ -222,13 +223,8 @@ def choice(fields: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:
 def flag(fields: Mapping[str, Any], name: str) -> bool:
     """true or false, as JSON or as a form has it."""
     value = fields.get(name, False)
-    value = (
-        {"true": True, "1": True, "on": True, "false": False, "0": False, "": False}.get(
-            value, value
-        )
-        if isinstance(value, str)
-        else value
-    )
+    if isinstance(value, str):
+        value = FLAGS.get(value)
     if not isinstance(value, bool):
         raise bad(f"{name}: expected true or false")
     return value

@@ -17,7 +17,7 @@ GENERATORS = {
     "openai": "mmedrag.answering.generators.openai:OpenAIGenerator",
     "scripted": "mmedrag.answering.generators.scripted:ScriptedGenerator",
 }
-EXTRAS = {"openai": "serve", "peft": "train"}
+EXTRAS = {"openai": "openai"}
 
 
 def load_generator(

@@ -73,7 +73,7 @@ class OpenAIGenerator:
         except ModuleNotFoundError:
             raise UserError(
                 "generator openai needs the package 'openai'; "
-                "install it with: pip install 'mmedrag[serve]'"
+                "install it with: pip install 'mmedrag[openai]'"
             ) from None
 
         self.name, self.image_size, self.context = str(model), image_size, context

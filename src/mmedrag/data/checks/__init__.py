@@ -1,8 +1,8 @@
 """What is wrong with rows, texts and pictures of a data folder, with file and line.
 
 Read ``check`` (the order of the passes), ``rows`` (any folder or released file as items), ``text``
-and ``facts`` (within and across rows), ``pictures``, ``baselines`` and ``counts``, then how it is
-shown: ``report`` and ``page``.
+and ``cross_rows`` (within and across rows), ``pictures``, ``baselines`` and ``counts``, then how it
+is shown: ``report`` and ``page``.
 """
 
 import lazy_loader

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mmedrag.data.checks import text as text_rules
 from mmedrag.data.checks.baselines import baselines
-from mmedrag.data.checks.facts import Facts, Group, Place
+from mmedrag.data.checks.cross_rows import CrossRowIndex, Group, Place
 from mmedrag.data.checks.pictures import look
 from mmedrag.data.checks.report import FINDINGS, CheckReport
 from mmedrag.data.checks.rows import Item, read
@@ -24,7 +24,7 @@ from mmedrag.data.common import clean_question
 from mmedrag.records import UserError, parse_released
 
 
-def check_data(
+def check(
     paths: Sequence[str | Path],
     *,
     image_root: Path | Mapping[str, Path] | None = None,
@@ -48,8 +48,8 @@ def check_data(
         raise UserError("data check: nothing given, expected data folders or released files")
     report = CheckReport([str(p) for p in paths], most)
     with tempfile.TemporaryDirectory(prefix="mmedrag-check-") as scratch:
-        facts = Facts(Path(scratch) / "facts.sqlite")
-        run = _Check(facts, report)
+        index = CrossRowIndex(Path(scratch) / "rows.sqlite")
+        run = _Check(index, report)
         done = 0
         for path in paths:
             for item in read(Path(path), image_root):
@@ -61,9 +61,9 @@ def check_data(
             raise UserError(f"{', '.join(report.paths)}: no rows in it")
         run.across()
         if images:
-            look(facts, report, progress, done)
-        report.baselines = baselines(facts.db)
-        facts.close()
+            look(index, report, progress, done)
+        report.baselines = baselines(index.db)
+        index.close()
     report.sort()
     if html:
         from mmedrag.data.checks.page import write_page
@@ -73,8 +73,8 @@ def check_data(
 
 
 class _Check:
-    def __init__(self, facts: Facts, report: CheckReport) -> None:
-        self.facts, self.report = facts, report
+    def __init__(self, index: CrossRowIndex, report: CheckReport) -> None:
+        self.index, self.report = index, report
         self.words = text_rules.Words()
         self.loose: Counter[tuple[str, str]] = Counter()  # (code, file) → rows, said once a file
         self.texts: Counter[str] = Counter()
@@ -89,22 +89,22 @@ class _Check:
         if item.error:
             self.report.add("bad_row", item.file, item.line, item.error)
             return
-        n = self.facts.place(item.file, item.line, item.id, item.split, item.patient, item.study)
+        n = self.index.place(item.file, item.line, item.id, item.split, item.patient, item.study)
         if item.id:
-            self.facts.add("id", f"{item.scope}\0{item.id}", item.id, n, item.id)
+            self.index.add("id", f"{item.scope}\0{item.id}", item.id, n, item.id)
         else:
-            self.loosely("no_id", item)
+            self.once_a_file("no_id", item)
         if item.missing:
-            self.loosely("text_only", item)
+            self.once_a_file("text_only", item)
         if item.patient and item.split:
-            self.facts.add("patient", item.patient, item.split, n, item.patient)
+            self.index.add("patient", item.patient, item.split, n, item.patient)
         for name in item.named:
-            self.facts.add("image", name, item.split or "", n, name)
+            self.index.add("image", name, item.split or "", n, name)
         if item.named and item.kind == "corpus":
-            said = f"{item.id}\0{text_rules.normal(item.text or '')}"
-            self.facts.add("owner", item.named[0], said, n, item.named[0])
+            own = f"{item.id}\0{text_rules.normal(item.text or '')}"
+            self.index.add("owner", item.named[0], own, n, item.named[0])
         for path in item.paths:
-            self.facts.image(path, n)
+            self.index.image(path, n)
         self.marks(item)
         if item.texts is not None:
             self.pair(item, n)
@@ -114,14 +114,14 @@ class _Check:
             self.text(item, n)
         elif item.task == "report" and item.text is not None:
             self.add("empty_text", item, "report")
-        for told in item.told:
-            for kind, words in text_rules.identity(told):
-                self.facts.told("identity", told, f"{kind}-like: {words!r:.80}", n)
+        for text in item.readable_texts:
+            for kind, words in text_rules.identity(text):
+                self.index.text_finding("identity", text, f"{kind}-like: {words!r:.80}", n)
 
     def add(self, code: str, item: Item, message: str) -> None:
         self.report.add(code, item.file, item.line, message, id=item.id)
 
-    def loosely(self, code: str, item: Item) -> None:
+    def once_a_file(self, code: str, item: Item) -> None:
         """Counted per file and said once, at the first line."""
         self.loose[code, item.scope] += 1
         self.first.setdefault((code, item.scope), item.line)
@@ -141,9 +141,9 @@ class _Check:
         if item.named and item.own_id:
             name = item.named[0]
             key = f"{item.scope}\0{name}"
-            self.facts.add("pair_owner", key, item.own_id, n, name)
+            self.index.add("pair_owner", key, item.own_id, n, name)
             if _names_another(item.own_id, name):
-                self.facts.add("stranger", key, item.own_id, n)
+                self.index.add("stranger", key, item.own_id, n)
 
     def question(self, item: Item, n: int) -> None:
         asked, answer = clean_question(item.question or ""), item.answer or ""
@@ -152,14 +152,14 @@ class _Check:
         says = lead.group(1).lower() if lead and item.closed else ""
         if asked:
             key = f"{shown}\0{text_rules.normal(asked)}"
-            self.facts.add("question", key, says, n, asked)
+            self.index.add("question", key, says, n, asked)
         for name, text in (("question", asked), ("answer", item.answer)):
             if text is not None and not text.strip():
                 self.add("empty_text", item, name)
         if text_rules.repeats_question(asked, answer) or text_rules.asks(answer, item.closed):
             self.add("question_in_answer", item, f"{answer!r:.100}")
         if item.made_open:
-            self.loosely("made_open", item)
+            self.once_a_file("made_open", item)
         if not item.closed or item.answer is None:
             return
         if text_rules.answers_itself(asked):
@@ -167,9 +167,9 @@ class _Check:
         if answer.strip() and not lead:
             self.add("closed_answer", item, f"{answer!r:.100}")
         elif lead and not re.fullmatch(r"\W*(yes|no)\W*", answer, re.IGNORECASE):
-            self.loosely("wordy_answer", item)
+            self.once_a_file("wordy_answer", item)
         yes = parse_released(answer) == "yes"
-        self.facts.closed(item.source, item.split or "", asked, yes)
+        self.index.closed(item.source, item.split or "", asked, yes)
 
     def text(self, item: Item, n: int) -> None:
         body = item.text or ""
@@ -177,67 +177,67 @@ class _Check:
         self.texts[item.scope] += 1
         if item.kind == "corpus":
             key = text_rules.normal(body)
-            self.facts.add("text", key, item.study or item.id, n, body[:80])
+            self.index.add("text", key, item.study or item.id, n, body[:80])
         if len(body.split()) < 4:
             return
         if not text_rules.stops(body):
-            self.loosely("no_full_stop", item)
+            self.once_a_file("no_full_stop", item)
         if why := text_rules.breaks_off(body):
-            self.facts.told("cut_text", body, why, n)
+            self.index.text_finding("cut_text", body, why, n)
         elif word := text_rules.last_word(body):
-            self.facts.tail(word, body, n)
+            self.index.tail(word, body, n)
 
     # --- across rows
 
     def across(self) -> None:
-        self.facts.index()
+        self.index.finish()
         for (code, file), count in sorted(self.loose.items()):
             total = self.texts[file] if code == "no_full_stop" else None
             of = f"{count} of {total} texts" if total else f"{count} rows"
-            said = f"{of}: {FINDINGS[code][1]}"
-            self.report.add(code, file, self.first[code, file], said, count=count)
-        for group in self.facts.groups("id", rows=2):
-            rows = self.facts.rows("id", group.key)
+            message = f"{of}: {FINDINGS[code][1]}"
+            self.report.add(code, file, self.first[code, file], message, count=count)
+        for group in self.index.groups("id", rows=2):
+            rows = self.index.rows("id", group.key)
             first = next(rows)
             for row in rows:
-                said = f"{row.id!r} stands also in {first}"
-                self.report.add("duplicate_id", row.file, row.line, said, id=row.id)
+                message = f"{row.id!r} stands also in {first}"
+                self.report.add("duplicate_id", row.file, row.line, message, id=row.id)
         self.leaks()
         self.repeats()
-        self.told()
+        self.texts_at_fault()
 
     def leaks(self) -> None:
         for kind in ("patient", "image"):
-            for group in self.facts.groups(kind, values=2):
-                firsts = self.facts.first_of_each_split(kind, group.key)
+            for group in self.index.groups(kind, values=2):
+                firsts = self.index.first_of_each_split(kind, group.key)
                 if len(firsts) < 2:
                     continue
-                said = f"{group.shown} is in {' and '.join(str(row.split) for row in firsts)}"
-                self.repeat(f"leak_{kind}", said, 1, [firsts[-1], *firsts[:-1]])
+                message = f"{group.shown} is in {' and '.join(str(row.split) for row in firsts)}"
+                self.repeat(f"leak_{kind}", message, 1, [firsts[-1], *firsts[:-1]])
 
     def repeats(self) -> None:
-        for group in self.facts.groups("question", rows=2):
-            *before, at = self.facts.rows("question", group.key, 10)
-            opposed = self.facts.holds("question", group.key, "yes", "no")
+        for group in self.index.groups("question", rows=2):
+            *before, at = self.index.rows("question", group.key, 10)
+            opposed = self.index.holds("question", group.key, "yes", "no")
             code = "contradiction" if opposed else "duplicate_question"
-            said = f"{group.shown!r:.100}, {group.rows} times"
-            self.repeat(code, said, group.rows, [at, *before])
-        for group in self.facts.groups("text", values=2):
-            said = f"{group.rows} times: {group.shown!r:.80}"
-            self.repeat("duplicate_text", said, group.rows, self.places("text", group), False)
-        for group in self.facts.groups("owner", values=2):
-            said = f"{group.shown} stands {group.rows} times"
-            self.repeat("repeated_image", said, group.rows, self.places("owner", group))
-        for group in self.facts.groups("pair_owner", values=2):
-            said = f"its id is that of another image than {group.shown}, which stands under "
-            for row in self.facts.rows("stranger", group.key):
-                self.repeat("wrong_image", f"{said}{group.values} ids", 1, [row])
+            message = f"{group.shown!r:.100}, {group.rows} times"
+            self.repeat(code, message, group.rows, [at, *before])
+        for group in self.index.groups("text", values=2):
+            message = f"{group.rows} times: {group.shown!r:.80}"
+            self.repeat("duplicate_text", message, group.rows, self.places("text", group), False)
+        for group in self.index.groups("owner", values=2):
+            message = f"{group.shown} stands {group.rows} times"
+            self.repeat("repeated_image", message, group.rows, self.places("owner", group))
+        for group in self.index.groups("pair_owner", values=2):
+            message = f"its id is that of another image than {group.shown}, which stands under "
+            for row in self.index.rows("stranger", group.key):
+                self.repeat("wrong_image", f"{message}{group.values} ids", 1, [row])
 
     def places(self, kind: str, group: Group) -> list[Place]:
-        return list(self.facts.rows(kind, group.key, 10))
+        return list(self.index.rows(kind, group.key, 10))
 
     def repeat(
-        self, code: str, said: str, count: int, rows: list[Place], show: bool = True
+        self, code: str, message: str, count: int, rows: list[Place], show: bool = True
     ) -> None:
         """A finding at the first of ``rows``, related to the others."""
         at, *others = rows
@@ -245,21 +245,21 @@ class _Check:
             code,
             at.file,
             at.line,
-            said,
+            message,
             id=at.id,
             count=count,
             related=[str(row) for row in others],
-            images=self.facts.pictures(rows) if show else [],
+            images=self.index.pictures(rows) if show else [],
         )
 
-    def told(self) -> None:
+    def texts_at_fault(self) -> None:
         """Texts with identity in them, or cut; one finding for a text that stands often."""
-        for word, text, rows in self.facts.tails():
+        for word, text, rows in self.index.tails():
             if longer := self.words.half(word, rows):
-                said = f"ends with {word!r}, the beginning of {longer!r}"
-                self.facts.cut(word, text, said)
-        for code, said, count, places in self.facts.all_told():
-            self.repeat(code, said, count, places, False)
+                message = f"ends with {word!r}, the beginning of {longer!r}"
+                self.index.cut(word, text, message)
+        for code, message, count, places in self.index.text_findings():
+            self.repeat(code, message, count, places, False)
 
 
 def _shape(name: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mmedrag.data.checks.check import check_data
+from mmedrag.data.checks.check import check
 from mmedrag.records import Record, UserError
 from mmedrag.runtime import DataFolder, read_jsonl
 
@@ -34,7 +34,7 @@ def stats(path: str | Path) -> dict[str, Any]:
         "text_only": sum(not r.image for r in everything),
         "truth": len(folder.truth()),
         "rejected": sum(1 for _ in read_jsonl(rejected, Record)) if rejected.exists() else 0,
-        "baselines": [b.to_dict() for b in check_data([path], images=False).baselines],
+        "baselines": [b.to_dict() for b in check([path], images=False).baselines],
     }
 
 

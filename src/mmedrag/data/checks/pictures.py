@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmedrag.data.checks.facts import Facts
+from mmedrag.data.checks.cross_rows import CrossRowIndex
 from mmedrag.data.checks.report import CheckReport
 from mmedrag.data.splits import Groups, near_duplicates
 from mmedrag.images import Look, load_image
@@ -14,7 +14,7 @@ from mmedrag.records import UserError
 
 
 def look(
-    facts: Facts,
+    index: CrossRowIndex,
     report: CheckReport,
     progress: Callable[[int, int | None], None] | None = None,
     done: int = 0,
@@ -23,7 +23,7 @@ def look(
 
     ``done``: steps that the progress has counted before.
     """
-    names = facts.paths()
+    names = index.paths()
     looks: list[Look] = []
     kept: list[str] = []
     for number, name in enumerate(names, 1):
@@ -33,7 +33,7 @@ def look(
             looks.append(Look.of(load_image(name)))
             kept.append(name)
         except UserError as error:
-            _damaged(facts, report, name, str(error))
+            _damaged(index, report, name, str(error))
     report.images = len(names)
     if not names:
         report.notes.append("no image files to look at")
@@ -46,26 +46,26 @@ def look(
     for cluster in members.values():
         if len(cluster) > 1:
             exact = len({looks[i].pixels for i in cluster}) == 1
-            _cluster(facts, report, [kept[i] for i in cluster], exact)
+            _cluster(index, report, [kept[i] for i in cluster], exact)
 
 
-def _damaged(facts: Facts, report: CheckReport, name: str, reason: str) -> None:
-    row = facts.users(name, 1)[0]
+def _damaged(index: CrossRowIndex, report: CheckReport, name: str, reason: str) -> None:
+    row = index.users(name, 1)[0]
     code = "image_bomb" if "refused" in reason else "image_undecodable"
     code = "image_missing" if not Path(name).exists() else code
     report.add(code, row.file, row.line, reason, id=row.id)
 
 
-def _cluster(facts: Facts, report: CheckReport, names: list[str], exact: bool) -> None:
+def _cluster(index: CrossRowIndex, report: CheckReport, names: list[str], exact: bool) -> None:
     """Files that show the same: across splits an error, else worth knowing."""
-    uses = [facts.users(name) for name in names]
+    uses = [index.users(name) for name in names]
     splits = {use.split for found in uses for use in found if use.split}
     owners = {use.patient or f"\0{use.study}" for found in uses for use in found}
     *others, last = (found[0] for found in uses)
     shown = ", ".join(Path(name).name for name in names[:4])
-    said = f"{len(names)} files show {'the same' if exact else 'nearly the same'}: {shown}"
+    message = f"{len(names)} files show {'the same' if exact else 'nearly the same'}: {shown}"
     if len(splits) > 1:
-        code, said = "leak_near_duplicate", f"{said}; in {' and '.join(sorted(splits))}"
+        code, message = "leak_near_duplicate", f"{message}; in {' and '.join(sorted(splits))}"
     elif len(owners) == 1:
         return  # one patient, one split: exposures of a study look alike
     else:
@@ -74,7 +74,7 @@ def _cluster(facts: Facts, report: CheckReport, names: list[str], exact: bool) -
         code,
         last.file,
         last.line,
-        said,
+        message,
         id=last.id,
         count=len(names),
         related=[str(place) for place in others[:9]],

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mmedrag.data.formats import released
-from mmedrag.data.rows import Row, read_rows
+from mmedrag.data.rows import SourceRow, read_rows
 from mmedrag.records import Example, Pair, Record, Reference, UserError
 from mmedrag.runtime import explain
 
@@ -61,12 +61,12 @@ class Item:
         return [*self.images, *(f"{self.source}/{name}" for name in self.missing)]
 
     @property
-    def told(self) -> list[str]:
+    def readable_texts(self) -> list[str]:
         """Every text that a person would read, each once."""
-        said = [self.text, self.question, self.answer]
+        texts = [self.text, self.question, self.answer]
         for side in self.sides or ():
-            said += [side[0], side[3]]
-        return list(dict.fromkeys(text for text in said if text))
+            texts += [side[0], side[3]]
+        return list(dict.fromkeys(text for text in texts if text))
 
 
 def read(path: Path, image_root: Path | Mapping[str, Path] | None = None) -> Iterator[Item]:
@@ -148,7 +148,7 @@ def _pair(item: Item, pair: Pair, root: Path) -> None:
     item.noised = sides[0][2] != sides[1][2] or sides[0][1] != sides[1][1]
 
 
-def _released(row: Row, name: str, image_root: Path | Mapping[str, Path] | None) -> Item:
+def _released(row: SourceRow, name: str, image_root: Path | Mapping[str, Path] | None) -> Item:
     item = Item(row.file, row.line, "example", scope=row.file)
     value = row.value
     kind = released.kind_of(value)
@@ -204,13 +204,13 @@ def _alignment(item: Item, value: Mapping[str, Any]) -> None:
     for key in ("conversations", "rejected_conversations"):
         turns = value[key]
         given = turns if isinstance(turns, list) else []
-        said = [v for t in given if isinstance(t, dict) and isinstance(v := t.get("value"), str)]
-        if len(given) != 2 or len(said) != 2:
+        values = [v for t in given if isinstance(t, dict) and isinstance(v := t.get("value"), str)]
+        if len(given) != 2 or len(values) != 2:
             item.error = f"{key}: expected two turns with text"
             return
-        item.tokens.append((key, said[0].count("<image>")))
+        item.tokens.append((key, values[0].count("<image>")))
         noise = bool(value.get("rejected_noised")) and key != "conversations"
-        sides.append((said[0], tuple(item.images), str(noise), said[1]))
+        sides.append((values[0], tuple(item.images), str(noise), values[1]))
     item.tokens_needed = True
     item.sides, item.texts = (sides[0], sides[1]), (sides[0][3], sides[1][3])
     item.noised = bool(value.get("rejected_noised"))

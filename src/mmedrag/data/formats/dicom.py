@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmedrag.data import ocr as burned
 from mmedrag.data.deidentify import Pseudonyms, deidentify, patient_of, read_key
-from mmedrag.data.rows import Row
+from mmedrag.data.rows import SourceRow
 from mmedrag.data.writer import Writer
 from mmedrag.images import count_frames, looks_like_dicom, pictures, png_bytes, read
 from mmedrag.records import UserError
@@ -84,7 +84,7 @@ def load(
         writer.result.notes.append(f"{others} files are not DICOM: left out")
     for number, path in enumerate(files):
         # a path may hold a name: what is written calls the file by its number
-        row = Row(f"dicom-{number}", number + 1, number)
+        row = SourceRow(f"dicom-{number}", number + 1, number)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom's remarks on odd but usable values
@@ -114,7 +114,7 @@ def _files(src: Path) -> tuple[list[Path], int]:
 
 def _file(
     path: Path,
-    row: Row,
+    row: SourceRow,
     writer: Writer,
     names: Pseudonyms,
     fixed: dict[str, Any],

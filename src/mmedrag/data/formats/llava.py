@@ -17,12 +17,16 @@ from mmedrag.data.common import (
     answer_type,
     clean_question,
     extra_fields,
+    image_roots,
     images_of,
+    import_rows,
+    row_id,
+    source_files,
     split_named,
     text_of,
 )
-from mmedrag.data.formats.vqa import question_row, row_files, split_from
-from mmedrag.data.rows import Row, read_rows
+from mmedrag.data.formats.vqa import question_row, split_from
+from mmedrag.data.rows import SourceRow, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import UserError
 
@@ -32,6 +36,7 @@ _WRITE = re.compile(
     re.IGNORECASE,
 )
 Turns = Literal["auto", "vqa", "report"]
+_KNOWN = "id image conversations domain source licence attribution patient split meta".split()
 
 
 def load(
@@ -52,61 +57,40 @@ def load(
     if turns not in ("auto", "vqa", "report"):
         raise UserError(f"turns: got {turns!r}, expected auto, vqa or report")
     defaults = Defaults(domain, source, licence, attribution)
-    roots = [image_root] if image_root else [src if src.is_dir() else src.parent]
-    done = 0
-    for path, name in row_files(src):
-        for row in read_rows(path, name):
-            done += 1
-            writer.tick(done)
-            try:
-                if row.error:
-                    raise UserError(row.error)
-                if isinstance(row.value, dict) and "conversations" in row.value:
-                    _conversation(row, writer, roots, defaults, turns)
-                else:
-                    question_row(row, writer, roots, defaults)
-            except UserError as error:
-                writer.reject(row, str(error))
+    roots = image_roots(src, image_root)
+
+    def use(row: SourceRow) -> None:
+        if isinstance(row.value, dict) and "conversations" in row.value:
+            _conversation(row, writer, roots, defaults, turns)
+        else:
+            question_row(row, writer, roots, defaults)
+
+    files = source_files(src, ".json", ".jsonl")
+    import_rows((row for file in files for row in read_rows(*file)), writer, use)
 
 
 def _conversation(
-    row: Row, writer: Writer, roots: Sequence[Path], defaults: Defaults, turns: Turns
+    row: SourceRow, writer: Writer, roots: Sequence[Path], defaults: Defaults, turns: Turns
 ) -> None:
     value: dict[str, Any] = row.value
-    said = _pairs(value["conversations"])
-    stem = row.file.rsplit(".", 1)[0]
-    own = value.get("id", value.get("question_id"))
-    base = f"{stem}/{own}" if isinstance(own, (str, int)) and own != "" else f"{stem}/{row.number}"
+    exchanges = _pairs(value["conversations"])
+    base = row_id(row, value.get("id", value.get("question_id")))
     image, missing = images_of(value.get("image"), roots, writer)
     shared = defaults.fields(value) | {
         "image": image,
         "patient": text_of(value, "patient", numbers=True),
         "split": split_named(text_of(value, "split")) or split_from(row.file),
     }
-    meta: dict[str, Any] = {"study": base} | extra_fields(
-        value,
-        {
-            "id",
-            "image",
-            "conversations",
-            "domain",
-            "source",
-            "licence",
-            "attribution",
-            "patient",
-            "split",
-            "meta",
-        },
-    )
+    meta: dict[str, Any] = {"study": base} | extra_fields(value, _KNOWN)
     if missing:
         meta["missing_images"] = missing
     in_corpus = False
-    for number, (question, answer) in enumerate(said):
+    for number, (question, answer) in enumerate(exchanges):
         asks = clean_question(question)
         writes = turns == "report" or (
             turns == "auto" and "?" not in asks and bool(_WRITE.search(asks))
         )
-        wanted = f"{base}/turn-{number}" if len(said) > 1 else base
+        wanted = f"{base}/turn-{number}" if len(exchanges) > 1 else base
         wanted = writer.unique("examples", wanted, row.number)
         if writes:
             writer.example(
@@ -145,19 +129,19 @@ def _pairs(turns: Any) -> list[tuple[str, str]]:
     """
     if not isinstance(turns, list) or not turns:
         raise UserError("conversations: expected a list of {from, value}")
-    said: list[str] = []
+    texts: list[str] = []
     for number, turn in enumerate(turns):
         speaker = turn.get("from") if isinstance(turn, dict) else None
         text = turn.get("value") if isinstance(turn, dict) else None
         if speaker == "system" and number == 0:
             continue
-        expected = ("human", "user") if len(said) % 2 == 0 else ("gpt", "assistant")
+        expected = ("human", "user") if len(texts) % 2 == 0 else ("gpt", "assistant")
         if speaker not in expected or not isinstance(text, str):
             raise UserError(
                 f"conversations.{number}: expected a turn from {expected[0]} with a text value, "
                 f"got {speaker!r:.40}"
             )
-        said.append(text)
-    if not said or len(said) % 2:
+        texts.append(text)
+    if not texts or len(texts) % 2:
         raise UserError("conversations: the last question has no answer")
-    return list(zip(said[::2], said[1::2], strict=True))
+    return list(zip(texts[::2], texts[1::2], strict=True))

@@ -11,27 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedrag.data.common import answer_type, extra_fields, images_of, split_named, text_of
-from mmedrag.data.rows import Row, read_rows
+from mmedrag.data.common import (
+    answer_type,
+    extra_fields,
+    image_roots,
+    images_of,
+    import_rows,
+    split_named,
+    text_of,
+)
+from mmedrag.data.rows import SourceRow, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import UserError
 
 TEXT_KINDS = ("report", "caption", "note", "labels", "none")
 WRITTEN = ("report", "caption", "note")  # kinds that are a target to write
 TRAIN_ONLY = {"dsb2018": "many pictures are crops of the same slide"}
-_OWN = {
-    "id",
-    "domain",
-    "image",
-    "text",
-    "qa",
-    "patient",
-    "split",
-    "source",
-    "licence",
-    "attribution",
-    "meta",
-}
+_OWN = "id domain image text qa patient split source licence attribution meta".split()
 
 
 def sources(src: Path) -> list[Path]:
@@ -58,21 +54,12 @@ def load(
     Image paths are relative to ``image_root`` (default: the manifest's folder). Rows of the
     sources in ``train_only`` go to split ``train``.
     """
-    done = 0
-    for path in sources(src):
-        for row in read_rows(path, path.name):
-            done += 1
-            writer.tick(done)
-            if row.error:
-                writer.reject(row, row.error)
-                continue
-            try:
-                _row(row, writer, image_root or path.parent, train_only)
-            except UserError as error:
-                writer.reject(row, str(error))
+    roots = image_roots(src, image_root)
+    rows = (row for path in sources(src) for row in read_rows(path, path.name))
+    import_rows(rows, writer, lambda row: _row(row, writer, roots, train_only))
 
 
-def _row(row: Row, writer: Writer, root: Path, train_only: Sequence[str]) -> None:
+def _row(row: SourceRow, writer: Writer, roots: list[Path], train_only: Sequence[str]) -> None:
     value = row.value
     if not isinstance(value, dict):
         raise UserError("expected an object with id, image, text, text_kind, qa")
@@ -92,7 +79,7 @@ def _row(row: Row, writer: Writer, root: Path, train_only: Sequence[str]) -> Non
     shared["split"] = split_named(text_of(value, "split"))
     if shared["split"] is None and shared["source"] in train_only:
         shared["split"] = "train"
-    image, missing = images_of(value.get("image"), [root], writer, value.get("sha256"))
+    image, missing = images_of(value.get("image"), roots, writer, value.get("sha256"))
     if missing:
         meta["missing_images"] = missing
     shared["image"] = image

@@ -1,6 +1,7 @@
-"""``data import released``: every row format of the released MMed-RAG data (SPEC §3).
+"""``data import released``: every row format of the released MMed-RAG data.
 
-Recognised by their fields, one by one, so that mixed files and single files both work:
+There are ten of them (D1 of docs/differences.md), recognised by their fields, one by one, so that
+mixed files and single files both work:
 
 - test VQA (``question``, ``answer``): a closed question; with ``report`` also a corpus row
 - reports and retriever training (``report`` | ``gpt4_summary`` | ``caption``, image under
@@ -8,7 +9,7 @@ Recognised by their fields, one by one, so that mixed files and single files bot
 - answer files (``prompt``, ``answer``, ``gt_answer`` | ``gt_report``): the question asked
 - alignment (``conversations``, ``rejected_conversations``): a preference pair
 
-The row as released travels in ``meta.released``, so that ``export`` can write it back.
+The row as released travels in ``meta.released``, so that ``export_released`` can write it back.
 Licensed images are not part of that data: rows whose image is absent are text-only.
 """
 
@@ -22,9 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedrag.data.common import answer_type, clean_question, images_of, text_of
+from mmedrag.data.common import (
+    answer_type,
+    clean_question,
+    images_of,
+    row_id,
+    source_files,
+    split_named,
+    text_of,
+)
 from mmedrag.data.formats.released_pairs import import_released
-from mmedrag.data.rows import Row, parse, read_rows
+from mmedrag.data.rows import SourceRow, parse, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import Example, Pair, Reference, Split, UserError
 from mmedrag.runtime import DataFolder, write_json, write_text
@@ -108,15 +117,10 @@ def split_of(file: str, row: Mapping[str, Any]) -> Split | None:
     for word, split in (("alignment", "val"), ("test", "test"), ("train", "train"), ("val", "val")):
         if word in words[-3:] or (word in ("alignment", "test") and word in words):
             return split  # type: ignore[return-value]
-    given = row.get("split", row.get("use"))
-    return {
-        "train": "train",
-        "training": "train",
-        "val": "val",
-        "valid": "val",
-        "validation": "val",
-        "test": "test",
-    }.get(str(given))  # type: ignore[return-value]
+    try:
+        return split_named(str(row.get("split", row.get("use"))))
+    except UserError:
+        return None
 
 
 def sources(src: Path) -> list[tuple[Path, str]]:
@@ -124,17 +128,8 @@ def sources(src: Path) -> list[tuple[Path, str]]:
 
     Report files come first, so that a study's own report row is there before its questions.
     """
-    if src.is_file():
-        return [(src, src.name)]
-    if not src.is_dir():
-        raise UserError(f"{src}: does not exist, expected a released file or data folder")
-    found = [p for p in src.rglob("*") if p.suffix.lower() in (".json", ".jsonl") and p.is_file()]
-    if not found:
-        raise UserError(f"{src}: no .json or .jsonl in it, expected released data files")
-    return sorted(
-        ((p, p.relative_to(src).as_posix()) for p in found),
-        key=lambda pair: ("vqa" in pair[1].lower(), pair[1]),
-    )
+    files = source_files(src, ".json", ".jsonl")
+    return sorted(files, key=lambda file: ("vqa" in file[1].lower(), file[1]))
 
 
 def load(src: Path, writer: Writer, *, image_root: Path | Mapping[str, Path] | None = None) -> None:
@@ -148,7 +143,7 @@ def load(src: Path, writer: Writer, *, image_root: Path | Mapping[str, Path] | N
     seen: set[str] = set()  # studies that have a corpus row
     for path, name in sources(src):
         rows: list[Any] = []
-        aligned: list[Row] = []
+        aligned: list[SourceRow] = []
         for row in read_rows(path, name):
             done += 1
             writer.tick(done)
@@ -184,7 +179,7 @@ def roots_for(image_root: Path | Mapping[str, Path] | None, study: Study) -> lis
 
 
 def _row(
-    row: Row,
+    row: SourceRow,
     kind: str | None,
     writer: Writer,
     image_root: Path | Mapping[str, Path] | None,
@@ -207,9 +202,7 @@ def _row(
         "domain": DOMAINS.get(study.dataset or ""),
     }
     stem = row.file.rsplit(".", 1)[0]
-    own_id = value.get("question_id", value.get("id"))
-    own = str(own_id) if isinstance(own_id, (int, str)) and own_id != "" else f"row-{row.number}"
-    wanted = f"{stem}/{own}"
+    wanted = row_id(row, value.get("question_id", value.get("id")), f"row-{row.number}")
     released = {"released": {"file": row.file, "row": row.number, "fields": value}}
     if kind == "report":
         text_key = next(key for key in TEXT_KEYS if key in value)
@@ -287,9 +280,9 @@ def _images(
 
 
 def _alignment(
-    rows: Sequence[Row], writer: Writer, image_root: Path | Mapping[str, Path] | None
+    rows: Sequence[SourceRow], writer: Writer, image_root: Path | Mapping[str, Path] | None
 ) -> None:
-    """Alignment rows as native pairs; what each row means is ``pairs_import``'s business."""
+    """Alignment rows as native pairs; what each row means is ``released_pairs``'s business."""
     with tempfile.TemporaryDirectory(prefix="mmedrag-") as scratch:
         sound = Path(scratch) / "rows.json"  # without what could not be read as JSON
         sound.write_text(json.dumps([row.value for row in rows]), encoding="utf-8")
@@ -351,14 +344,14 @@ def render(rows: Sequence[Any], style: Mapping[str, Any]) -> str:
     return json.dumps(list(rows), ensure_ascii=ascii_only, indent=style["indent"]) + end
 
 
-def export(data: Path, out: Path) -> dict[str, int]:
+def export_released(data: str | Path, out: str | Path) -> dict[str, int]:
     """Write a DATA folder in the released formats; {file: rows}.
 
     Rows that came from released files go back to a file of the same name, byte-equal where the
     import found its layout; a changed question, answer or text is written into its field. Other
     rows become ``test``-style VQA (.jsonl) and report (.json) files per split.
     """
-    folder = DataFolder(data)
+    data, out, folder = Path(data), Path(out), DataFolder(data)
     files: dict[str, dict[int, Any]] = {}
     own: dict[str, list[Any]] = {}
     pairs = folder._rows("pairs.jsonl", Pair)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
@@ -19,12 +20,14 @@ from mmedrag.data.common import (
     Defaults,
     answer_type,
     clean_question,
+    image_roots,
     images_of,
+    source_files,
     split_named,
     text_of,
 )
 from mmedrag.data.formats.vqa import split_from
-from mmedrag.data.rows import Row, parse
+from mmedrag.data.rows import SourceRow, parse
 from mmedrag.data.writer import Writer
 from mmedrag.records import UserError
 
@@ -66,7 +69,7 @@ def load(
     class numbers become names.
     """
     mapped = _map(columns or {})
-    roots = [image_root] if image_root else [src if src.is_dir() else src.parent]
+    roots = image_roots(src, image_root)
     defaults = Defaults(domain, source, licence, attribution)
     done = 0
     for path, name in tables(src):
@@ -106,21 +109,12 @@ class _BadTable(Exception):
 
 def tables(src: Path) -> list[tuple[Path, str]]:
     """(file, name) of the tables at ``src``; of a saved dataset its data files."""
-    if src.is_file():
-        if src.suffix.lower() not in _ENDS:
-            raise UserError(f"{src}: expected {', '.join(_ENDS)} or a folder of these")
-        return [(src, src.name)]
-    found = sorted(
-        p
-        for p in src.rglob("*")
-        if p.suffix.lower() in _ENDS and p.is_file() and not p.name.startswith(("cache-", "."))
-    )
-    if not found:
-        raise UserError(f"{src}: no {', '.join(_ENDS)} in it")
-    return [(p, p.relative_to(src).as_posix()) for p in found]
+    if src.is_file() and src.suffix.lower() not in _ENDS:
+        raise UserError(f"{src}: expected {', '.join(_ENDS)} or a folder of these")
+    return source_files(src, *_ENDS, skip=("cache-", "."))
 
 
-def read_table(path: Path, name: str) -> Iterator[Row]:
+def read_table(path: Path, name: str) -> Iterator[SourceRow]:
     """Rows of one table as dicts; for binary tables ``line`` counts rows from 1."""
     if path.suffix.lower() in (".csv", ".tsv"):
         yield from _read_csv(path, name)
@@ -134,11 +128,13 @@ def read_table(path: Path, name: str) -> Iterator[Row]:
             for value in batch.to_pylist():
                 for column in classes.keys() & value.keys():
                     value[column] = classes[column].get(value[column], value[column])
-                yield Row(name, number + 1, number, value=value)
+                yield SourceRow(name, number + 1, number, value=value)
                 number += 1
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
-        yield Row(name, number + 1, number, error=f"table cannot be read: {reason}; rows end here")
+        yield SourceRow(
+            name, number + 1, number, error=f"table cannot be read: {reason}; rows end here"
+        )
 
 
 def _classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[Any, str]]:
@@ -177,14 +173,14 @@ def _batches(path: Path) -> Iterator[Any]:
                 yield batch.slice(start, 64)
 
 
-def _read_csv(path: Path, name: str) -> Iterator[Row]:
+def _read_csv(path: Path, name: str) -> Iterator[SourceRow]:
     csv.field_size_limit(16 * 2**20)
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        yield Row(name, line, 0, error="not UTF-8 text, expected UTF-8")
+        yield SourceRow(name, line, 0, error="not UTF-8 text, expected UTF-8")
         return
     head = text.split("\n", 1)[0]
     tab = path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head)
@@ -199,20 +195,20 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(name, line, number, error=f"not CSV: {error}")
+            yield SourceRow(name, line, number, error=f"not CSV: {error}")
             number += 1
             continue
         if header is None:
             header = [field.strip() for field in fields]
             if len(set(header)) != len(header):
-                yield Row(name, line, number, error="two columns have the same name")
+                yield SourceRow(name, line, number, error="two columns have the same name")
                 return
         elif fields and len(fields) != len(header):
             reason = f"{len(fields)} fields, expected {len(header)}"
-            yield Row(name, line, number, value=fields, error=reason)
+            yield SourceRow(name, line, number, value=fields, error=reason)
             number += 1
         elif fields:
-            yield Row(name, line, number, value=dict(zip(header, fields, strict=True)))
+            yield SourceRow(name, line, number, value=dict(zip(header, fields, strict=True)))
             number += 1
 
 
@@ -243,7 +239,7 @@ def _choose(
 
 
 def _row(
-    row: Row,
+    row: SourceRow,
     chosen: Mapping[str, list[str]],
     writer: Writer,
     roots: Sequence[Path],
@@ -315,13 +311,8 @@ def _first(image: str | list[str]) -> str:
 def plain(value: Any) -> Any:
     """A table value as JSON has it: whole floats as ints in text, dates as ISO text."""
     if isinstance(value, float):
-        return (
-            int(value)
-            if value.is_integer() and abs(value) < 2**53
-            else value
-            if value == value
-            else None
-        )
+        whole = value.is_integer() and abs(value) < 2**53
+        return int(value) if whole else None if math.isnan(value) else value
     if isinstance(value, (datetime, date)):
         return value.isoformat()
     if isinstance(value, bytes):

@@ -18,19 +18,25 @@ from mmedrag.data.common import (
     clean_question,
     extra_fields,
     find,
+    image_roots,
     images_of,
+    import_rows,
+    row_id,
+    source_files,
     split_named,
     text_of,
 )
-from mmedrag.data.rows import Row, read_rows
+from mmedrag.data.rows import SourceRow, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import Split, UserError
 
-QUESTION = ("question", "Question", "text", "prompt")
-ANSWER = ("answer", "Answer", "gt_answer", "gpt4_answer", "fig_caption", "label")
-IMAGE = ("image", "image_name", "img_name", "image_path", "image_id", "img_id", "filename")
-IDENTITY = ("question_id", "qid", "id", "pair_id")
-PATIENT = ("patient", "patient_id", "subject_id")
+NAMES = {  # ours: those in use, the first that has a value counts
+    "question": ("question", "Question", "text", "prompt"),
+    "answer": ("answer", "Answer", "gt_answer", "gpt4_answer", "fig_caption", "label"),
+    "image": ("image", "image_name", "img_name", "image_path", "image_id", "img_id", "filename"),
+    "id": ("question_id", "qid", "id", "pair_id"),
+    "patient": ("patient", "patient_id", "subject_id"),
+}
 SUFFIXES = ("", ".jpg", ".png", ".jpeg")
 
 
@@ -52,40 +58,21 @@ def load(
     they are drawn by image.
     """
     defaults = Defaults(domain, source, licence, attribution)
-    roots = [image_root] if image_root else [src if src.is_dir() else src.parent]
-    done = skipped = 0
-    for path, name in row_files(src):
-        for row in read_rows(path, name):
-            done += 1
-            writer.tick(done)
-            if row.error:
-                writer.reject(row, row.error)
-                continue
-            try:
-                if (
-                    isinstance(row.value, dict)
-                    and language
-                    and row.value.get("q_lang", language) != language
-                ):
-                    skipped += 1
-                    continue
-                question_row(row, writer, roots, defaults)
-            except UserError as error:
-                writer.reject(row, str(error))
+    roots = image_roots(src, image_root)
+    skipped = 0
+
+    def use(row: SourceRow) -> None:
+        nonlocal skipped
+        named = row.value.get("q_lang", language) if isinstance(row.value, dict) else language
+        if language and named != language:
+            skipped += 1
+        else:
+            question_row(row, writer, roots, defaults)
+
+    files = source_files(src, ".json", ".jsonl")
+    import_rows((row for file in files for row in read_rows(*file)), writer, use)
     if skipped:
         writer.result.notes.append(f"{skipped} rows in other languages than {language!r} left out")
-
-
-def row_files(src: Path) -> list[tuple[Path, str]]:
-    """(file, name) of the JSON and JSON Lines files at ``src``."""
-    if src.is_file():
-        return [(src, src.name)]
-    found = sorted(
-        p for p in src.rglob("*") if p.suffix.lower() in (".json", ".jsonl") and p.is_file()
-    )
-    if not found:
-        raise UserError(f"{src}: no .json or .jsonl in it")
-    return [(p, p.relative_to(src).as_posix()) for p in found]
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -103,30 +90,17 @@ def split_from(name: str) -> Split | None:
     return None
 
 
-def question_row(row: Row, writer: Writer, roots: Sequence[Path], defaults: Defaults) -> None:
+def question_row(row: SourceRow, writer: Writer, roots: Sequence[Path], defaults: Defaults) -> None:
     """One question with its image, as an example and (for a new image) a corpus row."""
     value = row.value
     if not isinstance(value, dict):
         raise UserError("expected an object with image, question and answer")
-    names = {
-        kind: pick(value, keys)
-        for kind, keys in (
-            ("question", QUESTION),
-            ("answer", ANSWER),
-            ("image", IMAGE),
-            ("id", IDENTITY),
-            ("patient", PATIENT),
-        )
-    }
+    names = {kind: pick(value, keys) for kind, keys in NAMES.items()}
     if names["question"] is None:
-        raise UserError(f"question: missing, expected one of {', '.join(QUESTION)}")
+        raise UserError(f"question: missing, expected one of {', '.join(NAMES['question'])}")
     question = clean_question(text_of(value, names["question"], required=True) or "")
     answer = text_of(value, names["answer"] or "answer", numbers=True)
-    own = value.get(names["id"] or "id")
-    stem = row.file.rsplit(".", 1)[0]
-    wanted = (
-        f"{stem}/{own}" if isinstance(own, (str, int)) and own != "" else f"{stem}/{row.number}"
-    )
+    wanted = row_id(row, value.get(names["id"] or "id"))
     image, missing, key = _image(value, names["image"], writer, roots)
     meta: dict[str, Any] = {}
     if key:
@@ -134,15 +108,8 @@ def question_row(row: Row, writer: Writer, roots: Sequence[Path], defaults: Defa
     given = value.get("answer_type")
     options = text_of(value, "options") if isinstance(value.get("options"), str) else None
     kept, original = ("open", {}) if options else answer_type(given, answer)
-    known = {n for n in names.values() if n} | {
-        "answer_type",
-        "domain",
-        "source",
-        "licence",
-        "attribution",
-        "split",
-        "meta",
-    }
+    known = {"answer_type", "domain", "source", "licence", "attribution", "split", "meta"}
+    known |= {n for n in names.values() if n}
     shared = defaults.fields(value) | {
         "image": image,
         "patient": text_of(value, names["patient"] or "patient", numbers=True),

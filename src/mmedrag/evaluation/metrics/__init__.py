@@ -1,5 +1,7 @@
-"""Numbers of aligned predictions and targets: ``questions``, ``text`` (reports), ``clinical``,
-``retrieval``; ``statistics`` holds what all share: resampling by patient, intervals, tests.
+"""Numbers of aligned predictions and targets, one module a kind of metric.
+
+``questions`` (short answers), ``text`` (reports), ``clinical``, ``retrieval``; ``statistics`` holds
+what all share: resampling by patient, intervals, tests.
 """
 
 import lazy_loader

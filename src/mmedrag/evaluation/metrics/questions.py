@@ -1,4 +1,4 @@
-"""Metrics of short answers over predictions and targets; reports are in ``metrics_text``.
+"""Metrics of short answers over predictions and targets; reports are in ``text``.
 
 Place in the picture: ``Trace`` -> metrics -> ``Score``. Every function takes aligned lists and
 returns named ``statistics.Stat`` objects; no model and no file is touched.

@@ -1,8 +1,7 @@
-"""How well images find their own reports (recall@k, MRR, nDCG, chance), and what references are
-used: hubness, selection, similarity.
+"""How well images find their own reports, and which references are used.
 
+recall@k, MRR, nDCG and chance; hubness, selection, similarity.
 Place in the picture: ``retriever eval``, ``eval`` and the validation of ``train retriever``.
-Layer A.
 A query has one or more right references (its own text, and equal texts); its rank is that of
 the best of them, with ties counted against it, so that a constant encoder is not rewarded.
 """

@@ -1,6 +1,6 @@
 """What is computed once: reference log-probabilities and frozen vision features, on disk.
 
-Place in the picture: beside train_dpo; shared by epochs, runs and pair sets. Every entry is named
+Place in the picture: beside ``train``; shared by epochs, runs and pair sets. Every entry is named
 by its content: a log-probability by (token ids, image bytes, noise) inside a folder named by
 (model, reference adapter, number type), a feature by (image bytes, noise) inside (model, number
 type). Whatever changes, template, noise, pair or weights, changes a name, so nothing stale is

@@ -1,6 +1,6 @@
 """What a trained adapter's folder holds beside its weights.
 
-Place in the picture: the end of train_dpo. ``README.md`` (model card), ``training_log.jsonl``
+Place in the picture: the end of ``train``. ``README.md`` (model card), ``training_log.jsonl``
 (every logged step), ``result.json``, ``train_ids.jsonl`` (id, patient, image sha256).
 """
 

@@ -3,7 +3,7 @@
 Place in the picture: pairs ─► *encode* ─► collate ─► policy. The prompt is rendered exactly as
 the generator renders it. A pair without answer tokens, or whose prompt with its image tokens does
 not leave room for one, stops the run with its id: the released trainer masked such pairs
-silently, and they then carried no signal (SPEC: B10).
+silently, and they then carried no signal (B10 of docs/differences.md).
 """
 
 from __future__ import annotations

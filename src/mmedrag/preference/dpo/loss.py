@@ -1,7 +1,7 @@
 """Direct preference optimisation as a function of four log-probability tensors.
 
-Place in the picture: train_dpo. A side is (prompt, image, text), so the two-image, two-prompt loss
-of RAG-PT is the plain one: only the inputs of the log-probabilities differ.
+Place in the picture: ``trainer``. A side is (prompt, image, text), so the two-image, two-prompt
+loss of RAG-PT is the plain one: only the inputs of the log-probabilities differ.
 
     L_pt = −E log σ( β[log π_θ(y_w|x_w) − log π_ref(y_w|x_w)]
                    − β[log π_θ(y_l|x_l) − log π_ref(y_l|x_l)] )

@@ -1,9 +1,9 @@
 """The policy: log-probabilities of the answers of a batch of pairs, and nothing else.
 
-Place in the picture: train_dpo's forward pass, for LLaVA-shaped models (vision tower, projector,
-language model). What a plain forward does and this one does not: vision features of an image
-twice, logits of prompt tokens, and what several answers follow (picture, references, question)
-once for each of them.
+Place in the picture: the forward pass of ``train``, for LLaVA-shaped models (vision tower,
+projector, language model). What a plain forward does and this one does not: vision features of an
+image twice, logits of prompt tokens, and what several answers follow (picture, references,
+question) once for each of them.
 
 The function is bound to the model as its ``forward``, so that PEFT, DDP, ZeRO and FSDP wrap it as
 they wrap any model.

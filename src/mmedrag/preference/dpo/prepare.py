@@ -1,7 +1,7 @@
 """What never changes during a tuning, computed once: vision features, reference log-probabilities.
 
 Place in the picture: between encoded pairs and training. Everything goes through the caches of
-``dpo_cache``; several processes share the work, each writing its own part.
+``cache``; several processes share the work, each writing its own part.
 """
 
 from __future__ import annotations

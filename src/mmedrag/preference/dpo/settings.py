@@ -1,6 +1,6 @@
 """Settings of RAG-PT tuning and their three recipes, importable without torch.
 
-Place in the picture: pairs ─► *train_dpo* ─► adapter. ``DpoTraining.recipe("paper")`` gives the
+Place in the picture: pairs ─► *dpo* ─► adapter. ``DpoTraining.recipe("paper")`` gives the
 published values, ``released`` those of the released stage-2 script, ``default`` ours.
 """
 

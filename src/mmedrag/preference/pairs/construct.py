@@ -1,6 +1,6 @@
 """RAG-PT preference pairs: traces under four conditions become D_cm, D_oa1, D_oa2 and more.
 
-Place in the picture: traces × {clean, noise} × {with, without references} ─► pairs ─► train_dpo.
+Place in the picture: traces × {clean, noise} × {with, without references} ─► pairs ─► ``dpo``.
 
 What is compared with what is the table ``records.KINDS`` (paper, Algorithm 1). ``mode="paper"``
 prefers the ground truth and reads answers strictly; ``mode="released"`` follows the released

@@ -1,6 +1,6 @@
 """Preference pairs on disk: the native folder, and other trainers' formats.
 
-Place in the picture: pairs ─► files ─► train_dpo. ``PAIRS/pairs.jsonl`` holds the rows,
+Place in the picture: pairs ─► files ─► ``dpo``. ``PAIRS/pairs.jsonl`` holds the rows,
 ``PAIRS/config.json`` how they were made and, relative to PAIRS, the DATA folder that image paths
 start from. Other formats: ``released``, the rows of the released repository (one JSON array) ·
 ``ms-swift``: ``messages, images, rejected_messages, rejected_images`` · ``trl``: conversational

@@ -1,6 +1,7 @@
 """Long texts as windows of whole sentences, so that nothing is cut silently.
 
-The released retriever keeps the first 77 tokens of a report and drops the rest (SPEC §1.2).
+The released retriever keeps the first 77 tokens of a report and drops the rest (R1 of
+docs/differences.md).
 Here a text over the context becomes windows whose unit embeddings are averaged.
 """
 

@@ -1,3 +1,3 @@
-"""Vector stores: nearest neighbours by inner product, behind :class:`~mmedrag.records.Store`."""
+"""Names of the vector stores that implement :class:`mmedrag.records.Store`."""
 
 STORES = {"faiss": "mmedrag.retrieval.stores.faiss:FaissStore"}

@@ -20,7 +20,7 @@ _TABLES = (
     "CREATE TABLE closed (source TEXT, split TEXT, question BLOB, label INT);"
     "CREATE TABLE image (path TEXT, n INT);"
     "CREATE TABLE tail (word TEXT, text BLOB, n INT);"
-    "CREATE TABLE told (code TEXT, text BLOB, message TEXT, n INT);"
+    "CREATE TABLE text_finding (code TEXT, text BLOB, message TEXT, n INT);"
 )
 
 
@@ -55,8 +55,8 @@ def digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).digest()
 
 
-class Facts:
-    """Facts of one check. Add everything, then :meth:`index`, then ask."""
+class CrossRowIndex:
+    """Facts of one check. Add everything, then :meth:`finish`, then ask."""
 
     def __init__(self, path: Path) -> None:
         self.db = sqlite3.connect(path)
@@ -85,11 +85,13 @@ class Facts:
         """A last word that may be the beginning of another one."""
         self.db.execute("INSERT INTO tail VALUES (?,?,?)", (word, digest(text), n))
 
-    def told(self, code: str, text: str, message: str, n: int) -> None:
+    def text_finding(self, code: str, text: str, message: str, n: int) -> None:
         """Something about a text alone: said once, however many rows hold that text."""
-        self.db.execute("INSERT INTO told VALUES (?,?,?,?)", (code, digest(text), message, n))
+        self.db.execute(
+            "INSERT INTO text_finding VALUES (?,?,?,?)", (code, digest(text), message, n)
+        )
 
-    def index(self) -> None:
+    def finish(self) -> None:
         """After the last row."""
         self.db.executescript(
             "CREATE INDEX by_key ON fact (kind, key); CREATE INDEX by_row ON image (n);"
@@ -137,18 +139,19 @@ class Facts:
     def cut(self, word: str, text: bytes, message: str) -> None:
         """A text of :meth:`tails` that is cut indeed."""
         self.db.execute(
-            "INSERT INTO told SELECT 'cut_text', text, ?, n FROM tail WHERE word = ? AND text = ?",
+            "INSERT INTO text_finding SELECT 'cut_text', text, ?, n FROM tail "
+            "WHERE word = ? AND text = ?",
             (message, word, text),
         )
 
-    def all_told(self) -> Iterator[tuple[str, str, int, list[Place]]]:
+    def text_findings(self) -> Iterator[tuple[str, str, int, list[Place]]]:
         """(code, message, rows, the first of them) of each text that something is wrong with."""
         for code, message, count, text in self.db.execute(
-            "SELECT code, message, COUNT(*), text FROM told GROUP BY code, text, message "
+            "SELECT code, message, COUNT(*), text FROM text_finding GROUP BY code, text, message "
             "ORDER BY MIN(n)"
         ):
             found = self.db.execute(
-                f"SELECT {_PLACE} FROM told t JOIN place p ON p.n = t.n WHERE t.code = ? "
+                f"SELECT {_PLACE} FROM text_finding t JOIN place p ON p.n = t.n WHERE t.code = ? "
                 "AND t.text = ? AND t.message = ? ORDER BY p.n LIMIT 10",
                 (code, text, message),
             )
