@@ -1,12 +1,12 @@
 from . import features as features
 from . import outliers as outliers
-from .fit import DomainTraining as DomainTraining
 from .fit import fit_head as fit_head
 from .identify import DomainModel as DomainModel
 from .identify import embed as embed
 from .identify import open_domain as open_domain
 from .identify import predict_domain as predict_domain
 from .identify import standardise as standardise
+from .settings import DomainTraining as DomainTraining
 from .train import features_of as features_of
 from .train import labelled_rows as labelled_rows
 from .train import train_domain as train_domain

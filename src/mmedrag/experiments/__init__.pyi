@@ -2,10 +2,10 @@ from . import ablation as ablation
 from . import repro_checks as repro_checks
 from .ablation import PAIRWISE as PAIRWISE
 from .ablation import SETS as SETS
-from .ablation import AblationSettings as AblationSettings
 from .demo import STUDIES as STUDIES
 from .demo import ablate as ablate
 from .demo import headline as headline
 from .demo import run_demo as run_demo
 from .repro import adopt as adopt
 from .repro import run_matrix as run_matrix
+from .settings import AblationSettings as AblationSettings

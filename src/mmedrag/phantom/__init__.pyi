@@ -21,7 +21,7 @@ from .questions import cells as cells
 from .reading import present_in as present_in
 from .reading import read_reference as read_reference
 from .reading import stated as stated
-from .sample import Knobs as Knobs
 from .sample import Study as Study
 from .sample import picture as picture
 from .sample import studies as studies
+from .settings import Knobs as Knobs

@@ -13,12 +13,12 @@ from .pipeline import GENERIC as GENERIC
 from .pipeline import Pipeline as Pipeline
 from .retrieve import retrieve_examples as retrieve_examples
 from .run import TRACES as TRACES
-from .run import RunSettings as RunSettings
 from .run import choose as choose
 from .run import merge as merge
 from .run import run_examples as run_examples
 from .run import run_plans as run_plans
-from .system import Flags as Flags
+from .settings import Flags as Flags
+from .settings import RunSettings as RunSettings
 from .system import OneDomainTable as OneDomainTable
 from .system import System as System
 from .system import build_pipeline as build_pipeline

@@ -30,13 +30,14 @@ from mmedrag.records import (
     Noise,
     NoiseKind,
     Reference,
+    ReferenceMode,
     Trace,
     Truth,
     UserError,
 )
 from mmedrag.runtime import seeded_int
 
-REFERENCES = ("none", "all", "selected", "shuffled", "random", "contradicting", "own")
+REFERENCES: tuple[str, ...] = get_args(ReferenceMode)
 NOISES: tuple[str, ...] = get_args(NoiseKind)
 TRIES = 64  # draws of a partner before all are looked at in turn
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mmedrag.pipeline.conditions import Plan, Pool
 from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.pipeline.settings import RunSettings
 from mmedrag.pipeline.worker import Worker
 from mmedrag.records import Example, UserError
 from mmedrag.runtime import DataFolder, Journal, append_line, read_json, run_folder, write_json
@@ -28,27 +29,6 @@ TRACES, JOURNAL, TIMINGS, POSITIONS = (
     "timings.jsonl",
     "positions.json",
 )
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What is run of a data folder, and under which condition (recipe table ``[run]``).
-
-    ``references`` and ``noise`` as in ``conditions``; ``split``, ``domain``, ``task``,
-    ``ids`` and ``limit`` choose rows (in file order); ``shard`` is "i/n"; ``chunk`` rows are the
-    unit of work and of resumption.
-    """
-
-    references: str = "selected"
-    noise: str | None = None
-    noise_params: Mapping[str, Any] = field(default_factory=dict)
-    split: str | None = None
-    task: str | None = None
-    domain: str | None = None
-    ids: tuple[str, ...] = ()
-    limit: int | None = None
-    shard: str | None = None
-    chunk: int = 128
 
 
 def choose(examples: Sequence[Example], settings: RunSettings) -> list[Example]:
@@ -140,8 +120,6 @@ def run_plans(
     """
     everyone = data.examples()
     rows = choose(everyone, settings)
-    if settings.chunk < 1:
-        raise UserError(f"[run]: chunk is {settings.chunk}, expected at least 1")
     index, of = parse_shard(settings.shard)
     all_chunks = chunks(rows, settings.chunk)
     own = [chunk for at, chunk in enumerate(all_chunks) if at % of == index]

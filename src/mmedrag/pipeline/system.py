@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 from mmedrag.answering import TemplateSet
 from mmedrag.embedded import EMBEDDED, located
 from mmedrag.pipeline.pipeline import GENERIC, Pipeline
+from mmedrag.pipeline.settings import Flags
 from mmedrag.records import UserError, protocols
 from mmedrag.retrieval import RuleSpec
 from mmedrag.runtime import config
@@ -56,19 +57,6 @@ class PromptTable:
     """``[prompts]``: which set, a name or a TOML file."""
 
     set: str = "default"
-
-
-@dataclass
-class Flags:
-    """The command line's part; None and () mean not given."""
-
-    system: Path | None = None
-    domain: str | None = None
-    domain_model: str | None = None
-    model: str | None = None
-    adapter: str | None = None
-    index: Sequence[str] = ()
-    rule: str | None = None
 
 
 @dataclass

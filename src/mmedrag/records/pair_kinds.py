@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from mmedrag.records.conditions import CLEAN, CLEAN_REF, NOISE, NOISE_REF
-from mmedrag.records.records import Pair, PairKind
+from mmedrag.records.records import Pair
+from mmedrag.records.vocabulary import PairKind
 
 
 class Kind(NamedTuple):
@@ -58,9 +59,6 @@ KINDS: dict[PairKind, Kind] = {
         drawn=True,
     ),
 }
-
-
-PAPER_KINDS: tuple[PairKind, ...] = ("cross_modal", "resist", "copy")  # order as released: a, b, c
 
 
 @dataclass

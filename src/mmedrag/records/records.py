@@ -16,17 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-UNKNOWN = "unknown"  # the reserved domain label: no retriever, prompt without references
-Task = Literal["vqa", "report"]
-Split = Literal["train", "val", "test"]
-AnswerType = Literal["closed", "open"]
-Label = Literal["yes", "no", "unclear"]
-NoiseKind = Literal["gaussian_clip", "additive", "blank", "other_patient", "shuffle_patches"]
-PairKind = Literal["cross_modal", "copy", "resist", "stage1", "unaided"]
-
-
-class UserError(Exception):
-    """Bad input or usage. The message is one line: what, where, expected. Exit code 2."""
+from mmedrag.records.vocabulary import UNKNOWN, AnswerType, Label, NoiseKind, PairKind, Split, Task
+from mmedrag.records.vocabulary import UserError as UserError  # every user of records needs it
 
 
 class Record(BaseModel):

@@ -2,8 +2,10 @@ from . import config as config
 from . import memory as memory
 from . import run_folder as run_folder
 from . import torchvision_shim as torchvision_shim
+from .config import Settings as Settings
 from .config import as_dict as as_dict
 from .config import read_toml as read_toml
+from .config import setting as setting
 from .data_folder import DataFolder as DataFolder
 from .draws import seeded_int as seeded_int
 from .files import BadRow as BadRow

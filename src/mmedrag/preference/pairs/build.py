@@ -8,16 +8,17 @@ answering again; a killed call goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmedrag.embedded import located
 from mmedrag.pipeline import TRACES, Pipeline, Plan, RunSettings, run_plans
-from mmedrag.preference.pairs.construct import Mode, build_pairs
+from mmedrag.preference.pairs.construct import build_pairs
 from mmedrag.preference.pairs.files import write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
-from mmedrag.records import PAPER_KINDS, PairKind, Trace, by_condition
+from mmedrag.preference.pairs.settings import PairSettings
+from mmedrag.records import Trace, by_condition
 from mmedrag.runtime import DataFolder, read_jsonl
 
 NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
@@ -27,29 +28,6 @@ NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
     "stage1": ("clean", "noise"),
     "unaided": ("clean",),
 }
-
-
-@dataclass(frozen=True)
-class PairSettings:
-    """How pairs are made (recipe table ``[pairs]``); see :func:`construct.build_pairs`.
-
-    ``drawn``: kinds whose answers are drawn by the model's p(yes) (``sampling``).
-    ``even_answers``: draw pairs so that the answer does not tell whether references were right
-    (``sampling.even_answers``).
-    """
-
-    mode: Mode = "paper"
-    kinds: tuple[PairKind, ...] = PAPER_KINDS
-    noise: str = "gaussian_clip"
-    noise_params: Mapping[str, Any] = field(default_factory=dict)
-    split: str | None = "val"
-    task: str | None = None
-    limit: int | None = None
-    prompts: Literal["with_references", "own"] = "with_references"
-    balance_seed: int = 42
-    drawn: tuple[PairKind, ...] = ()
-    even_answers: bool = False
-    chunk: int = 128
 
 
 def make_pairs(

@@ -31,6 +31,7 @@ from mmedrag.preference.pairs.even import even_answers
 from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.judge import Criterion, judge
 from mmedrag.preference.pairs.sampling import can_draw, draw_answer
+from mmedrag.preference.pairs.settings import Mode
 from mmedrag.records import (
     CLEAN,
     CONDITIONS,
@@ -50,8 +51,6 @@ from mmedrag.records import (
 )
 
 log = logging.getLogger(__name__)
-
-Mode = Literal["paper", "released"]
 
 
 def build_pairs(
