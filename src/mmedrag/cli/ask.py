@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -32,7 +31,6 @@ def noun(
     patient: str | None,
     no_rag: bool,
     min_confidence: float | None,
-    **flags: Any,
 ) -> None:
     """Answer QUESTION about IMAGE, with the references, why each was kept, and the confidence.
 
@@ -44,7 +42,7 @@ def noun(
 
     if report == bool(question):
         raise UserError("expected either a QUESTION or --report")
-    parts = call.system(flags, not no_rag)
+    parts = call.system(not no_rag)
     if min_confidence is None:
         min_confidence = interactive.min_confidence(located(str(parts.generator.get("model"))))
     result = interactive.ask(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mmedrag.cli.common import settings_page
 from mmedrag.cli.main import NOUNS, cli
 
 HEAD = """# Commands
@@ -20,7 +21,7 @@ input · 130: interrupted. Long work goes on where it stopped when the same comm
 
 `--config` takes a shipped recipe (`default`, `paper`, `released`) or a TOML file with a table per
 command; `--set key=value` changes a key of the command's own table, `--set table.key=value` of
-another.
+another. `--settings` lists a table's keys; where a command has it, the list stands below its help.
 """
 
 
@@ -31,7 +32,11 @@ def page() -> str:
         context = click.Context(command, info_name=" ".join(path), terminal_width=88)
         context.max_content_width = 88
         mark = "##" if len(path) == 2 else "###"
-        parts.append(f"{mark} {' '.join(path)}\n\n```\n{command.get_help(context)}\n```\n")
+        shown = [command.get_help(context)]
+        if getattr(command, "settings", None):
+            shown.append(settings_page(command, context))  # type: ignore[arg-type]
+        blocks = "\n".join(f"```\n{text}\n```\n" for text in shown)
+        parts.append(f"{mark} {' '.join(path)}\n\n{blocks}")
     return "\n".join(parts)
 
 

@@ -14,12 +14,12 @@ class AblationSettings(Settings):
 
     table = "ablation"
 
-    split: str = setting("test", "Of the examples.")
+    split: str = setting("test", "Split of the examples.")
     studies: int = setting(0, "The first so many of each domain; 0: all.", minimum=0)
     k: int = setting(
         4, "References that naive retrieval uses and selection chooses from.", minimum=1
     )
-    beams: int = setting(4, "Of the row with beam search.", minimum=1)
+    beams: int = setting(4, "Beams of the row with beam search.", minimum=1)
     generic: str | None = setting(
         None, "Index over all domains, for naive retrieval.", metavar="DIR"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +215,11 @@ def _claim_all(
     facts: dict[str, Any] = getattr(pipeline.generator, "facts", dict)()
     environment = run_folder.environment()
     for name, plan in plans.items():
-        mine = replace(
-            settings, references=plan.references, noise=plan.noise, noise_params=dict(plan.params)
-        )
+        condition = {"references": plan.references, "noise": plan.noise}
+        mine = {**asdict(settings), **condition, "noise_params": dict(plan.params)}
         config = {
             "command": "run",
-            "settings": {"run": asdict(mine), "k": pipeline.k},
+            "settings": {"run": mine, "k": pipeline.k},
             "system": dict(system or {}),
             "seeds": {"run": seed},
             **inputs,

@@ -96,7 +96,7 @@ class Settings:
     table: ClassVar[str]
 
     def __post_init__(self) -> None:
-        kinds = hints(type(self))
+        kinds = hints(type(self))  # type: ignore[arg-type]
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             expected = None if value is None else _expected(value, kinds[field.name], field)

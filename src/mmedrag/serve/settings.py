@@ -31,17 +31,17 @@ class ServeSettings(Settings):
         64, "Requests between header and answer; more are told to come back (429).", minimum=1
     )
     batch: int = setting(16, "Questions that go through the pipeline together, at most.", minimum=1)
-    linger: float = setting(0.005, "How long a batch waits for company.", minimum=0)
-    timeout: float = setting(120.0, "Until an answer.", above=0)
-    body_timeout: float = setting(30.0, "Until a request's body is there.", above=0)
-    decode_timeout: float = setting(20.0, "For one image.", above=0)
-    grace: float = setting(30.0, "For what runs, when stopping.", minimum=0)
+    linger: float = setting(0.005, "Seconds that a batch waits for company.", minimum=0)
+    timeout: float = setting(120.0, "Seconds until an answer.", above=0)
+    body_timeout: float = setting(30.0, "Seconds until a request's body is there.", above=0)
+    decode_timeout: float = setting(20.0, "Seconds for decoding one image.", above=0)
+    grace: float = setting(30.0, "Seconds for what runs, when stopping.", minimum=0)
     rate: float = setting(
         600.0, "Requests a minute per key, else per address; 0: unlimited.", minimum=0
     )
     burst: int = setting(100, "Requests at once per key, else per address.", minimum=0)
     decoders: int = setting(2, "Processes that decode uploaded images.", minimum=1)
-    decoder_memory: int = setting(4 * 2**30, "Address space of each in bytes.", minimum=1)
+    decoder_memory: int = setting(4 * 2**30, "Address space of each of them in bytes.", minimum=1)
     min_confidence: float | None = setting(
         None,
         "Under this max(p_yes, 1 - p_yes) a closed question is not answered; by default the "

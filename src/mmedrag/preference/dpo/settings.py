@@ -35,9 +35,9 @@ class DpoTraining(Settings):
         "stands on both sides (cross_modal), the end token alone can satisfy the loss: the model "
         "then goes on after the same yes or no on noise images (docs/log.md).",
     )
-    learning_rate: float = setting(1e-4, "Of the adapter.", above=0)
+    learning_rate: float = setting(1e-4, "Learning rate of the adapter.", above=0)
     projector_lr: float | None = setting(
-        None, "Of the projector when it is trained; by default that of the adapter."
+        None, "Learning rate of the projector when it is trained; by default that of the adapter."
     )
     epochs: float = setting(3, "Passes over the pairs.", above=0)
     max_steps: int = setting(0, "Stop after so many updates; 0: no limit.")
@@ -57,9 +57,9 @@ class DpoTraining(Settings):
         "Also train the image projector (kept inside the adapter, so that the reference keeps the "
         "original).",
     )
-    schedule: str = setting("cosine", "Of the learning rate, as in transformers.")
+    schedule: str = setting("cosine", "Schedule of the learning rate, as transformers names it.")
     warmup_ratio: float = setting(0.03, "Share of the updates with a rising learning rate.")
-    weight_decay: float = setting(0.0, "Of AdamW.")
+    weight_decay: float = setting(0.0, "Weight decay of AdamW.")
     max_grad_norm: float = setting(1.0, "Gradient clipping.")
     max_length: int = setting(
         1024, "Tokens of prompt, image and answer together; only answers are ever cut."

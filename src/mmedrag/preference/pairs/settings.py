@@ -25,7 +25,12 @@ class PairSettings(Settings):
         metavar="KIND",
         flag="--kind",
     )
-    noise: NoiseKind = setting("gaussian_clip", "How images are degraded.", metavar="KIND")
+    noise: NoiseKind = setting(
+        "gaussian_clip",
+        "How images are degraded: gaussian_clip, additive, blank, other_patient or "
+        "shuffle_patches.",
+        metavar="KIND",
+    )
     noise_params: Mapping[str, Any] = setting(dict, "Parameters of the noise.")
     split: str | None = setting("val", "Examples to take.")
     task: Task | None = setting(None, "Only this task.")
@@ -35,7 +40,9 @@ class PairSettings(Settings):
         "Prompt of both sides: the one with references (as released), or each side's own.",
     )
     balance_seed: int = setting(42, "Seed of sampling cross_modal pairs down (mode released).")
-    drawn: tuple[PairKind, ...] = setting((), "Kinds whose answers are drawn by p(yes).")
+    drawn: tuple[PairKind, ...] = setting(
+        (), "Kinds whose answers are drawn by p(yes).", metavar="KIND"
+    )
     even_answers: bool = setting(
         False, "Draw pairs so that the answer does not tell whether references were right."
     )
