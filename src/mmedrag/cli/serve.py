@@ -36,8 +36,7 @@ def start(call: Call) -> None:
     needs("fastapi", "uvicorn", "python_multipart")
     from dataclasses import replace
 
-    from mmedrag.embedded import located
-    from mmedrag.pipeline import interactive, system
+    from mmedrag.pipeline import system
     from mmedrag.serve import (
         Audit,
         create_app,
@@ -58,8 +57,7 @@ def start(call: Call) -> None:
     parts = call.system()
     pipeline = system.build_pipeline(parts, seed=call.seed)
     if settings.min_confidence is None:
-        fitted = interactive.min_confidence(located(str(parts.generator.get("model"))))
-        settings = replace(settings, min_confidence=fitted)
+        settings = replace(settings, min_confidence=pipeline.min_confidence)
     versions = describe(pipeline, weights(parts))
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     click.echo(f"mmedrag serves on http://{shown}:{settings.port}", err=True)

@@ -9,6 +9,8 @@ from .embedded import data_folder as data_folder
 from .embedded import generic_index as generic_index
 from .evidence import NOTICE as NOTICE
 from .evidence import guess_answer_type as guess_answer_type
+from .interactive import Reply as Reply
+from .interactive import ask as ask
 from .pipeline import GENERIC as GENERIC
 from .pipeline import Pipeline as Pipeline
 from .retrieve import retrieve_examples as retrieve_examples
@@ -22,5 +24,6 @@ from .settings import RunSettings as RunSettings
 from .system import OneDomainTable as OneDomainTable
 from .system import System as System
 from .system import build_pipeline as build_pipeline
+from .system import load_system as load_system
 from .system import resolve_system as resolve_system
 from .worker import Worker as Worker

@@ -44,6 +44,7 @@ class Pipeline:
         templates: prompt set; generator: answers requests; None stops after the prompt.
         adapters: the generator of a domain label, where it has its own.
         k: how many hits are retrieved before selection.
+        min_confidence: under it, whoever asks gets no answer to a closed question.
     """
 
     domain: DomainIdentifier | str | None = None
@@ -54,6 +55,7 @@ class Pipeline:
     adapters: Mapping[str, Generator] = field(default_factory=dict)
     k: int = 8
     report_tokens: int = 256
+    min_confidence: float = 0.0
 
     def __call__(
         self, examples: Sequence[Example], condition: Condition | None = None

@@ -11,6 +11,8 @@ round trip; a bad row is reported as ``file:line: field: what is wrong, what was
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,6 +84,27 @@ class Example(_Row):
     question: str | None = None
     answer: str | None = None
     answer_type: AnswerType | None = None
+
+    @classmethod
+    def of(
+        cls, image: str | Path | Sequence[str | Path], question: str | None = None, **fields: Any
+    ) -> Example:
+        """The example of picture files outside a data folder (one, or the views of a study).
+
+        Example::
+
+            example = Example.of("chest.png", "Is there a nodule?", patient="p7")
+        """
+        given = [image] if isinstance(image, (str, Path)) else image
+        views = [Path(view).resolve() for view in given]
+        root = Path(os.path.commonpath([view.parent for view in views]))
+        names = [view.relative_to(root).as_posix() for view in views]
+        task = "report" if question is None else "vqa"
+        example = cls(
+            **{"id": "asked", "task": task, "question": question, "image": names, **fields}
+        )
+        example.root = root
+        return example
 
     @model_validator(mode="after")
     def _complete(self) -> Example:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.embedded import located
-from mmedrag.pipeline import TRACES, Pipeline, Plan, RunSettings, run_plans
-from mmedrag.preference.pairs.construct import build_pairs
+from mmedrag.pipeline import TRACES, Pipeline, Plan, RunSettings, load_system, run_plans
+from mmedrag.preference.pairs import construct
 from mmedrag.preference.pairs.files import write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.settings import PairSettings
 from mmedrag.records import Trace, by_condition
-from mmedrag.runtime import DataFolder, read_jsonl
+from mmedrag.runtime import DataFolder, config, read_jsonl
 
 NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
     "cross_modal": ("clean-references", "noise-references"),
@@ -76,7 +76,7 @@ def make_pairs(
     trained = list(dict.fromkeys([*held_out, *_trained(asked)]))
     for folder in trained:
         guard.add_trained(folder)
-    found = build_pairs(
+    found = construct.build_pairs(
         by_condition(traces),
         settings.mode,
         settings.kinds,
@@ -112,3 +112,37 @@ def _plan(name: str, settings: PairSettings) -> Plan:
         settings.noise if image == "noise" else None,
         settings.noise_params if image == "noise" else {},
     )
+
+
+def build_pairs(
+    data: DataFolder | str | Path,
+    out: str | Path,
+    system: Pipeline | str | Path | None = None,
+    *,
+    seed: int = 0,
+    held_out: Sequence[str | Path] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Answer a data folder under the conditions that the kinds compare, and write PAIRS to ``out``.
+
+    Args:
+        system: the pipeline that answers, or a system file; by default the embedded system.
+        held_out: as in :func:`make_pairs`.
+        settings: fields of :class:`PairSettings`: ``split``, ``kinds``, ``limit``, ``mode``, ...
+
+    Returns:
+        As :func:`make_pairs`.
+
+    Raises:
+        UserError: an unknown setting, an unreadable folder, or nothing to answer.
+
+    Example::
+
+        counts = build_pairs("data", "pairs", split="val", kinds=("copy", "resist"))
+        pairs = read_pairs("pairs")
+    """
+    folder = data if isinstance(data, DataFolder) else DataFolder(data)
+    chosen = config.settings(PairSettings, settings, "build_pairs")
+    pipeline = system if isinstance(system, Pipeline) else load_system(system, seed=seed)
+    trained = [Path(one) for one in held_out]
+    return make_pairs(lambda: pipeline, folder, Path(out), chosen, seed, held_out=trained)
