@@ -68,6 +68,10 @@ def evaluate(
 
     Raises:
         UserError: an unreadable run folder, or nothing in it to score.
+
+    Example::
+
+        metrics = evaluate(["alone", "references"], "data", out="metrics.json")
     """
     arms = load_arms(runs)
     data = DataFolder(data) if isinstance(data, (str, Path)) else data

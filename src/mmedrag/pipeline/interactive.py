@@ -92,7 +92,7 @@ def ask(
 
     Example::
 
-        reply = ask("chest.png", "Is there a nodule?")
+        reply = ask("chest.png", "Is there a nodule?", pipeline)
         print(reply.answer.text, reply.answer.p_yes, [hit.why for hit in reply.references])
     """
     images = [Path(image)] if isinstance(image, (str, Path)) else [Path(view) for view in image]

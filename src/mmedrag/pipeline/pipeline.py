@@ -45,6 +45,11 @@ class Pipeline:
         adapters: the generator of a domain label, where it has its own.
         k: how many hits are retrieved before selection.
         min_confidence: under it, whoever asks gets no answer to a closed question.
+
+    Example::
+
+        pipeline = load_system(domain="radiology", index="index-radiology")
+        (trace,) = pipeline([Example.of("chest.png", "Is there a nodule?")])
     """
 
     domain: DomainIdentifier | str | None = None

@@ -306,7 +306,6 @@ def load_system(
     Example::
 
         pipeline = load_system(domain="radiology", index="index-radiology", adapter="none")
-        traces = pipeline(examples)
     """
     index = flags.pop("index", ())
     indexes = [str(one) for one in ([index] if isinstance(index, (str, Path)) else index)]

@@ -99,10 +99,8 @@ class Example(_Row):
         views = [Path(view).resolve() for view in given]
         root = Path(os.path.commonpath([view.parent for view in views]))
         names = [view.relative_to(root).as_posix() for view in views]
-        task = "report" if question is None else "vqa"
-        example = cls(
-            **{"id": "asked", "task": task, "question": question, "image": names, **fields}
-        )
+        known = {"id": "asked", "task": "report" if question is None else "vqa"}
+        example = cls(**{**known, "question": question, "image": names, **fields})
         example.root = root
         return example
 

@@ -112,6 +112,7 @@ class Index:
         store = resolve_object(manifest["store"], STORES, "store")
         self.store = store.open(names["vectors"], manifest["vectors"], self.ids)
         strings = np.dtypes.StringDType(na_object=None)
+        self._encoder: Encoder | None = None  # an object that it was built with, without a name
         self._retriever: Retriever | None = None  # made by the first search
         self.patients = np.array(self._read("patient").to_pylist(), dtype=strings)
         self.pixels, self.phash = _hash_arrays(self._read("pixels"), self._read("phash"))
@@ -150,7 +151,9 @@ class Index:
         given = [data] if isinstance(data, (str, Path, DataFolder)) else data
         folders = [one if isinstance(one, DataFolder) else DataFolder(one) for one in given]
         build_index(folders, out, domain, encoder or retriever_of(domain), **options)
-        return cls.open(out)
+        index = cls.open(out)
+        index._encoder = None if encoder is None or isinstance(encoder, str) else encoder
+        return index
 
     def search(
         self, image: str | Path | Sequence[str | Path], k: int = 8, patient: str | None = None
@@ -166,7 +169,8 @@ class Index:
         from mmedrag.retrieval.search import Retriever
 
         if self._retriever is None:
-            self._retriever = Retriever(self, self.encoder(), cache=self.path / "cache")
+            encoder = self._encoder or self.encoder()
+            self._retriever = Retriever(self, encoder, cache=self.path / "cache")
         hits, _ = self._retriever.search([Example.of(image, patient=patient)], k)
         for reason in self._retriever.errors.values():
             raise UserError(reason)

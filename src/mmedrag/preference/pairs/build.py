@@ -138,8 +138,7 @@ def build_pairs(
 
     Example::
 
-        counts = build_pairs("data", "pairs", split="val", kinds=("copy", "resist"))
-        pairs = read_pairs("pairs")
+        counts = build_pairs("data", "pairs", pipeline, split="train", kinds=("copy", "resist"))
     """
     folder = data if isinstance(data, DataFolder) else DataFolder(data)
     chosen = config.settings(PairSettings, settings, "build_pairs")
