@@ -20,8 +20,9 @@ from mmedrag.preference.pairs.files import read_pairs, write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.judge import Criterion, token_f1
 from mmedrag.records.conditions import CONDITIONS, by_condition, condition_of
-from mmedrag.records.pair_kinds import KINDS, PAPER_KINDS
+from mmedrag.records.pair_kinds import KINDS
 from mmedrag.records.records import Answer, Condition, Hit, Noise, Prompt, Trace, UserError
+from mmedrag.records.vocabulary import PAPER_KINDS
 from mmedrag.runtime.data_folder import DataFolder
 
 ALL = (*PAPER_KINDS, "stage1")
