@@ -57,7 +57,7 @@ def test_sft_weight_adds_the_chosen_texts_likelihood(home: Path, first) -> None:
     rows = [row for row in map(json.loads, lines) if "loss" in row]
     assert rows[0]["loss"] > math.log(2) + 0.1
     assert rows[-1]["logps/chosen"] > rows[0]["logps/chosen"] + 0.1
-    with pytest.raises(UserError, match="sft_weight is -1, expected 0 or more"):
+    with pytest.raises(UserError, match="sft_weight: got -1, expected at least 0"):
         quick(sft_weight=-1)
 
 
@@ -272,7 +272,7 @@ def test_recipes_are_the_published_values() -> None:
         DpoTraining.recipe("best")
     with pytest.raises(UserError, match="unknown key 'lr'"):
         DpoTraining.recipe("paper", lr=1)
-    with pytest.raises(UserError, match="beta is 0"):
+    with pytest.raises(UserError, match="beta: got 0"):
         DpoTraining(beta=0)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import BaseModel
@@ -101,3 +103,38 @@ def test_resolved_copy_is_plain_data() -> None:
         "m": {"count": 1},
         "l": [1, 3],
     }
+
+
+@dataclass(frozen=True)
+class Ranged(config.Settings):
+    table = "ranged"
+
+    count: int | None = config.setting(None, "How many.", minimum=1, maximum=9)
+    rate: float = config.setting(0.1, "How fast.", above=0)
+    kinds: tuple[Literal["a", "b"], ...] = config.setting(("a",), "Which.")
+    more: Mapping[str, int] = config.setting(dict, "Others.")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"count": 0}, "count: got 0, expected at least 1"),
+        ({"count": 10}, "count: got 10, expected at most 9"),
+        ({"count": "3"}, "count: got '3', expected at least 1"),
+        ({"rate": 0}, "rate: got 0, expected above 0"),
+        ({"rate": float("nan")}, "rate: got nan, expected above 0"),
+        ({"kinds": ("a", "c")}, r"kinds: got \('a', 'c'\), expected a, b"),
+    ],
+)
+def test_settings_made_in_python_are_checked_too(given: dict, expected: str) -> None:
+    with pytest.raises(UserError, match=f"ranged: {expected}"):
+        Ranged(**given)
+
+
+def test_a_recipe_is_checked_against_the_ranges() -> None:
+    made = config.settings(Ranged, {"count": "3", "kinds": ["b"]}, "[r]")
+    assert made == Ranged(3, 0.1, ("b",), {})
+    assert made.more is not Ranged().more
+    for wrong in ({"count": 0}, {"count": 10}, {"rate": 0.0}, {"kinds": ["c"]}):
+        with pytest.raises(UserError, match=rf"\[r\]: {next(iter(wrong))}"):
+            config.settings(Ranged, wrong, "[r]")

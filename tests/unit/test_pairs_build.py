@@ -14,14 +14,15 @@ from hypothesis import given, settings, strategies as st
 from mmedrag.answering.generators.scripted import ScriptedGenerator
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.preference.pairs.build import PairSettings, make_pairs
-from mmedrag.preference.pairs.construct import build_pairs
+from mmedrag.preference.pairs.construct import construct_pairs
 from mmedrag.preference.pairs.files import read_pairs, write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.judge import Criterion
 from mmedrag.records.answers import token_f1, verdict
 from mmedrag.records.conditions import CONDITIONS, ConditionSpec, by_condition
-from mmedrag.records.pair_kinds import KINDS, PAPER_KINDS
+from mmedrag.records.pair_kinds import KINDS
 from mmedrag.records.records import Answer, Condition, Hit, Noise, Prompt, Trace, UserError
+from mmedrag.records.vocabulary import PAPER_KINDS
 from mmedrag.runtime.data_folder import DataFolder
 
 ALL = (*PAPER_KINDS, "stage1")
@@ -59,7 +60,7 @@ def four(example: str, clean: str, clean_ref: str, noise: str, noise_ref: str, *
 
 
 def build(*groups: list[Trace], **options):
-    return build_pairs(by_condition([t for g in groups for t in g]), **options)
+    return construct_pairs(by_condition([t for g in groups for t in g]), **options)
 
 
 def test_each_kind_of_the_paper() -> None:
@@ -311,7 +312,7 @@ def test_join_is_by_id_never_by_position() -> None:
     groups = [four("a", "Yes.", "No.", "", ""), four("b", "No.", "Yes.", "", "")]
     by = by_condition([t for g in groups for t in g])
     by["clean-references"].reverse()
-    found = build_pairs(by, kinds=("resist", "copy"))
+    found = construct_pairs(by, kinds=("resist", "copy"))
     assert [p.id for p in found.pairs] == ["resist:a", "copy:b"]
 
 
@@ -326,7 +327,7 @@ def test_bad_calls() -> None:
     with pytest.raises(UserError, match="kinds"):
         build(group, kinds=("d_cm",))
     with pytest.raises(UserError, match="given as 'noise'"):
-        build_pairs({"clean": group[:1], "noise": group[:1]}, kinds=("stage1",))
+        construct_pairs({"clean": group[:1], "noise": group[:1]}, kinds=("stage1",))
     assert build(group[:2], kinds=("resist", "copy")).pairs  # noise is not needed for these
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -32,27 +31,22 @@ def noun(
     patient: str | None,
     no_rag: bool,
     min_confidence: float | None,
-    **flags: Any,
 ) -> None:
     """Answer QUESTION about IMAGE, with the references, why each was kept, and the confidence.
 
     No answer is given when the image's domain is unknown or the confidence is too low.
     """
-    from mmedrag.embedded import located
-    from mmedrag.pipeline import interactive, system
+    from mmedrag.pipeline import ask, build_pipeline
     from mmedrag.records import UserError
 
     if report == bool(question):
         raise UserError("expected either a QUESTION or --report")
-    parts = call.system(flags, not no_rag)
-    if min_confidence is None:
-        min_confidence = interactive.min_confidence(located(str(parts.generator.get("model"))))
-    result = interactive.ask(
-        system.build_pipeline(parts, references=not no_rag, seed=call.seed),
+    reply = ask(
         [image, *views],
         question,
-        patient,
-        "none" if no_rag else "selected",
-        min_confidence,
+        build_pipeline(call.system(not no_rag), references=not no_rag, seed=call.seed),
+        patient=patient,
+        references="none" if no_rag else "selected",
+        min_confidence=min_confidence,
     )
-    call.finish(result, interactive.as_text(result))
+    call.finish(reply.to_dict(), str(reply))

@@ -7,6 +7,7 @@ unreadable input.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from mmedrag.cli import options
 
 if TYPE_CHECKING:
     from mmedrag.runtime import Progress
@@ -28,27 +31,35 @@ ANY = click.Path(path_type=Path)
 
 
 class Call:
-    """One invocation: the common options, and how its result leaves the process."""
+    """One invocation: the common options, and how its result leaves the process.
 
-    def __init__(self, table: str, recipe: dict[str, dict[str, Any]], options: dict[str, Any]):
-        self.table, self.recipe = table, recipe
+    Attributes:
+        given: settings class → field → value, of the command's options that were given.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        recipe: dict[str, dict[str, Any]],
+        options: dict[str, Any],
+        given: Mapping[type, dict[str, Any]] | None = None,
+    ):
+        self.table, self.recipe, self.given = table, recipe, given or {}
         self.json: bool = options["json_"]
         self.seed: int = options["seed"]
         self.seed_given: bool = options.get("seed_given", False)
         self.out = sys.stdout  # what libraries print goes to stderr (see Command.invoke)
 
-    def settings(self, cls: type[T], table: str | None = None, **flags: Any) -> T:
-        """Settings of ``cls`` from a recipe table, with the flags that were given on top."""
+    def settings(self, cls: type[T], **changes: Any) -> T:
+        """Settings of ``cls``: the command's recipe table, then its options, then ``changes``
+        that are not None. ``--seed`` counts where the class has one and the user gave one."""
         from mmedrag.runtime import config
 
-        name = table or self.table
-        given = {key: value for key, value in flags.items() if value is not None}
-        rest = self.recipe.get(name, {})
-        return config.settings(cls, {**rest, **given}, f"[{name}]")
-
-    def seed_if_given(self) -> dict[str, int]:
-        """For settings with a seed of their own: ``--seed`` only where the user gave one."""
-        return {"seed": self.seed} if self.seed_given else {}
+        known = config.field_names(cls)
+        seed = {"seed": self.seed} if self.seed_given and "seed" in known else {}
+        more = {key: value for key, value in changes.items() if value is not None}
+        values = {**self.rest(), **seed, **self.given.get(cls, {}), **more}
+        return config.settings(cls, values, f"[{self.table}]")
 
     def rest(self) -> dict[str, Any]:
         """What the command's own recipe table holds besides its options."""
@@ -65,11 +76,13 @@ class Call:
                 found += [part.strip() for part in value.split(",") if part.strip()]
         return found
 
-    def system(self, flags: Mapping[str, Any], references: bool = True) -> Any:
+    def system(self, references: bool = True) -> Any:
         """The system that flags, recipe and system file name (see ``mmedrag.pipeline``)."""
-        from mmedrag.pipeline import system
+        from mmedrag.pipeline import Flags, resolve_system
+        from mmedrag.runtime import config
 
-        return system.resolve_system(system.Flags(**flags), self.recipe, references)
+        flags = config.settings(Flags, self.given.get(Flags, {}), "options")
+        return resolve_system(flags, self.recipe, references)
 
     def finish(self, result: Mapping[str, Any], text: str | None = None, ok: bool = True) -> None:
         """Print the one result and leave with 0, or with 1 when ``ok`` is false."""
@@ -101,30 +114,54 @@ class Command(click.Command):
     """A command with the common options; its recipe table gives defaults to its own options.
 
     The commands of a noun may share a table; a key that none of them knows is an error.
+
+    Attributes:
+        settings: the class that the table fills, and that checks its keys.
+        shares: a class of other commands whose keys stand in the same table.
+        open_table: keys go to what the command calls, which checks them.
     """
 
     table = ""
-    has_settings = False  # the table also fills a settings class, which checks its keys
+    settings: type | None = None
+    shares: type | None = None
+    open_table = False
     group: click.Group | None = None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         asked, _, _ = self.make_parser(ctx).parse_args(list(args))
-        if not ctx.resilient_parsing and "help" not in asked:
+        if not ctx.resilient_parsing and not {"help", "settings"} & set(asked):
             changes = list(asked.get("set_") or ())
             if asked.get("rule"):
                 changes.append(f"selection.rule={asked['rule']}")
             recipe = load_recipe(asked.get("config"), changes, self.table)
             own = recipe.get(self.table, {})
-            names = {str(p.name) for p in self.params}
+            names = {str(p.name) for p in self.params if not self._is_setting(p)}
             ctx.default_map = {key: own.pop(key) for key in list(own) if key in names}
-            others = self.group.commands.values() if self.group else []
-            sharing = [self, *(o for o in others if getattr(o, "table", None) == self.table)]
-            known = {str(p.name) for command in sharing for p in command.params}
-            unknown = sorted(set(own) - known)
-            if unknown and not any(getattr(command, "has_settings", False) for command in sharing):
-                raise click.UsageError(f"[{self.table}]: unknown key {unknown[0]}", ctx)
+            if self.settings is None and not self.open_table:
+                self._check(ctx, own)
             ctx.obj = recipe
         return super().parse_args(ctx, args)
+
+    def _is_setting(self, param: click.Parameter) -> bool:
+        """Does the parameter's name, as a key of the table, reach the settings class by itself?"""
+        found = isinstance(param, options.SettingOption) and param.owner is self.settings
+        return found and param.name == param.field  # type: ignore[attr-defined]
+
+    def _check(self, ctx: click.Context, own: Mapping[str, Any]) -> None:
+        """Refuse a key that no command of this table knows."""
+        others = self.group.commands.values() if self.group else []
+        sharing = [self, *(o for o in others if getattr(o, "table", None) == self.table)]
+        known = {str(p.name) for command in sharing for p in command.params}
+        for command in sharing:
+            if isinstance(command, Command):
+                known |= self._keys(command.settings) | self._keys(command.shares)
+        unknown = sorted(set(own) - known)
+        if unknown and not any(getattr(command, "open_table", False) for command in sharing):
+            raise click.UsageError(f"[{self.table}]: unknown key {unknown[0]}", ctx)
+
+    @staticmethod
+    def _keys(cls: type | None) -> set[str]:
+        return {field.name for field in dataclasses.fields(cls)} if cls else set()  # type: ignore[arg-type]
 
     def invoke(self, ctx: click.Context) -> Any:
         common = {
@@ -133,7 +170,7 @@ class Command(click.Command):
         logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else "INFO")
         source = ctx.get_parameter_source("seed")
         common["seed_given"] = source is not click.core.ParameterSource.DEFAULT
-        ctx.params["call"] = Call(self.table, ctx.obj or {}, common)
+        ctx.params["call"] = Call(self.table, ctx.obj or {}, common, options.given(ctx))
         with redirect_stdout(sys.stderr):
             return super().invoke(ctx)
 
@@ -152,21 +189,42 @@ def load_recipe(config: str | None, overrides: Iterable[str], table: str) -> dic
 
 
 def command(
-    name: str, table: str | None = None, settings: bool = False, group: click.Group | None = None
+    name: str,
+    table: str | None = None,
+    settings: type | None = None,
+    group: click.Group | None = None,
+    *,
+    shares: type | None = None,
+    open_table: bool = False,
 ) -> Callable[[Callable[..., None]], Command]:
-    """Declare a command (of a noun's group). Its recipe table holds defaults of its options and,
-    with ``settings``, the fields of a settings class too."""
+    """Declare a command (of a noun's group); see :class:`Command` for its recipe table."""
 
     def declare(function: Callable[..., None]) -> Command:
-        for option in reversed(COMMON):
+        for option in reversed((*COMMON, LIST) if settings else COMMON):
             function = option(function)
         made = click.command(name, cls=Command)(function)
-        made.table, made.has_settings, made.group = table or name, settings, group
+        made.table, made.settings, made.group = table or name, settings, group
+        made.shares, made.open_table = shares, open_table
         if group is not None:
             group.add_command(made)
         return made
 
     return declare
+
+
+def settings_page(command: Command, ctx: click.Context) -> str:
+    """Every setting of a command's table, as ``--settings`` prints it."""
+    assert command.settings is not None
+    formatter = ctx.make_formatter()
+    options.page(command, command.settings, formatter)
+    return formatter.getvalue().rstrip("\n")
+
+
+def _list(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        assert isinstance(ctx.command, Command)
+        click.echo(settings_page(ctx.command, ctx))
+        ctx.exit()
 
 
 class DefaultGroup(click.Group):
@@ -192,22 +250,21 @@ COMMON = (
 )
 
 
-SYSTEM = (
-    click.option("--system", type=FILE, help="System file (TOML) that names the parts."),
-    click.option("--domain", metavar="auto|NAME", help="Identify the domain, or fix it."),
-    click.option("--domain-model", metavar="DIR", help="Domain identification model."),
-    click.option("--model", metavar="DIR|ID", help="Model that answers."),
-    click.option("--adapter", metavar="DIR", help="Adapter on the model; none: without."),
-    click.option("--index", metavar="DIR", multiple=True, help="Repeatable, one per domain."),
-    click.option("--rule", metavar="NAME", help="Selection rule; parameters: --set selection.K=V."),
+LIST = click.option(
+    "--settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list,
+    help="List every setting with type, default and meaning, and exit.",
 )
 
 
 def with_system(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags that name a system; the function gets them as keyword arguments."""
-    for option in reversed(SYSTEM):
-        function = option(function)
-    return function
+    """Add the flags that name a system; ``call.system()`` reads them."""
+    from mmedrag.pipeline import Flags
+
+    return options.options_of(Flags)(function)
 
 
 def plain(value: Any) -> Any:

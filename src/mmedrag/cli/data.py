@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from mmedrag.cli.common import ANY, FILE, FOLDER, Call, command, lines
+from mmedrag.cli.options import options_of
+from mmedrag.phantom import Knobs
 
 REFUSALS = 20  # refused rows that are printed; the file and --json have all
 
@@ -17,19 +19,14 @@ def noun() -> None:
     """Make, import, check and count data folders."""
 
 
-@command("phantom", group=noun, settings=True)
+@command("phantom", settings=Knobs, group=noun)
 @click.argument("out", type=FOLDER)
 @click.option("--studies", type=click.IntRange(1), default=200, help="Studies per domain.")
 @click.option("--domain", "domains", multiple=True, help="Repeatable; default: every domain.")
-@click.option("--size", type=click.IntRange(32), help="Picture side in pixels.")
+@options_of(Knobs, "size")
 @click.option("--twins", type=click.Choice(["image", "report"]), help="Add twins of test studies.")
 def phantom(
-    call: Call,
-    out: Path,
-    studies: int,
-    domains: tuple[str, ...],
-    size: int | None,
-    twins: str | None,
+    call: Call, out: Path, studies: int, domains: tuple[str, ...], twins: str | None
 ) -> None:
     """Draw the benchmark: images, reports, questions and exact truth in OUT.
 
@@ -38,9 +35,8 @@ def phantom(
     """
     from dataclasses import asdict
 
-    from mmedrag.phantom import Knobs, build_benchmark
+    from mmedrag.phantom import build_benchmark
 
-    knobs = asdict(call.settings(Knobs, size=size))
     rows = build_benchmark(
         out,
         studies=studies,
@@ -48,12 +44,12 @@ def phantom(
         seed=call.seed,
         twins=twins,
         progress=call.progress("studies"),
-        **knobs,
+        **asdict(call.settings(Knobs)),
     )
     call.finish({"out": out, **rows})
 
 
-@command("import", group=noun, settings=True)
+@command("import", group=noun, open_table=True)
 @click.argument("format")
 @click.argument("src", type=ANY)
 @click.argument("out", type=FOLDER)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mmedrag.cli.common import FILE, FOLDER, Call, command
+from mmedrag.domain import DomainTraining
 
 
 @click.group("domain")
@@ -14,7 +15,7 @@ def noun() -> None:
     """Identify domains, and measure how well that works."""
 
 
-@command("predict", table="domain", group=noun, settings=True)
+@command("predict", table="domain", group=noun, shares=DomainTraining)
 @click.argument("data", type=FOLDER)
 @click.option("--out", type=FILE, required=True, help="File to write (JSON Lines).")
 @click.option("--model", default="embedded:domain", show_default=True, help="Domain model.")
@@ -34,7 +35,7 @@ def predict(
     call.finish({"out": out, "rows": len(rows), "labels": dict(Counter(r["label"] for r in rows))})
 
 
-@command("eval", table="domain", group=noun, settings=True)
+@command("eval", table="domain", group=noun, shares=DomainTraining)
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--model", default="embedded:domain", show_default=True, help="Domain model.")
 @click.option("--split", default="test", show_default=True, help="Rows to measure on.")

@@ -51,6 +51,7 @@ def build(
 
     Without --retriever the embedded encoder of that domain is used, where there is one.
     """
+    from mmedrag.embedded import retriever_of
     from mmedrag.retrieval import build_index
 
     _finish(
@@ -59,19 +60,12 @@ def build(
             _folders(data),
             out,
             domain,
-            retriever or _embedded(domain),
+            retriever or retriever_of(domain),
             split=None if split == "all" else split,
             progress=call.progress("references"),
             **options,
         ),
     )
-
-
-def _embedded(domain: str | None) -> str:
-    from mmedrag import embedded
-
-    own = f"retriever-{domain}"
-    return f"embedded:{own}" if own in embedded.available() else "embedded"
 
 
 @command("add", table="index", group=noun)

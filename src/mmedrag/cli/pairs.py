@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mmedrag.cli.common import ANY, FILE, FOLDER, Call, DefaultGroup, command, with_system
+from mmedrag.cli.options import options_of
+from mmedrag.preference.pairs import PairSettings
 
 
 @click.group("pairs", cls=DefaultGroup)
@@ -18,52 +19,26 @@ def noun() -> None:
 noun.default = "build"  # type: ignore[attr-defined]
 
 
-@command("build", table="pairs", group=noun, settings=True)
+@command("build", table="pairs", settings=PairSettings, group=noun)
 @click.argument("data", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="PAIRS folder.")
 @with_system
-@click.option("--mode", type=click.Choice(["paper", "released"]), help="Construction rules.")
-@click.option("--kind", "kinds", multiple=True, help="cross_modal, resist, copy, stage1, unaided.")
-@click.option("--noise", metavar="KIND", help="How images are degraded.")
-@click.option("--split", help="Examples to take.  [default: val]")
-@click.option("--task", type=click.Choice(["vqa", "report"]), help="Only this task.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many examples.")
+@options_of(PairSettings, "mode", "kinds", "noise", "split", "task", "limit")
 @click.option(
     "--held-out", type=FOLDER, multiple=True, help="Further trained folders (train_ids.jsonl)."
 )
-def build(
-    call: Call,
-    data: Path,
-    out: Path,
-    mode: str | None,
-    kinds: tuple[str, ...],
-    noise: str | None,
-    split: str | None,
-    task: str | None,
-    limit: int | None,
-    held_out: tuple[Path, ...],
-    **flags: Any,
-) -> None:
+def build(call: Call, data: Path, out: Path, held_out: tuple[Path, ...]) -> None:
     """Answer DATA under four conditions and build preference pairs from the answers.
 
     No pair comes from test patients, from what the retrievers were trained on (the
     train_ids.jsonl of their folders), or from the training data of the --held-out folders.
     """
     from mmedrag.pipeline import system
-    from mmedrag.preference.pairs import PairSettings, make_pairs
+    from mmedrag.preference.pairs import make_pairs
     from mmedrag.runtime import DataFolder
 
-    settings = call.settings(
-        PairSettings,
-        mode=mode,
-        kinds=kinds or None,
-        noise=noise,
-        split=split,
-        task=task,
-        limit=limit,
-    )
-    folder = DataFolder(data)
-    parts = call.system(flags)
+    settings, folder = call.settings(PairSettings), DataFolder(data)
+    parts = call.system()
     result = make_pairs(
         lambda: system.build_pipeline(parts, seed=call.seed),
         folder,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mmedrag.cli.common import FILE, FOLDER, Call, command, with_system
+from mmedrag.cli.options import options_of
+from mmedrag.pipeline import RunSettings
 
 
 @command("retrieve")
@@ -15,9 +16,7 @@ from mmedrag.cli.common import FILE, FOLDER, Call, command, with_system
 @click.option("--out", type=FILE, required=True, help="File to write (JSON Lines).")
 @with_system
 @click.option("--format", type=click.Choice(["native", "released"]), default="native")
-@click.option("--split", help="Only examples of this split.")
-@click.option("--task", type=click.Choice(["vqa", "report"]), help="Only this task.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many examples.")
+@options_of(RunSettings, "split", "task", "limit")
 @click.option(
     "--views",
     type=click.Choice(["mean", "first"]),
@@ -44,29 +43,24 @@ def noun(
     data: Path,
     out: Path,
     format: str,
-    split: str | None,
-    task: str | None,
-    limit: int | None,
     views: str,
     where: tuple[str, ...],
     near: int,
     keep_own: bool,
-    **flags: Any,
 ) -> None:
     """Write the hits and the selection of every example of DATA to OUT.
 
     References of the same patient, of the same image, or of one that looks the same are left out
     and counted.
     """
-    from mmedrag.pipeline import RunSettings, choose, retrieve_examples, system
+    from mmedrag.pipeline import choose, retrieve_examples, system
     from mmedrag.retrieval import Exclusion, Filter
     from mmedrag.runtime import DataFolder
 
-    chosen = RunSettings(split=split, task=task, limit=limit)
-    examples = choose(DataFolder(data).examples(), chosen)
+    examples = choose(DataFolder(data).examples(), call.settings(RunSettings))
     looks_alike = None if keep_own or near < 0 else near
     pipeline = system.build_pipeline(
-        call.system(flags),
+        call.system(),
         answers=False,
         views=views,
         where=Filter.parse(where),

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mmedrag.cli.common import FILE, FOLDER, Call, command
+from mmedrag.retrieval import RetrieverTraining
 
 
 @click.group("retriever")
@@ -14,7 +15,7 @@ def noun() -> None:
     """Measure and calibrate a retriever; train one with `train retriever`."""
 
 
-@command("eval", table="retriever", group=noun, settings=True)
+@command("eval", table="retriever", group=noun, shares=RetrieverTraining)
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--retriever", default="embedded", show_default=True, help="Encoder to measure.")
 @click.option("--domain", help="Only rows of this domain.")

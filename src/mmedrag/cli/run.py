@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mmedrag.cli.common import FOLDER, Call, DefaultGroup, command, with_system
+from mmedrag.cli.options import options_of
+from mmedrag.pipeline import RunSettings
 
 
 @click.group("run", cls=DefaultGroup)
@@ -18,66 +19,32 @@ def noun() -> None:
 noun.default = "batch"  # type: ignore[attr-defined]
 
 
-@command("batch", table="run", group=noun, settings=True)
+@command("batch", table="run", settings=RunSettings, group=noun)
 @click.argument("data", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="Run folder.")
 @with_system
 @click.option("--no-rag", is_flag=True, help="The same as --references none.")
-@click.option(
-    "--references",
-    metavar="MODE",
-    help="none, all, selected, shuffled, random, contradicting or own.",
-)
-@click.option(
-    "--noise",
-    metavar="KIND",
-    help="gaussian_clip, additive, blank, other_patient or shuffle_patches.",
-)
-@click.option("--split", help="Only examples of this split.")
-@click.option("--task", type=click.Choice(["vqa", "report"]), help="Only this task.")
-@click.option("--only-domain", help="Only examples whose data states this domain.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many examples.")
-@click.option("--ids", multiple=True, help="Repeatable or comma-separated; @FILE: one a line.")
-@click.option("--shard", metavar="I/N", help="Only the i-th of n parts; put together by run merge.")
-def batch(
-    call: Call,
-    data: Path,
-    out: Path,
-    no_rag: bool,
-    references: str | None,
-    noise: str | None,
-    split: str | None,
-    task: str | None,
-    only_domain: str | None,
-    limit: int | None,
-    ids: tuple[str, ...],
-    shard: str | None,
-    **flags: Any,
-) -> None:
+@options_of(RunSettings, "references", "noise", "split", "task", "domain", "limit", "ids", "shard")
+def batch(call: Call, data: Path, out: Path, no_rag: bool) -> None:
     """Answer every example of DATA into the run folder OUT (traces.jsonl, config.json).
 
     Stopped at any moment, the same command goes on and ends with the same bytes.
     """
-    from mmedrag.pipeline import RunSettings, run_examples, system
+    from mmedrag.pipeline import run_examples, system
     from mmedrag.records import UserError
     from mmedrag.runtime import DataFolder
 
-    if no_rag and references not in (None, "none"):
-        raise UserError(f"--no-rag and --references {references} exclude each other")
+    given = call.given.get(RunSettings, {})
+    if no_rag and given.get("references", "none") != "none":
+        raise UserError(f"--no-rag and --references {given['references']} exclude each other")
     settings = call.settings(
         RunSettings,
-        references="none" if no_rag else references,
-        noise=noise,
-        split=split,
-        task=task,
-        domain=only_domain,
-        limit=limit,
-        ids=call.names(ids) or None,
-        shard=shard,
+        references="none" if no_rag else None,
+        ids=call.names(given.get("ids", ())) or None,
     )
     folder = DataFolder(data)
     references_used = settings.references != "none"
-    parts = call.system(flags, references_used)
+    parts = call.system(references_used)
     pipeline = system.build_pipeline(parts, references=references_used, seed=call.seed)
     result = run_examples(
         pipeline,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from mmedrag.cli.common import FILE, Call, DefaultGroup, command, with_system
+from mmedrag.cli.options import options_of
+from mmedrag.serve import ServeSettings
 
 
 class Serve(DefaultGroup):
@@ -24,20 +25,10 @@ def noun() -> None:
     """HTTP API and web page: `mmedrag serve`; make API keys; check an audit log."""
 
 
-@command("start", table="serve", group=noun, settings=True)
-@click.option("--host", help="Where to listen; another than loopback needs API keys.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Default 8000.")
-@click.option("--hosts", metavar="NAME", multiple=True, help="Host names of clients' requests.")
-@click.option("--audit", type=FILE, help="Audit log to append to.")
+@command("start", table="serve", settings=ServeSettings, group=noun)
+@options_of(ServeSettings, "host", "port", "hosts", "audit")
 @with_system
-def start(
-    call: Call,
-    host: str | None,
-    port: int | None,
-    hosts: tuple[str, ...],
-    audit: Path | None,
-    **flags: Any,
-) -> None:
+def start(call: Call) -> None:
     """Serve until interrupted; what runs is finished first.
 
     API keys: the file that MMEDRAG_API_KEYS names. Limits: --set serve.timeout=60, ...
@@ -45,11 +36,9 @@ def start(
     needs("fastapi", "uvicorn", "python_multipart", "prometheus_client")
     from dataclasses import replace
 
-    from mmedrag.embedded import located
-    from mmedrag.pipeline import interactive, system
+    from mmedrag.pipeline import system
     from mmedrag.serve import (
         Audit,
-        ServeSettings,
         create_app,
         describe,
         load_keys,
@@ -59,17 +48,16 @@ def start(
         weights,
     )
 
-    settings = call.settings(ServeSettings, host=host, port=port, hosts=hosts or None, audit=audit)
+    settings = call.settings(ServeSettings)
     keys = load_keys()
     may_bind(settings.host, keys)  # before anything is loaded
     may_listen(settings)
     if settings.audit:
         Audit(settings.audit).close()
-    parts = call.system(flags)
+    parts = call.system()
     pipeline = system.build_pipeline(parts, seed=call.seed)
     if settings.min_confidence is None:
-        fitted = interactive.min_confidence(located(str(parts.generator.get("model"))))
-        settings = replace(settings, min_confidence=fitted)
+        settings = replace(settings, min_confidence=pipeline.min_confidence)
     versions = describe(pipeline, weights(parts))
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     click.echo(f"mmedrag serves on http://{shown}:{settings.port}", err=True)

@@ -7,6 +7,10 @@ from pathlib import Path
 import click
 
 from mmedrag.cli.common import ANY, FILE, FOLDER, Call, command
+from mmedrag.cli.options import options_of
+from mmedrag.domain import DomainTraining
+from mmedrag.preference.dpo import DpoTraining
+from mmedrag.retrieval import RetrieverTraining
 
 
 @click.group("train")
@@ -14,7 +18,7 @@ def noun() -> None:
     """Train the domain model, a domain's retriever, or an adapter by preference (RAG-PT)."""
 
 
-@command("domain", group=noun, settings=True)
+@command("domain", settings=DomainTraining, group=noun)
 @click.argument("data", type=FOLDER, nargs=-1)
 @click.option("--out", type=FOLDER, required=True, help="Folder of the domain model.")
 @click.option(
@@ -23,12 +27,7 @@ def noun() -> None:
     show_default=True,
     help="Frozen encoder: a folder, hf:ID, hf-hub:ID, ...; none: picture statistics.",
 )
-@click.option(
-    "--fine-tune",
-    type=click.IntRange(min=0),
-    metavar="EPOCHS",
-    help="Train the encoder's picture side too, so many epochs; it is saved in OUT/encoder.",
-)
+@options_of(DomainTraining, "fine_tune")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 @click.option("--notice", help="What the model says with pictures it does not know.")
 @click.option(
@@ -44,14 +43,13 @@ def domain(
     device: str | None,
     notice: str | None,
     prompts: Path | None,
-    fine_tune: int | None,
 ) -> None:
     """Train domain identification on the domains that DATA states (split train, fitted on val).
 
     With --prompts and no DATA nothing is trained: a picture gets the label whose texts its
     encoder finds nearest, and no picture is called unknown.
     """
-    from mmedrag.domain import DomainTraining, train_domain, zero_shot_from
+    from mmedrag.domain import train_domain, zero_shot_from
     from mmedrag.records import UserError
     from mmedrag.runtime import DataFolder
 
@@ -60,7 +58,7 @@ def domain(
     if prompts:
         call.finish({"out": out, **zero_shot_from(prompts, out, encoder, device)})
         return
-    settings = call.settings(DomainTraining, None, fine_tune=fine_tune, **call.seed_if_given())
+    settings = call.settings(DomainTraining)
     metrics = train_domain(
         [DataFolder(path) for path in data],
         out,
@@ -72,7 +70,7 @@ def domain(
     call.finish({"out": out, **metrics})
 
 
-@command("retriever", group=noun, settings=True)
+@command("retriever", settings=RetrieverTraining, group=noun)
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--domain", help="Domain to train on; without it every row is used.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the retriever (an encoder).")
@@ -94,10 +92,10 @@ def retriever(
 
     Hyper-parameters are settings: --config paper, --set encoder=hf-hub:ORG/NAME --set lr=1e-4.
     """
-    from mmedrag.retrieval import RetrieverTraining, open_tracker, train_retriever
+    from mmedrag.retrieval import open_tracker, train_retriever
     from mmedrag.runtime import DataFolder
 
-    settings = call.settings(RetrieverTraining, None, **call.seed_if_given())
+    settings = call.settings(RetrieverTraining)
     result = train_retriever(
         [DataFolder(path) for path in data],
         out,
@@ -110,7 +108,7 @@ def retriever(
     call.finish({"out": out, **result})
 
 
-@command("dpo", group=noun, settings=True)
+@command("dpo", settings=DpoTraining, group=noun)
 @click.argument("pairs", type=ANY)
 @click.option("--model", required=True, help="Model to tune: a folder, or embedded:vlm.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the adapter.")
@@ -138,10 +136,10 @@ def dpo(
     Hyper-parameters are settings: --config paper, --set beta=0.5 --set lora_r=16 ...
     """
     from mmedrag.embedded import located
-    from mmedrag.preference.dpo import DpoTraining, train_dpo
+    from mmedrag.preference.dpo import train_dpo
     from mmedrag.preference.pairs import read_pairs
 
-    settings = call.settings(DpoTraining, None, **call.seed_if_given())
+    settings = call.settings(DpoTraining)
     result = train_dpo(
         read_pairs(pairs, data),
         located(model),

@@ -1,5 +1,5 @@
 from . import features as features, outliers as outliers
-from .fit import DomainTraining as DomainTraining, fit_head as fit_head
+from .fit import fit_head as fit_head
 from .identify import (
     DomainModel as DomainModel,
     embed as embed,
@@ -7,6 +7,7 @@ from .identify import (
     predict_domain as predict_domain,
     standardise as standardise,
 )
+from .settings import DomainTraining as DomainTraining
 from .train import (
     features_of as features_of,
     labelled_rows as labelled_rows,

@@ -7,7 +7,7 @@ it needs (varied copies, channel swaps, ``outliers``) from a seed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,39 +15,10 @@ from PIL import Image
 
 from mmedrag.domain import features, outliers as domain_outliers
 from mmedrag.domain.identify import Arrays, DomainModel, embed, standardise
+from mmedrag.domain.settings import DomainTraining
 from mmedrag.images import load_image
 from mmedrag.records import Encoder, Row, UserError
 from mmedrag.runtime import numpy_rng, seeded_int
-
-
-@dataclass(frozen=True)
-class DomainTraining:
-    """Settings of ``train domain``.
-
-    Attributes:
-        per_domain: at most so many training pictures per domain, drawn by ``seed``.
-        variants: varied copies of each training picture (known, for the unknown score).
-        swaps: channel-swapped copies of each coloured training picture (unknown).
-        outliers: drawn pictures (unknown).
-        keep: share of validation pictures that the threshold must keep as known.
-        strength: inverse L2 weight of the head. ``trees``, ``depth``: of the unknown score.
-        statistics: use the plain picture statistics beside the encoder.
-        fine_tune: epochs in which the encoder's picture side learns the domains (0: frozen),
-            ``fine_tune_lr`` its learning rate.
-    """
-
-    per_domain: int = 1000
-    variants: int = 2
-    swaps: int = 3
-    outliers: int = 2500
-    keep: float = 0.99
-    strength: float = 0.05
-    trees: int = 300
-    depth: int = 4
-    statistics: bool = True
-    fine_tune: int = 0
-    fine_tune_lr: float = 1e-5
-    seed: int = 0
 
 
 def fit_head(z: np.ndarray, y: np.ndarray, labels: list[str], settings: DomainTraining) -> Arrays:

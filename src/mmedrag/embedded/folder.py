@@ -47,6 +47,12 @@ def available() -> list[str]:
     return [n for n in NAMES if (here / n / "config.json").exists() or _adapter(here / n)]
 
 
+def retriever_of(domain: str | None) -> str:
+    """The encoder that serves a domain: its own where one ships, else the one for all domains."""
+    own = f"retriever-{domain}"
+    return f"{EMBEDDED}:{own}" if own in available() else EMBEDDED
+
+
 def _adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists()
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def evaluate(
     runs: Sequence[str | Path],
-    data: DataFolder | None = None,
+    data: DataFolder | str | Path | None = None,
     *,
     out: str | Path | None = None,
     seed: int = 0,
@@ -66,8 +66,13 @@ def evaluate(
 
     Raises:
         UserError: an unreadable run folder, or nothing in it to score.
+
+    Example::
+
+        metrics = evaluate(["alone", "references"], "data", out="metrics.json")
     """
     arms = load_arms(runs)
+    data = DataFolder(data) if isinstance(data, (str, Path)) else data
     train, facts, common = TrainingData.of(data), Facts.of(data), Common()
     scores: list[Score] = []
     kept: dict[str, dict[str, Scored]] = {}

@@ -21,6 +21,7 @@ from typing import Any
 from mmedrag import embedded
 from mmedrag.answering import TemplateSet
 from mmedrag.embedded import EMBEDDED, located
+from mmedrag.experiments.settings import AblationSettings
 from mmedrag.pipeline import (
     GENERIC,
     OneDomainTable,
@@ -94,26 +95,6 @@ class Parts:
     templates: TemplateSet = field(default_factory=TemplateSet)
     described: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class AblationSettings:
-    """The rows of an ablation (recipe table ``[ablation]``).
-
-    ``studies``: the first so many of each domain, 0 for all. ``k``: references that naive
-    retrieval uses and selection chooses from. ``generic``: index over all domains, for the naive
-    row. ``adapters``: set of pairs (cross_modal, copy, resist, two of them as "copy+resist", or
-    all) -> adapter folder, or a table of one for each domain; without "all" the system's own
-    adapter is the full method. ``pairwise``: also two sets at a time.
-    """
-
-    split: str = "test"
-    studies: int = 0
-    k: int = 4
-    beams: int = 4
-    generic: str | None = None
-    adapters: Mapping[str, str | dict[str, str]] = field(default_factory=dict)
-    pairwise: bool = True
 
 
 def rows(

@@ -25,4 +25,5 @@ from .reading import (
     present_in as present_in,
     read_reference as read_reference,
 )
-from .sample import Knobs as Knobs, Study as Study, picture as picture, studies as studies
+from .sample import Study as Study, picture as picture, studies as studies
+from .settings import Knobs as Knobs

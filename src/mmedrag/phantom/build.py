@@ -254,10 +254,6 @@ def _checked(knobs: Mapping[str, Any], studies: int, twins: str | None) -> Knobs
     if twins not in (None, "image", "report"):
         raise UserError(f"phantom: twins is {twins!r}, expected image or report")
     setting = Knobs(**knobs)
-    if setting.prior not in ("balanced", "natural"):
-        raise UserError(f"phantom: prior is {setting.prior!r}, expected balanced or natural")
-    if setting.size < 32:
-        raise UserError(f"phantom: size is {setting.size}, expected at least 32 pixels")
     return setting
 
 

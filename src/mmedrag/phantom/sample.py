@@ -15,24 +15,8 @@ import numpy as np
 
 from mmedrag.phantom.canvas import Canvas, Rng, grain, to_uint8
 from mmedrag.phantom.grammar import DomainSpec, Findings, FindingSpec, has, states, write_report
+from mmedrag.phantom.settings import Knobs
 from mmedrag.records import Finding, Split
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """What can be turned; all have the default of the shipped benchmark."""
-
-    size: int = 128
-    prevalence: float = 1.0  # multiplies every finding's own prevalence
-    similarity: float = 0.75
-    contrast: float = 0.55
-    noise: float = 1.0  # multiplies the domain's pixel noise
-    omission: float = 0.6
-    hedging: float = 0.1
-    report_errors: float = 0.0  # share of findings misreported
-    prior: str = "balanced"  # of closed questions, or "natural"
-    closed: int = 4  # closed questions per study
-    open: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 Place in the picture: the whole pipeline for a single example. The system abstains when the
 domain is unknown, when the answer is neither yes nor no, and when its confidence is below a
-threshold that was fitted on validation traces (:func:`fit`) and lies beside the model.
+threshold that was fitted on validation traces (:func:`fit_abstention`) and lies beside the model.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +16,113 @@ from mmedrag.pipeline import evidence
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import TRACES
 from mmedrag.pipeline.worker import Worker
-from mmedrag.records import Cautioned, ConditionSpec, Example, Trace, UserError, read_text, verdict
+from mmedrag.records import (
+    Answer,
+    Cautioned,
+    ConditionSpec,
+    Example,
+    Hit,
+    Trace,
+    UserError,
+    read_text,
+    verdict,
+)
 from mmedrag.retrieval import select
 from mmedrag.runtime import read_json, read_jsonl
 
 SIDECAR = "mmedrag.json"  # beside a model's config.json: {"min_confidence": ...}
 
 
+class Evidence(Hit):
+    """A reference that was retrieved: does it stand in the prompt, and why (not)?"""
+
+    used: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with everything it rests on; ``print`` shows it in a few lines.
+
+    Attributes:
+        trace: what every stage of the pipeline made of the question.
+        notices: what readers have to know.
+        min_confidence: under it a closed question counts as not answered.
+    """
+
+    trace: Trace
+    notices: tuple[str, ...] = ()
+    min_confidence: float = 0.0
+
+    @property
+    def answer(self) -> Answer | None:
+        """What the model said: ``text``, and of a closed question ``label`` and ``p_yes``."""
+        return self.trace.answer
+
+    @property
+    def abstained(self) -> str | None:
+        """Why the answer should not be given, or None."""
+        return evidence.abstention(self.trace, self.min_confidence)
+
+    @property
+    def references(self) -> list[Evidence]:
+        """Every reference that was retrieved, best first."""
+        return [Evidence(**row) for row in evidence.references(self.trace)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``mmedrag ask --json`` and the service give it."""
+        return evidence.result({"": self.trace}, self.notices, self.min_confidence)
+
+    def __str__(self) -> str:
+        return as_text(self.to_dict())
+
+
 def ask(
-    pipeline: Pipeline,
-    images: Sequence[Path],
-    question: str | None,
+    image: str | Path | Sequence[str | Path],
+    question: str | None = None,
+    system: Pipeline | str | Path | None = None,
+    *,
     patient: str | None = None,
     references: str = "selected",
-    min_confidence: float = 0.0,
-) -> dict[str, Any]:
+    min_confidence: float | None = None,
+) -> Reply:
     """Ask about one study; no question means: write the report.
 
     Args:
-        images: the views. patient: whose references are then left out.
-        references: a mode of ``ConditionSpec`` that needs no data folder.
+        image: a picture, or the views of a study.
+        system: a pipeline (to load once and ask often), or a system file; by default the
+            embedded system.
+        patient: whose references are then left out.
+        references: a mode of :class:`ConditionSpec` that needs no data folder.
+        min_confidence: by default the pipeline's own.
 
     Raises:
         UserError: an unreadable image or an empty question.
+
+    Example::
+
+        reply = ask("chest.png", "Is there a nodule?", pipeline)
+        print(reply.answer.text, reply.answer.p_yes, [hit.why for hit in reply.references])
     """
-    for image in images:
-        if not image.is_file():
-            raise UserError(f"{image}: no such image")
+    images = [Path(image)] if isinstance(image, (str, Path)) else [Path(view) for view in image]
+    for path in images:
+        if not path.is_file():
+            raise UserError(f"{path}: no such image")
     if question is not None and not question.strip():
         raise UserError("the question is empty; for a report give --report instead")
-    folder = Path(os.path.commonpath([image.resolve().parent for image in images]))
-    example = Example(
-        id="asked",
-        task="report" if question is None else "vqa",
-        question=question,
-        answer_type=evidence.guess_answer_type(question) if question else None,
-        image=[image.resolve().relative_to(folder).as_posix() for image in images],
-        patient=patient,
-    )
-    example.root = folder
+    if isinstance(system, Pipeline):
+        pipeline = system
+    else:
+        from mmedrag.pipeline.system import load_system
+
+        pipeline = load_system(system, references=references != "none")
+    kind = evidence.guess_answer_type(question) if question else None
+    example = Example.of(images, question, answer_type=kind, patient=patient)
     (trace,) = Worker(pipeline, {"": ConditionSpec(references)}, 1)([example])[""]
     if trace.error:
         raise UserError(trace.error)
-    return evidence.result({"": trace}, notices(pipeline), min_confidence)
+    least = pipeline.min_confidence if min_confidence is None else min_confidence
+    return Reply(trace, notices(pipeline), least)
 
 
 def notices(pipeline: Pipeline) -> tuple[str, ...]:

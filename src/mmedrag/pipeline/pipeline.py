@@ -68,14 +68,13 @@ class Pipeline:
         adapters: the generator of a domain label, where it has its own.
         k: how many hits are retrieved before selection.
         pool: what substituted references and noise are drawn from.
+        min_confidence: under it, whoever asks gets no answer to a closed question.
         stages: the figure; in order, the shared ones first.
 
     Example::
 
-        from mmedrag import Example, Pipeline
-
-        traces = Pipeline(domain="radiology")([Example(id="1", task="report")])
-        assert traces[0].prompt is not None and traces[0].answer is None
+        pipeline = load_system(domain="radiology", index="index-radiology")
+        (trace,) = pipeline([Example.of("chest.png", "Is there a nodule?")])
     """
 
     domain: DomainIdentifier | str | None = None
@@ -87,6 +86,7 @@ class Pipeline:
     k: int = 8
     report_tokens: int = 256
     pool: Pool = field(default_factory=Pool)
+    min_confidence: float = 0.0
     stages: Sequence[Stage] = field(default_factory=lambda: STAGES)
 
     def __call__(

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mmedrag.pipeline.conditions import Pool
 from mmedrag.pipeline.pipeline import Pipeline
+from mmedrag.pipeline.settings import RunSettings
 from mmedrag.pipeline.worker import Worker
 from mmedrag.records import ConditionSpec, Describable, Example, UserError
 from mmedrag.runtime import (
@@ -33,27 +34,6 @@ from mmedrag.runtime import (
 Progress = Callable[[int, int], None]
 TRACES, JOURNAL = "traces.jsonl", "journal.log"
 TIMINGS, POSITIONS = "timings.jsonl", "positions.json"
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What is run of a data folder, and under which condition (recipe table ``[run]``).
-
-    ``references`` and ``noise`` as in :class:`ConditionSpec`; ``split``, ``domain``, ``task``,
-    ``ids`` and ``limit`` choose rows (in file order); ``shard`` is "i/n"; ``chunk`` rows are the
-    unit of work and of resumption.
-    """
-
-    references: str = "selected"
-    noise: str | None = None
-    noise_params: Mapping[str, Any] = field(default_factory=dict)
-    split: str | None = None
-    task: str | None = None
-    domain: str | None = None
-    ids: tuple[str, ...] = ()
-    limit: int | None = None
-    shard: str | None = None
-    chunk: int = 128
 
 
 def choose(examples: Sequence[Example], settings: RunSettings) -> list[Example]:
@@ -147,8 +127,6 @@ def run_conditions(
     """
     pool = pool or Pool.of(data, seed)
     rows = choose(pool.examples, settings)
-    if settings.chunk < 1:
-        raise UserError(f"[run]: chunk is {settings.chunk}, expected at least 1")
     index, of = parse_shard(settings.shard)
     all_chunks = chunks(rows, settings.chunk)
     own = [chunk for at, chunk in enumerate(all_chunks) if at % of == index]
@@ -242,12 +220,11 @@ def _claim_all(
     facts: dict[str, Any] = generator.facts() if isinstance(generator, Describable) else {}
     environment = run_folder.environment()
     for name, spec in conditions.items():
-        mine = replace(
-            settings, references=spec.references, noise=spec.noise, noise_params=dict(spec.params)
-        )
+        condition = {"references": spec.references, "noise": spec.noise}
+        mine = {**asdict(settings), **condition, "noise_params": dict(spec.params)}
         config = {
             "command": "run",
-            "settings": {"run": asdict(mine), "k": pipeline.k},
+            "settings": {"run": mine, "k": pipeline.k},
             "system": dict(system or {}),
             "seeds": {"run": seed},
             **inputs,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 from mmedrag.answering import TemplateSet
 from mmedrag.embedded import EMBEDDED, located
 from mmedrag.pipeline.pipeline import GENERIC, Pipeline
+from mmedrag.pipeline.settings import Flags
 from mmedrag.records import Adaptable, Generator, UserError, protocols
 from mmedrag.retrieval import RuleSpec
 from mmedrag.runtime import config
@@ -56,19 +57,6 @@ class PromptTable:
     """``[prompts]``: which set, a name or a TOML file."""
 
     set: str = "default"
-
-
-@dataclass
-class Flags:
-    """The command line's part; None and () mean not given."""
-
-    system: Path | None = None
-    domain: str | None = None
-    domain_model: str | None = None
-    model: str | None = None
-    adapter: str | None = None
-    index: Sequence[str] = ()
-    rule: str | None = None
 
 
 @dataclass
@@ -153,6 +141,7 @@ def build_pipeline(
         search: ``views``, ``exclude``, ``where`` of :func:`mmedrag.retrieval.open_retriever`.
     """
     from mmedrag.answering.generators import load_generator
+    from mmedrag.pipeline.interactive import min_confidence
 
     generator = None
     adapters: dict[str, Any] = {}
@@ -181,6 +170,7 @@ def build_pipeline(
         generator=generator,
         adapters=adapters,
         k=max(HITS, int(system.selection.get("k") or 0)),
+        min_confidence=min_confidence(located(str(system.generator.get("model")))),
     )
 
 
@@ -298,3 +288,36 @@ def _embedded_has(name: str) -> bool:
         return located(f"{EMBEDDED}:{name}").is_dir()
     except (ImportError, UserError):
         return False
+
+
+def load_system(
+    path: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    references: bool = True,
+    seed: int = 0,
+    **flags: Any,
+) -> Pipeline:
+    """The pipeline that a system file and flags name, ready to answer; by default the embedded one.
+
+    Args:
+        path: a system file (TOML).
+        recipe: name or file of a recipe: its ``[selection]``, ``[generator]`` and ``[prompts]``.
+        references: False leaves retrieval out.
+        seed: of sampled decoding.
+        flags: ``domain``, ``domain_model``, ``model``, ``adapter``, ``index`` (one or several
+            folders), ``rule``: as the options of the same names.
+
+    Raises:
+        UserError: an unreadable file, an unknown key or flag, or a part that cannot be opened.
+
+    Example::
+
+        pipeline = load_system(domain="radiology", index="index-radiology", adapter="none")
+    """
+    index = flags.pop("index", ())
+    indexes = [str(one) for one in ([index] if isinstance(index, (str, Path)) else index)]
+    named = {key: value if value is None else str(value) for key, value in flags.items()}
+    given = config.settings(Flags, {"system": path, "index": indexes, **named}, "load_system")
+    system = resolve_system(given, config.load(recipe), references)
+    return build_pipeline(system, references=references, seed=seed)

@@ -22,7 +22,7 @@ from .conditions import (
     by_condition as by_condition,
     trace_id as trace_id,
 )
-from .pair_kinds import KINDS as KINDS, PAPER_KINDS as PAPER_KINDS, Kind as Kind, PairSet as PairSet
+from .pair_kinds import KINDS as KINDS, Kind as Kind, PairSet as PairSet
 from .protocols import (
     Adaptable as Adaptable,
     Cautioned as Cautioned,
@@ -46,9 +46,7 @@ from .protocols import (
     resolve_object as resolve_object,
 )
 from .records import (
-    UNKNOWN as UNKNOWN,
     Answer as Answer,
-    AnswerType as AnswerType,
     Condition as Condition,
     Domain as Domain,
     Example as Example,
@@ -56,7 +54,6 @@ from .records import (
     Hit as Hit,
     Noise as Noise,
     Pair as Pair,
-    PairKind as PairKind,
     Prompt as Prompt,
     Record as Record,
     Reference as Reference,
@@ -64,11 +61,19 @@ from .records import (
     Score as Score,
     Selection as Selection,
     Side as Side,
-    Split as Split,
-    Task as Task,
     Trace as Trace,
     Truth as Truth,
-    UserError as UserError,
     _Row as _Row,
     group_of as group_of,
+)
+from .vocabulary import (
+    PAPER_KINDS as PAPER_KINDS,
+    UNKNOWN as UNKNOWN,
+    AnswerType as AnswerType,
+    NoiseKind as NoiseKind,
+    PairKind as PairKind,
+    ReferenceMode as ReferenceMode,
+    Split as Split,
+    Task as Task,
+    UserError as UserError,
 )

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from mmedrag.records.records import NoiseKind, Trace, UserError
+from mmedrag.records.records import Trace
+from mmedrag.records.vocabulary import NoiseKind, ReferenceMode, UserError
 
-REFERENCES = ("none", "all", "selected", "shuffled", "random", "contradicting", "own")
+REFERENCES: tuple[str, ...] = get_args(ReferenceMode)
 WITH_REFERENCES = ("selected", "all")  # the system's own references, by preference
 NOISES: tuple[str, ...] = get_args(NoiseKind)
 

@@ -24,7 +24,8 @@ from mmedrag.records.conditions import (
     NOISE_REFERENCES,
     ConditionSpec,
 )
-from mmedrag.records.records import Pair, PairKind
+from mmedrag.records.records import Pair
+from mmedrag.records.vocabulary import PairKind
 
 
 class Kind(NamedTuple):
@@ -81,7 +82,6 @@ KINDS: dict[PairKind, Kind] = {
         drawn=True,
     ),
 }
-PAPER_KINDS: tuple[PairKind, ...] = ("cross_modal", "resist", "copy")  # order as released: a, b, c
 
 
 @dataclass

@@ -11,22 +11,23 @@ round trip; a bad row is reported as ``file:line: field: what is wrong, what was
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-UNKNOWN = "unknown"  # the reserved domain label: no retriever, prompt without references
-Task = Literal["vqa", "report"]
-Split = Literal["train", "val", "test"]
-AnswerType = Literal["closed", "open"]
-Label = Literal["yes", "no", "unclear"]
-NoiseKind = Literal["gaussian_clip", "additive", "blank", "other_patient", "shuffle_patches"]
-PairKind = Literal["cross_modal", "copy", "resist", "stage1", "unaided"]
-
-
-class UserError(Exception):
-    """Bad input or usage. The message is one line: what, where, expected. Exit code 2."""
+from mmedrag.records.vocabulary import (
+    UNKNOWN,
+    AnswerType,
+    Label,
+    NoiseKind,
+    PairKind,
+    Split,
+    Task,
+    UserError as UserError,  # every user of records needs it
+)
 
 
 class Record(BaseModel):
@@ -91,6 +92,25 @@ class Example(_Row):
     question: str | None = None
     answer: str | None = None
     answer_type: AnswerType | None = None
+
+    @classmethod
+    def of(
+        cls, image: str | Path | Sequence[str | Path], question: str | None = None, **fields: Any
+    ) -> Example:
+        """The example of picture files outside a data folder (one, or the views of a study).
+
+        Example::
+
+            example = Example.of("chest.png", "Is there a nodule?", patient="p7")
+        """
+        given = [image] if isinstance(image, (str, Path)) else image
+        views = [Path(view).resolve() for view in given]
+        root = Path(os.path.commonpath([view.parent for view in views]))
+        names = [view.relative_to(root).as_posix() for view in views]
+        known = {"id": "asked", "task": "report" if question is None else "vqa"}
+        example = cls(**{**known, "question": question, "image": names, **fields})
+        example.root = root
+        return example
 
     @model_validator(mode="after")
     def _complete(self) -> Example:

@@ -1,80 +1,63 @@
 """Settings of ``train retriever``; recipes ``paper``, ``released`` and ``default`` differ here.
 
-Layer A, so that the command line can show and check them without torch.
+Importable without an engine, so that the command line can show and check them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from mmedrag.records import UserError
+from mmedrag.runtime import Settings, setting
 
 
 @dataclass(frozen=True)
-class RetrieverTraining:
-    """Settings of the symmetric InfoNCE training.
+class RetrieverTraining(Settings):
+    """How the symmetric InfoNCE training runs."""
 
-    Attributes:
-        encoder: what to start from (``load_encoder`` names).
-        batch_size: pairs that are each other's negatives, over all devices.
-        chunk: pairs encoded at a time; smaller than the batch means gradient caching.
-        epochs, max_steps: how long (max_steps 0: no limit).
-        lr, weight_decay, beta1, beta2, eps: AdamW; 1-d parameters are not decayed.
-        warmup: share of the steps when below 1, else a number of steps (released: 10000).
-        crop: smallest share of the picture's area in the random crop (1: no crop).
-        max_grad_norm: gradient clipping, 0 for none.
-        mask_identical: equal texts are no negatives of each other.
-        long_text: "window" (a random sentence window per step) or "truncate".
-        views: "random" view of a study per step, or the "first" (as released).
-        learn_scale: train τ; ``init_scale``: its start, 0 for the checkpoint's own.
-        freeze: "none", "image" or "text" tower.
-        dtype: "float32", "bfloat16" or "auto" (the faster one, measured).
-        evaluate: epochs between validation passes; ``keep``: "best" on validation, or "last".
-        patience: stop after so many validation passes without a better one (0: never).
-        save_every: steps between checkpoints.
-    """
+    table = "retriever"
 
-    encoder: str = "embedded"
-    batch_size: int = 256
-    chunk: int = 64
-    epochs: int = 20
-    max_steps: int = 0
-    lr: float = 5e-4
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
-    warmup: float = 0.1
-    crop: float = 0.9
-    max_grad_norm: float = 1.0
-    mask_identical: bool = True
-    long_text: str = "window"
-    views: str = "random"
-    learn_scale: bool = True
-    init_scale: float = 0.0
-    freeze: str = "none"
-    dtype: str = "float32"
-    evaluate: int = 1
-    keep: str = "best"
-    patience: int = 0
-    save_every: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        choices = {
-            "long_text": ("window", "truncate"),
-            "views": ("random", "first"),
-            "freeze": ("none", "image", "text"),
-            "keep": ("best", "last"),
-            "dtype": ("float32", "bfloat16", "auto"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"retriever: {name}: got {getattr(self, name)!r}, expected {', '.join(allowed)}"
-                )
-        for name in ("batch_size", "chunk", "epochs", "lr", "save_every"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"retriever: {name}: got {getattr(self, name)}, expected above 0")
-        if not 0 < self.crop <= 1:
-            raise UserError(f"retriever: crop: got {self.crop}, expected a share of the area")
+    encoder: str = setting("embedded", "What to start from: a folder, hf:ID, hf-hub:ID, ...")
+    batch_size: int = setting(
+        256, "Pairs that are each other's negatives, over all devices.", minimum=1
+    )
+    chunk: int = setting(
+        64, "Pairs encoded at a time; fewer than the batch means gradient caching.", minimum=1
+    )
+    epochs: int = setting(20, "Passes over the pairs.", minimum=1)
+    max_steps: int = setting(0, "Stop after so many steps; 0: no limit.")
+    lr: float = setting(5e-4, "Learning rate of AdamW.", above=0)
+    weight_decay: float = setting(0.1, "Of AdamW; 1-d parameters are not decayed.")
+    beta1: float = setting(0.9, "Of AdamW.")
+    beta2: float = setting(0.98, "Of AdamW.")
+    eps: float = setting(1e-6, "Of AdamW.")
+    warmup: float = setting(
+        0.1, "Share of the steps when below 1, else a number of steps (released: 10000)."
+    )
+    crop: float = setting(
+        0.9,
+        "Smallest share of the picture's area in the random crop; 1: no crop.",
+        above=0,
+        maximum=1,
+    )
+    max_grad_norm: float = setting(1.0, "Gradient clipping; 0: none.")
+    mask_identical: bool = setting(True, "Equal texts are no negatives of each other.")
+    long_text: Literal["window", "truncate"] = setting(
+        "window", "A random sentence window per step, or what fits the encoder's context."
+    )
+    views: Literal["random", "first"] = setting(
+        "random", "Which view of a study a step takes (released: first)."
+    )
+    learn_scale: bool = setting(True, "Train the temperature.")
+    init_scale: float = setting(0.0, "Its start, as log(1/τ); 0: the checkpoint's own.")
+    freeze: Literal["none", "image", "text"] = setting("none", "Tower that stays as it is.")
+    dtype: Literal["float32", "bfloat16", "auto"] = setting(
+        "float32", "auto: the faster one, measured."
+    )
+    evaluate: int = setting(1, "Epochs between validation passes.")
+    keep: Literal["best", "last"] = setting("best", "Which state is kept: best on validation.")
+    patience: int = setting(
+        0, "Stop after so many validation passes without a better one; 0: never."
+    )
+    save_every: int = setting(100, "Steps between checkpoints.", minimum=1)
+    seed: int = setting(0, "Seed of all draws.")

@@ -7,7 +7,12 @@ from . import (
     training as training,
 )
 from .cache import cache_folder as cache_folder
-from .config import as_dict as as_dict, read_toml as read_toml
+from .config import (
+    Settings as Settings,
+    as_dict as as_dict,
+    read_toml as read_toml,
+    setting as setting,
+)
 from .data_folder import DataFolder as DataFolder
 from .draws import (
     named_random as named_random,

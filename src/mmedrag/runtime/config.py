@@ -1,24 +1,32 @@
-"""Typed settings: class defaults ← TOML recipe ← ``--set key=value``; unknown keys fail.
+"""Typed settings: class defaults ← TOML recipe ← ``--set key=value`` ← options of a command.
 
 Place in the picture: the edge of everything. A recipe is one TOML file with a table per
 command or training (``[retriever]``, ``[domain]``, ``[selection]``, ``[dpo]``, ``[run]``, ...).
-The class that describes a table lives beside the code that uses it; :func:`settings` checks
-a table against it, so a mistyped key is an error that lists the known ones.
+The class that describes a table lives beside the code that uses it and says of each key, once,
+its name, type, default, range and meaning (:func:`setting`): recipes, options, ``--settings`` and
+docs/cli.md are made from that. :func:`settings` checks a table against its class, so a mistyped
+key is an error that lists the known ones. Loads nothing heavy: ``--help`` needs this module.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-from collections.abc import Iterable, Mapping
-from importlib.resources import files
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mmedrag.records import UserError
 
 T = TypeVar("T")
 Recipe = dict[str, dict[str, Any]]
+
+# a bound of :func:`setting`, as pydantic names it -> is a value within, and how an error says so
+BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (lambda value, bound: value >= bound, "at least"),
+    "gt": (lambda value, bound: value > bound, "above"),
+    "le": (lambda value, bound: value <= bound, "at most"),
+}
 
 # Table names a recipe may hold: the trainings and stages, then the commands' own options.
 TABLES = (
@@ -46,8 +54,83 @@ TABLES = (
 )
 
 
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    metavar: str | None = None,
+    flag: str | None = None,
+) -> Any:
+    """A field of a settings class: its default (``dict``: made anew), meaning and range.
+
+    Args:
+        help: one or two sentences, shown by ``--help``, ``--settings`` and docs/cli.md.
+        metavar: what stands for the value in a command's help; by default its type.
+        flag: the option, where it is not spelled as the field: ``--kind`` for ``kinds``.
+
+    Example::
+
+        @dataclass(frozen=True)
+        class RunSettings(Settings):
+            limit: int | None = setting(None, "At most so many examples.", minimum=1)
+    """
+    bounds = {"ge": minimum, "gt": above, "le": maximum}
+    # pydantic reads the metadata of a dataclass field as arguments of its own Field
+    metadata: dict[str, Any] = {k: v for k, v in bounds.items() if v is not None}
+    metadata |= {"description": help, "json_schema_extra": {"metavar": metavar, "flag": flag}}
+    if default is dict:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Settings:
+    """Base of settings classes: an instance made in Python is checked as one from a recipe is.
+
+    Attributes:
+        table: the recipe table that the class describes.
+    """
+
+    table: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        kinds = hints(type(self))  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            expected = None if value is None else _expected(value, kinds[field.name], field)
+            if expected:
+                raise UserError(f"{self.table}: {field.name}: got {value!r}, expected {expected}")
+
+
+def _expected(value: Any, kind: Any, field: dataclasses.Field[Any]) -> str | None:
+    """What a value should have been; None when it is so."""
+    for name, (within, words) in BOUNDS.items():
+        bound = field.metadata.get(name)
+        if bound is not None and not (isinstance(value, (int, float)) and within(value, bound)):
+            return f"{words} {bound}"
+    allowed, given = choices(kind), value if isinstance(value, (list, tuple)) else [value]
+    return ", ".join(allowed) if allowed and not set(given) <= set(allowed) else None
+
+
+@cache
+def hints(cls: type) -> dict[str, Any]:
+    """Field name → resolved type."""
+    return get_type_hints(cls)
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The words that a type allows: of a Literal, also inside ``| None`` and ``tuple[...]``."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return next((found for part in get_args(kind) if (found := choices(part))), ())
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
+    from importlib.resources import files
+
     folder = files("mmedrag") / "recipes"
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
 
@@ -82,6 +165,8 @@ def over(selection: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
 
 def parse_value(text: str) -> Any:
     """A TOML value (number, true, list, quoted string); anything else is the string itself."""
+    import tomllib
+
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -133,6 +218,8 @@ def as_dict(value: Any) -> Any:
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file as a dict; errors name the file."""
+    import tomllib
+
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -142,6 +229,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def _read(recipe: str | Path) -> Recipe:
+    from importlib.resources import files
+
     path = Path(recipe)
     if path.suffix != ".toml":
         if str(recipe) not in recipe_names():

@@ -9,49 +9,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmedrag.runtime import Settings, setting
+
 KEYS = "MMEDRAG_API_KEYS"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
-class ServeSettings:
-    """Limits in bytes, pixels and seconds.
+class ServeSettings(Settings):
+    """Where to listen, and limits in bytes, pixels and seconds."""
 
-    Attributes:
-        host, port: where to listen; another host than loopback needs API keys.
-        hosts: further names under which clients reach the service (the ``Host`` header).
-        max_bytes: of a request's body. max_pixels: of one decoded image.
-        max_images: views of one study. max_text: characters of a question.
-        max_waiting: requests between header and answer; more are told to come back (429).
-        batch: at most so many questions go through the pipeline together.
-        linger: how long a batch waits for company.
-        timeout: until an answer; body_timeout: until a request's body is there;
-            decode_timeout: for one image; grace: for what runs, when stopping.
-        rate, burst: requests a minute and at once, per key (or address); 0: unlimited.
-        decoders: processes that decode uploaded images; decoder_memory: address space of each.
-        min_confidence: under this max(p_yes, 1 - p_yes) a closed question is not answered;
-            None: the threshold fitted for the model, as `mmedrag ask` has it.
-        audit: file of the audit log; None: none is kept.
-    """
+    table = "serve"
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    hosts: tuple[str, ...] = ()
-    max_bytes: int = 32 * 2**20
-    max_pixels: int = 40_000_000
-    max_images: int = 4
-    max_text: int = 2_000
-    max_waiting: int = 64
-    batch: int = 16
-    linger: float = 0.005
-    timeout: float = 120.0
-    body_timeout: float = 30.0
-    decode_timeout: float = 20.0
-    grace: float = 30.0
-    rate: float = 600.0
-    burst: int = 100
-    decoders: int = 2
-    decoder_memory: int = 4 * 2**30
-    min_confidence: float | None = None
-    audit: Path | None = None
-    examples: bool = True
+    host: str = setting("127.0.0.1", "Where to listen; another than loopback needs API keys.")
+    port: int = setting(8000, "Port to listen on; 0: a free one.", minimum=0, maximum=65535)
+    hosts: tuple[str, ...] = setting(
+        (), "Host names of clients' requests. Repeatable.", metavar="NAME"
+    )
+    max_bytes: int = setting(32 * 2**20, "Bytes of a request's body.", minimum=1)
+    max_pixels: int = setting(40_000_000, "Pixels of one decoded image.", minimum=1)
+    max_images: int = setting(4, "Views of one study.", minimum=1)
+    max_text: int = setting(2_000, "Characters of a question.", minimum=1)
+    max_waiting: int = setting(
+        64, "Requests between header and answer; more are told to come back (429).", minimum=1
+    )
+    batch: int = setting(16, "Questions that go through the pipeline together, at most.", minimum=1)
+    linger: float = setting(0.005, "Seconds that a batch waits for company.", minimum=0)
+    timeout: float = setting(120.0, "Seconds until an answer.", above=0)
+    body_timeout: float = setting(30.0, "Seconds until a request's body is there.", above=0)
+    decode_timeout: float = setting(20.0, "Seconds for decoding one image.", above=0)
+    grace: float = setting(30.0, "Seconds for what runs, when stopping.", minimum=0)
+    rate: float = setting(
+        600.0, "Requests a minute per key, else per address; 0: unlimited.", minimum=0
+    )
+    burst: int = setting(100, "Requests at once per key, else per address.", minimum=0)
+    decoders: int = setting(2, "Processes that decode uploaded images.", minimum=1)
+    decoder_memory: int = setting(4 * 2**30, "Address space of each of them in bytes.", minimum=1)
+    min_confidence: float | None = setting(
+        None,
+        "Under this max(p_yes, 1 - p_yes) a closed question is not answered; by default the "
+        "threshold fitted for the model, as `mmedrag ask` has it.",
+        minimum=0,
+        maximum=1,
+    )
+    audit: Path | None = setting(None, "Audit log to append to.", metavar="FILE")
+    examples: bool = setting(True, "Show example pictures on the page.")

@@ -7,41 +7,19 @@ answering again; a killed call goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmedrag.embedded import located
-from mmedrag.pipeline import TRACES, Pipeline, Pool, RunSettings, run_conditions
-from mmedrag.preference.pairs.construct import Mode, build_pairs
+from mmedrag.pipeline import TRACES, Pipeline, Pool, RunSettings, load_system, run_conditions
+from mmedrag.preference.pairs.construct import construct_pairs
 from mmedrag.preference.pairs.files import write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
-from mmedrag.records import CONDITIONS, KINDS, PAPER_KINDS, Encoding, PairKind, Reopenable, Trace
-from mmedrag.runtime import DataFolder, read_jsonl
-
-
-@dataclass(frozen=True)
-class PairSettings:
-    """How pairs are made (recipe table ``[pairs]``); see :func:`construct.build_pairs`.
-
-    ``drawn``: kinds whose answers are drawn by the model's p(yes) (``sampling``).
-    ``even_answers``: draw pairs so that the answer does not tell whether references were right
-    (``sampling.even_answers``).
-    """
-
-    mode: Mode = "paper"
-    kinds: tuple[PairKind, ...] = PAPER_KINDS
-    noise: str = "gaussian_clip"
-    noise_params: Mapping[str, Any] = field(default_factory=dict)
-    split: str | None = "val"
-    task: str | None = None
-    limit: int | None = None
-    prompts: Literal["with_references", "own"] = "with_references"
-    balance_seed: int = 42
-    drawn: tuple[PairKind, ...] = ()
-    even_answers: bool = False
-    chunk: int = 128
+from mmedrag.preference.pairs.settings import PairSettings
+from mmedrag.records import CONDITIONS, KINDS, Encoding, Reopenable, Trace
+from mmedrag.runtime import DataFolder, config, read_jsonl
 
 
 def make_pairs(
@@ -97,7 +75,7 @@ def make_pairs(
     trained = list(dict.fromkeys([*held_out, *_trained(asked)]))
     for folder in trained:
         guard.add_trained(folder)
-    found = build_pairs(
+    found = construct_pairs(
         traces,
         settings.mode,
         settings.kinds,
@@ -124,3 +102,36 @@ def _trained(pipeline: Pipeline) -> list[Path]:
     specs = {encoder.spec or "" for encoder in encoders if isinstance(encoder, Reopenable)}
     folders = [located(spec) for spec in sorted(specs - {""})]
     return [folder for folder in folders if (folder / "train_ids.jsonl").is_file()]
+
+
+def build_pairs(
+    data: DataFolder | str | Path,
+    out: str | Path,
+    system: Pipeline | str | Path | None = None,
+    *,
+    seed: int = 0,
+    held_out: Sequence[str | Path] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Answer a data folder under the conditions that the kinds compare, and write PAIRS to ``out``.
+
+    Args:
+        system: the pipeline that answers, or a system file; by default the embedded system.
+        held_out: as in :func:`make_pairs`.
+        settings: fields of :class:`PairSettings`: ``split``, ``kinds``, ``limit``, ``mode``, ...
+
+    Returns:
+        As :func:`make_pairs`.
+
+    Raises:
+        UserError: an unknown setting, an unreadable folder, or nothing to answer.
+
+    Example::
+
+        counts = build_pairs("data", "pairs", pipeline, split="train", kinds=("copy", "resist"))
+    """
+    folder = data if isinstance(data, DataFolder) else DataFolder(data)
+    chosen = config.settings(PairSettings, settings, "build_pairs")
+    pipeline = system if isinstance(system, Pipeline) else load_system(system, seed=seed)
+    trained = [Path(one) for one in held_out]
+    return make_pairs(lambda: pipeline, folder, Path(out), chosen, seed, held_out=trained)

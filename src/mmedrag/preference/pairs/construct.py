@@ -21,6 +21,7 @@ from typing import Literal
 from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.judge import Criterion, judge
 from mmedrag.preference.pairs.sampling import can_draw, draw_answer, even_answers
+from mmedrag.preference.pairs.settings import Mode
 from mmedrag.records import (
     CLEAN,
     CONDITIONS,
@@ -44,10 +45,8 @@ from mmedrag.runtime import python_rng
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["paper", "released"]
 
-
-def build_pairs(
+def construct_pairs(
     traces: Mapping[str, Sequence[Trace]] | Iterable[Trace],
     mode: Mode = "paper",
     kinds: Sequence[PairKind] = PAPER_KINDS,
