@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from mmedrag.records import UserError
 from mmedrag.runtime import read_json, write_json
 from training.embedded import stages
 
@@ -42,7 +43,10 @@ def main() -> None:
     for name in options.stage or list(stages.STAGES):
         began = time.time()
         log.info("stage %s", name)
-        stages.STAGES[name](build)
+        try:
+            stages.STAGES[name](build)
+        except UserError as error:
+            parser.exit(1, f"{name}: {error}\n")
         spent = read_json(times) if times.exists() else {}
         spent[name] = round(time.time() - began)
         write_json(times, spent)
