@@ -30,14 +30,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rehearse", action="store_true", help="every stage, a few steps each")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    torch.set_num_threads(options.threads)
     rehearse = options.rehearse
     work = options.work or Path("build/rehearsal" if rehearse else "build/embedded")
     out = options.out or (work / "models" if rehearse else stages.SHIPPED)
     build = stages.Build(work, out, stages.REHEARSAL if rehearse else stages.FULL)
     if rehearse and build.ships:
         parser.error("--rehearse: --out is the package, expected another folder")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    torch.set_num_threads(options.threads)
     work.mkdir(parents=True, exist_ok=True)
     times = work / "times.json"
     for name in options.stage or list(stages.STAGES):
