@@ -1,7 +1,8 @@
 """Training of the embedded models, stage by stage, on the CPU (``make tiny``).
 
-Read ``stages`` (their order), ``data`` (studies of the benchmark), ``vision``, ``text`` and ``vlm``
-(the answering model) with ``dialogue`` (what it is asked and told), ``clip`` (encoders),
-``preference`` (pairs and adapters), ``check`` (measures and the model card), ``fusion`` (what
-references could give at most).
+Read ``stages`` (their order and sizes), ``data`` (studies of the benchmark), ``loop`` (the training
+loop), ``vision`` (the tower), ``text``, ``vlm`` and ``vqa`` (the answering model) with ``dialogue``
+(questions, references and answers in the model's own strings), ``clip`` (encoders), ``preference``
+(pairs and adapters), ``check`` (measures and the model card), ``fusion`` (what references could
+give at most).
 """

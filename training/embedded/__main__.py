@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from mmedrag.records import UserError
 from mmedrag.runtime import read_json, write_json
 from training.embedded import stages
 
@@ -29,20 +30,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rehearse", action="store_true", help="every stage, a few steps each")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    torch.set_num_threads(options.threads)
     rehearse = options.rehearse
     work = options.work or Path("build/rehearsal" if rehearse else "build/embedded")
     out = options.out or (work / "models" if rehearse else stages.SHIPPED)
     build = stages.Build(work, out, stages.REHEARSAL if rehearse else stages.FULL)
     if rehearse and build.ships:
         parser.error("--rehearse: --out is the package, expected another folder")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    torch.set_num_threads(options.threads)
     work.mkdir(parents=True, exist_ok=True)
     times = work / "times.json"
     for name in options.stage or list(stages.STAGES):
         began = time.time()
         log.info("stage %s", name)
-        stages.STAGES[name](build)
+        try:
+            stages.STAGES[name](build)
+        except UserError as error:
+            parser.exit(1, f"{name}: {error}\n")
         spent = read_json(times) if times.exists() else {}
         spent[name] = round(time.time() - began)
         write_json(times, spent)

@@ -35,13 +35,8 @@ PLANS = {
     "contradicting": ConditionSpec("contradicting"),
 }
 FULL = tuple(PLANS)
-BRIEF = (
-    "none",
-    "noise",
-    "references",
-    "noise-references",
-    "contradicting",
-)  # what sets are told by
+# What sets the adapters apart.
+BRIEF = ("none", "noise", "references", "noise-references", "contradicting")
 
 
 def balanced(traces: Sequence[Trace]) -> float | None:
