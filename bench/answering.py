@@ -67,9 +67,9 @@ def requests_of(data: Path, short: bool) -> dict[str, list[Any]]:
         limit = TOKENS["closed" if closed else "report"] if short else 16 if closed else 256
         for name, refs, seen in (
             ("clean", [], None),
-            ("clean+references", hits, None),
+            ("clean-references", hits, None),
             ("noise", [], noise),
-            ("noise+references", hits, noise),
+            ("noise-references", hits, noise),
         ):
             found.setdefault(name, []).append(
                 Request(
@@ -135,7 +135,7 @@ def agreement(a: Sequence[str], b: Sequence[str]) -> float:
 
 def throughput(generator: Any, by_condition: dict[str, list[Any]], rounds: int) -> dict[str, Any]:
     """Questions as they come (several per picture), and every picture once."""
-    closed = [r for r in by_condition["clean+references"] if r.closed]
+    closed = [r for r in by_condition["clean-references"] if r.closed]
     once = list({r.images: r for r in closed}.values())
     few = once[: max(8, len(once) // 3)]
     found: dict[str, Any] = {}
@@ -244,7 +244,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
 
     from mmedrag.answering.generators import load_generator
 
-    rows = requests_of(options.data, options.short)["clean+references"]
+    rows = requests_of(options.data, options.short)["clean-references"]
     pictures = {path for r in rows for path in r.images}
     copies: list[dict[Path, Path]] = []
     where = Path(tempfile.mkdtemp())
@@ -336,7 +336,7 @@ def main() -> None:
         by_condition = requests_of(data, options.short)
         model = options.model
         if model is None:
-            texts = [r.prompt.text for r in by_condition["clean+references"]]
+            texts = [r.prompt.text for r in by_condition["clean-references"]]
             model = random_llava(Path(folder) / "model", options.shape, corpus=texts)
         generator = load_generator("hf", model)
         found: dict[str, Any] = {

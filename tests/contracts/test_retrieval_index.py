@@ -325,9 +325,9 @@ def test_each_image_is_encoded_once_ever(built: Path, data: DataFolder) -> None:
     examples = data.examples()
     asked = [e.model_copy(update={"id": f"{e.id}{n}"}) for e in examples for n in range(6)]
     first, second = ColourEncoder(), ColourEncoder()
-    found = open_retriever(built, first).search(asked, 3)
+    found = open_retriever(built, first, cache=built / "cache").search(asked, 3)
     assert first.encoded_images == 40  # not 240: one per image, not one per question
-    assert open_retriever(built, second).search(asked, 3) == found
+    assert open_retriever(built, second, cache=built / "cache").search(asked, 3) == found
     assert second.encoded_images == 0  # a later process finds them on disk
 
 

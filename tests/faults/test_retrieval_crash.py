@@ -187,7 +187,8 @@ def test_a_flipped_byte_in_any_file_is_found(tmp_path: Path) -> None:
     data = make_data(tmp_path / "d", 20)
     path = tmp_path / "index"
     build_index([data], path, None, ColourEncoder())
-    open_retriever(path, ColourEncoder()).search(data.examples(), 3)  # fills the query cache
+    retriever = open_retriever(path, ColourEncoder(), cache=path / "cache")
+    retriever.search(data.examples(), 3)  # fills the query cache
     files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.stat().st_size]
     assert len(files) == 6  # manifest, rows, vectors, cached texts, images, image hashes
     dice = random.Random(0)
@@ -325,7 +326,7 @@ def test_readers_while_a_writer_commits(tmp_path: Path) -> None:
     start = make_data(tmp_path / "d", 30)
     path = tmp_path / "index"
     build_index([start], path, None, ColourEncoder())
-    opened = open_retriever(path, ColourEncoder(), cache=False)
+    opened = open_retriever(path, ColourEncoder())
     before = opened.search(start.examples(), 5)
     done, failures, seen = threading.Event(), [], set()
 

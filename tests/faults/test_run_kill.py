@@ -18,10 +18,10 @@ from mmedrag.runtime.data_folder import DataFolder
 CHILD = """
 import sys, time
 from pathlib import Path
-from mmedrag.pipeline import Plan
+from mmedrag.records import ConditionSpec
 from mmedrag.answering.generators import ScriptedGenerator
 from mmedrag.pipeline import Pipeline
-from mmedrag.pipeline import RunSettings, run_plans
+from mmedrag.pipeline import RunSettings, run_conditions
 from mmedrag.runtime import DataFolder
 
 def say(request):
@@ -29,9 +29,9 @@ def say(request):
     noise = request.noise.seed if request.noise else 0
     return f"yes {len(request.prompt.text)} {noise} {request.images[0].name}"
 
-plans = {"clean": Plan("none"), "noise": Plan("own", "gaussian_clip")}
+plans = {"clean": ConditionSpec("none"), "noise": ConditionSpec("own", "gaussian_clip")}
 pipeline = Pipeline(rule=None, generator=ScriptedGenerator("child", script=say))
-run_plans(pipeline, DataFolder(sys.argv[1]), plans, Path(sys.argv[2]), RunSettings(chunk=3), 5)
+run_conditions(pipeline, DataFolder(sys.argv[1]), plans, Path(sys.argv[2]), RunSettings(chunk=3), 5)
 """
 
 

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
-from mmedrag.pipeline.conditions import Plan
 from mmedrag.pipeline.pipeline import Pipeline
-from mmedrag.pipeline.run import RunSettings, run_plans
+from mmedrag.pipeline.run import RunSettings, run_conditions
+from mmedrag.records import ConditionSpec
 from mmedrag.records.records import Trace, UserError
 from mmedrag.runtime.data_folder import DataFolder
 from mmedrag.runtime.files import read_jsonl
 
 pytestmark = pytest.mark.model
-PLANS = {"clean": Plan("none"), "own": Plan("own"), "noise": Plan("own", "additive")}
+PLANS = {
+    "clean": ConditionSpec("none"),
+    "own": ConditionSpec("own"),
+    "noise": ConditionSpec("own", "additive"),
+}
 SETTINGS = RunSettings(task="vqa", chunk=4)
 
 
@@ -38,7 +42,7 @@ def test_stopped_run_goes_on_to_the_same_bytes(
     small_data: Path, tmp_path: Path, model: Path
 ) -> None:
     data = DataFolder(small_data)
-    run_plans(pipeline(model), data, PLANS, tmp_path / "whole", SETTINGS)
+    run_conditions(pipeline(model), data, PLANS, tmp_path / "whole", SETTINGS)
     stopped = tmp_path / "stopped"
     for calls in (1, 2, 1):
         asked = pipeline(model)
@@ -52,8 +56,8 @@ def test_stopped_run_goes_on_to_the_same_bytes(
 
         asked.generator.generate = stop  # type: ignore[union-attr, method-assign]
         with pytest.raises(KeyboardInterrupt):
-            run_plans(asked, data, PLANS, stopped, SETTINGS)
-    run_plans(pipeline(model), data, PLANS, stopped, SETTINGS)
+            run_conditions(asked, data, PLANS, stopped, SETTINGS)
+    run_conditions(pipeline(model), data, PLANS, stopped, SETTINGS)
     for name in PLANS:
         files = [at / name / "traces.jsonl" for at in (tmp_path / "whole", stopped)]
         assert files[0].read_bytes() == files[1].read_bytes()
@@ -65,7 +69,7 @@ def test_vision_features_are_shared_between_conditions(
     small_data: Path, tmp_path: Path, model: Path
 ) -> None:
     asked = pipeline(model)
-    run_plans(asked, DataFolder(small_data), PLANS, tmp_path / "r", RunSettings(task="vqa"))
+    run_conditions(asked, DataFolder(small_data), PLANS, tmp_path / "r", RunSettings(task="vqa"))
     facts = asked.generator.facts()  # type: ignore[union-attr]
     # 12 images for 48 clean rows, and a noisy copy of each for the 24 rows that see noise
     assert facts["vision_encoded"] == 12 + 12
@@ -76,11 +80,11 @@ def test_conditions_together_are_the_conditions_one_by_one(
 ) -> None:
     """Shared pictures, beginnings and batches change no answer of a row answered alone."""
     data, settings = DataFolder(small_data), RunSettings(task="vqa")
-    run_plans(pipeline(model), data, PLANS, tmp_path / "together", settings)
+    run_conditions(pipeline(model), data, PLANS, tmp_path / "together", settings)
     for name, plan in PLANS.items():
         alone = pipeline(model)
         alone.generator.batch_size = 1  # type: ignore[union-attr]
-        run_plans(alone, data, {name: plan}, tmp_path / "alone", settings)
+        run_conditions(alone, data, {name: plan}, tmp_path / "alone", settings)
         one, other = (
             list(read_jsonl(tmp_path / way / name / "traces.jsonl", Trace))
             for way in ("together", "alone")
@@ -98,7 +102,7 @@ def test_conditions_together_are_the_conditions_one_by_one(
 
 def test_a_changed_input_is_refused(small_data: Path, tmp_path: Path, model: Path) -> None:
     asked, data, out = pipeline(model), DataFolder(small_data), tmp_path / "r"
-    run_plans(asked, data, PLANS, out, SETTINGS, inputs={"model": model})
+    run_conditions(asked, data, PLANS, out, SETTINGS, inputs={"model": model})
     (small_data / "images" / "s00.png").write_bytes(b"")
     with pytest.raises(UserError, match="other images"):
-        run_plans(asked, data, PLANS, out, SETTINGS, inputs={"model": model})
+        run_conditions(asked, data, PLANS, out, SETTINGS, inputs={"model": model})

@@ -12,7 +12,6 @@ import os
 import socket
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -413,30 +412,17 @@ def test_a_question_cannot_give_orders_either():
 
 
 def test_embeddings_of_requests_are_not_kept(tmp_path):
-    """The command line caches query embeddings beside the index; the service must not."""
-    from mmedrag.retrieval.embeddings import EmbeddingCache
+    """A request's picture is embedded for its search, and left nowhere: no file, no memory."""
+    from mmedrag.retrieval import build_index, open_retriever
+    from retrieval_tools import ColourEncoder, make_data
 
-    class Encoder:
-        dim, fingerprint = 2, "f" * 64
-
-    class Kept(Shelf):
-        encoder = Encoder()
-        cache = EmbeddingCache(tmp_path, Encoder(), "image")
-
-        def search(self, examples, k):
-            import numpy as np
-
-            if self.cache.path is not None:
-                Path(self.cache.path).write_bytes(b"kept")
-            record = np.zeros(1, self.cache.record)
-            record["key"], record["vector"] = b"x" * 32, [[1, 0]]
-            self.cache.append(record)
-            return super().search(examples, k)
-
-    kept = Kept()
-    with serving(make_pipeline(retrievers={"radiology": kept})) as server:
+    build_index([make_data(tmp_path / "data", 12)], tmp_path / "index", None, ColourEncoder())
+    encoder = ColourEncoder()
+    retriever = open_retriever(tmp_path / "index", encoder)
+    held = len(retriever.cache)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with serving(make_pipeline(retrievers={"radiology": retriever})) as server:
         assert ask(server.url).status_code == 200
-        until = time.monotonic() + 5
-        while len(kept.cache) and time.monotonic() < until:
-            time.sleep(0.01)
-    assert len(kept.cache) == 0 and not list(tmp_path.iterdir())
+    assert encoder.encoded_images == 1  # it was searched for
+    assert len(retriever.cache) == held
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

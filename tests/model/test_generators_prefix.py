@@ -2,14 +2,19 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 torch = pytest.importorskip("torch")
 
 from mmedrag.answering.generators.load import load_generator  # noqa: E402
-from mmedrag.answering.generators.prefix import GAIN, Begun, common_length, divide, saves  # noqa: E402
+from mmedrag.answering.generators.prefix import (  # noqa: E402
+    GAIN,
+    PrefixSplit,
+    common_length,
+    split_prefixes,
+    worth_caching,
+)
 from mmedrag.answering.generators.random_model import random_llava  # noqa: E402
 from mmedrag.records.protocols import Request  # noqa: E402
 from mmedrag.records.records import Noise, Prompt  # noqa: E402
@@ -23,7 +28,7 @@ def ids(*rest):
 
 
 def lengths(*prompts):
-    return [one.common for one in divide([(view, row, 3) for view, row in prompts])]
+    return [one.common for one in split_prefixes([(view, row, 3) for view, row in prompts])]
 
 
 def test_the_picture_is_always_shared_and_long_text_too():
@@ -59,7 +64,7 @@ def test_two_sets_of_references_stay_apart():
 )
 def test_every_division_is_sound(rows):
     prompts = [(view, ids(*rest), 3) for view, rest in rows]
-    found = divide(prompts)
+    found = split_prefixes(prompts)
     for (view, row, _), one in zip(prompts, found, strict=True):
         assert (one.view, one.ids) == (view, row)
         assert 3 <= one.common < len(row)
@@ -70,10 +75,10 @@ def test_every_division_is_sound(rows):
 
 
 def test_it_has_to_pay():
-    alone = [Begun(str(i), ids(*range(50)), 3, 3) for i in range(4)]
-    assert not saves(alone, 100)
-    same = [Begun("a", ids(*range(50)), 3, 3) for _ in range(4)]
-    assert saves(same, 100)
+    alone = [PrefixSplit(str(i), ids(*range(50)), 3, 3) for i in range(4)]
+    assert not worth_caching(alone, 100)
+    same = [PrefixSplit("a", ids(*range(50)), 3, 3) for _ in range(4)]
+    assert worth_caching(same, 100)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import click
 import pytest
 
-from mmedrag.cli import common
 from mmedrag.cli.main import NOUNS, cli
+from mmedrag.runtime import progress
 from mmedrag.runtime.config import TABLES
 
 HEAVY = ("torch", "transformers", "pandas", "numpy", "pydantic", "PIL", "sklearn", "faiss")
@@ -108,11 +108,11 @@ def test_progress_tells_throughput_and_time_left(
 ) -> None:
     """Rows that an earlier, interrupted call finished do not count as speed."""
     now = [0.0]
-    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(common.sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
     caplog.set_level("INFO", logger="mmedrag")
-    progress = common.Progress("rows")
+    tell = progress.Progress("rows")
     for now[0], done in ((5.0, 40), (25.0, 50), (45.0, 60), (85.0, 100)):
-        progress(done, 100)
+        tell(done, 100)
     said = [record.getMessage() for record in caplog.records]
     assert said == ["rows: 60 of 100, 0.5/s, 80 s left", "rows: 100 of 100, 0.8/s"]

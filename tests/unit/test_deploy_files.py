@@ -113,7 +113,7 @@ def test_the_command_is_one_that_the_command_line_takes() -> None:
                 assert str(start.params["audit"]).startswith("/var/lib/mmedrag/")
     written = {*json.loads(of("VOLUME")[0])}
     assert {variables()["MMEDRAG_CACHE"], "/var/lib/mmedrag"} == written
-    assert "MMEDRAG_CACHE" in (ROOT / "src/mmedrag/embedded/folder.py").read_text()
+    assert "MMEDRAG_CACHE" in (ROOT / "src/mmedrag/runtime/cache.py").read_text()
 
 
 def test_the_health_check_tells_alive_from_dead() -> None:

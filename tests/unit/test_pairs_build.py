@@ -9,8 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mmedrag.answering.generators.scripted import ScriptedGenerator
 from mmedrag.pipeline.pipeline import Pipeline
@@ -18,8 +17,9 @@ from mmedrag.preference.pairs.build import PairSettings, make_pairs
 from mmedrag.preference.pairs.construct import build_pairs
 from mmedrag.preference.pairs.files import read_pairs, write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
-from mmedrag.preference.pairs.judge import Criterion, token_f1
-from mmedrag.records.conditions import CONDITIONS, by_condition, condition_of
+from mmedrag.preference.pairs.judge import Criterion
+from mmedrag.records.answers import token_f1, verdict
+from mmedrag.records.conditions import CONDITIONS, ConditionSpec, by_condition
 from mmedrag.records.pair_kinds import KINDS, PAPER_KINDS
 from mmedrag.records.records import Answer, Condition, Hit, Noise, Prompt, Trace, UserError
 from mmedrag.runtime.data_folder import DataFolder
@@ -30,7 +30,7 @@ ALL = (*PAPER_KINDS, "stage1")
 def trace(
     example: str, condition: str, answer: str, target: str = "Yes", task: str = "vqa", **changes
 ) -> Trace:
-    noisy, refs = condition.startswith("noise"), condition.endswith("+references")
+    noisy, refs = condition.startswith("noise"), condition.endswith("-references")
     text = f"{'with ref. ' if refs else ''}Is it there ({example})?"
     fields = dict(
         example_id=example,
@@ -55,7 +55,7 @@ def trace(
 
 def four(example: str, clean: str, clean_ref: str, noise: str, noise_ref: str, **kw) -> list[Trace]:
     texts = (clean, clean_ref, noise, noise_ref)
-    return [trace(example, c, t, **kw) for c, t in zip(CONDITIONS, texts, strict=True)]
+    return [trace(example, c.slug, t, **kw) for c, t in zip(CONDITIONS, texts, strict=True)]
 
 
 def build(*groups: list[Trace], **options):
@@ -168,7 +168,7 @@ def test_drawn_copy_pairs_are_as_many_as_probability_says() -> None:
     """Wrong without references (0.4) and right with them (0.7); the likelier answers agree."""
     asked = []
     for i in range(1000):
-        for condition, p in (("clean", 0.6), ("clean+references", 0.7)):
+        for condition, p in (("clean", 0.6), ("clean-references", 0.7)):
             answer = Answer(text="Yes", p_yes=p)
             asked.append(trace(f"q{i}", condition, "").model_copy(update={"answer": answer}))
     assert not build(asked, kinds=("copy",)).pairs
@@ -242,7 +242,7 @@ def test_paper_report_default_is_token_f1_against_the_mean_per_domain() -> None:
     )
     assert [p.id for p in found.pairs] == ["resist:a"]
     assert found.counts["score_means"]["resist"] == {"pathology": 0.0, "radiology": 0.5}
-    assert token_f1("the heart", "heart, the big!") == pytest.approx(0.8)
+    assert token_f1("the heart", "heart, the big!") == pytest.approx(2 / 3)  # articles do not count
     assert token_f1("", "x") == 0.0
 
 
@@ -310,7 +310,7 @@ def test_identical_texts_with_different_images_stay() -> None:
 def test_join_is_by_id_never_by_position() -> None:
     groups = [four("a", "Yes.", "No.", "", ""), four("b", "No.", "Yes.", "", "")]
     by = by_condition([t for g in groups for t in g])
-    by["clean+references"].reverse()
+    by["clean-references"].reverse()
     found = build_pairs(by, kinds=("resist", "copy"))
     assert [p.id for p in found.pairs] == ["resist:a", "copy:b"]
 
@@ -408,7 +408,7 @@ def test_properties(rows: list, mode: str) -> None:
     traces = {t.example_id: {} for g in groups for t in g}
     for g in groups:
         for t in g:
-            traces[t.example_id][condition_of(t)] = t
+            traces[t.example_id][ConditionSpec.of(t).slug] = t
     seen: dict[str, set[str]] = {}
     for pair in found.pairs:
         example = pair.id.split(":")[1]
@@ -417,7 +417,7 @@ def test_properties(rows: list, mode: str) -> None:
         assert pair.chosen != pair.rejected
         if mode == "paper":
             assert pair.chosen.text == traces[example]["clean"].target
-            worse = traces[example][KINDS[pair.kind].worse]
+            worse = traces[example][KINDS[pair.kind].worse.slug]
             assert pair.rejected.text == worse.answer.text.strip() != "Perhaps."
     assert not any({"resist", "copy"} <= kinds for kinds in seen.values())
     assert (
@@ -430,3 +430,23 @@ def test_criterion_of_the_released_balance() -> None:
     assert not build(*groups, mode="released").pairs  # half of nothing
     assert len(build(*groups, mode="released", balance=None).pairs) == 4
     assert len(build(*groups).pairs) == 4
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_answers_in_sentences_make_the_pairs_that_words_make(even: bool) -> None:
+    """Pairs read an answer with its question, as evaluation does."""
+    sides = {"No": ("The heart is normal.", "There is cardiomegaly.")}
+    sides["Yes"] = sides["No"][::-1]
+    words = {"No": ("No.", "Yes."), "Yes": ("Yes.", "No.")}
+
+    def asked(texts: dict[str, tuple[str, str]]) -> list[list[Trace]]:
+        question = "Is there cardiomegaly?"
+        return [
+            four(target, *said, "", "", target=target, question=question)
+            for target, said in texts.items()
+        ]
+
+    for group in asked(sides):
+        assert [verdict(trace) for trace in group[:2]] == ["right", "wrong"]
+    found, plain = (build(*asked(texts), kinds=("resist",), even=even) for texts in (sides, words))
+    assert [p.id for p in found.pairs] == [p.id for p in plain.pairs] == ["resist:No", "resist:Yes"]

@@ -12,8 +12,7 @@ from mmedrag.data.formats.released_pairs import import_released
 from mmedrag.images.alike import pixel_hash
 from mmedrag.images.files import load_image
 from mmedrag.images.noise import apply_noise
-from mmedrag.preference.pairs.export import export_pairs
-from mmedrag.preference.pairs.files import read_pairs, write_pairs
+from mmedrag.preference.pairs.files import export_pairs, read_pairs, write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut, image_hashes
 from mmedrag.records.pair_kinds import PairSet
 from mmedrag.records.records import Example, Noise, Pair, Prompt, Side, Trace, UserError

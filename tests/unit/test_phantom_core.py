@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmedrag.phantom.build import build_benchmark
-from mmedrag.phantom.canvas import Canvas, Dice, grain, turn
+from mmedrag.phantom.canvas import Canvas, Rng, grain, turn
 from mmedrag.phantom.grammar import (
     DOMAINS,
     has,
@@ -112,9 +112,9 @@ def test_balanced_questions_are_balanced_within_each_finding(domain):
     everyone = list(studies(domain, 2500, 11, KNOBS))
     fair = balance(domain, [study.findings for study in everyone])
     for study in everyone:
-        dice = Dice(study.key, "balance")
+        rng = Rng(study.key, "balance")
         for _ in range(3):
-            q = ask_closed(domain, study.findings, dice, fair, "presence")
+            q = ask_closed(domain, study.findings, rng, fair, "presence")
             yes[q.finding] += q.answer == "yes"
             asked[q.finding] += 1
     assert sum(yes.values()) / sum(asked.values()) == pytest.approx(0.5, abs=0.03)
@@ -124,18 +124,18 @@ def test_balanced_questions_are_balanced_within_each_finding(domain):
 
 def test_answers_are_those_of_the_truth(domain):
     for study in studies(domain, 200, 5, KNOBS):
-        dice = Dice(study.key, "forms")
+        rng = Rng(study.key, "forms")
         for form in ("presence", "negated"):
-            q = ask_closed(domain, study.findings, dice, form=form)
+            q = ask_closed(domain, study.findings, rng, form=form)
             truth = has(domain, study.findings[q.finding], q.side)
             assert q.answer == ("yes" if truth == (form == "presence") else "no")
 
 
 def test_flip_changes_one_cell_only(domain):
     for study in studies(domain, 100, 5, KNOBS):
-        dice = Dice(study.key, "flip-test")
-        q = ask_closed(domain, study.findings, dice, form="presence")
-        new = flip(domain, study.findings, q.finding, q.side, dice)
+        rng = Rng(study.key, "flip-test")
+        q = ask_closed(domain, study.findings, rng, form="presence")
+        new = flip(domain, study.findings, q.finding, q.side, rng)
         before = has(domain, study.findings[q.finding], q.side)
         assert has(domain, new[q.finding], q.side) != before
         for side in domain.single_sides if q.side else ():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedrag.phantom.canvas import Canvas, Dice
+from mmedrag.phantom.canvas import Canvas, Rng
 from mmedrag.phantom.fundus import BLOT_PLACES, SPEC, WOOL_PLACES, render
 from mmedrag.phantom.grammar import Findings, fill, label_report, sentences, states, write_report
 from mmedrag.records.records import Finding
@@ -31,7 +31,7 @@ def draw(
     canvas: Canvas = CANVAS,
 ) -> np.ndarray:
     state = {spec.name: Finding(present=False) for spec in SPEC.findings} | (findings or {})
-    return render(canvas, state, PLAIN | (attributes or {}), lambda n: Dice(key, n), contrast)
+    return render(canvas, state, PLAIN | (attributes or {}), lambda n: Rng(key, n), contrast)
 
 
 def small(image: np.ndarray) -> np.ndarray:
@@ -44,8 +44,8 @@ def digest() -> str:
     """Pixels of one picture with every finding, for each of a few keys."""
     total = hashlib.sha256()
     for key in range(4):
-        every = {s.name: Dice(key, s.name).choice(states(SPEC, s)) for s in SPEC.findings}
-        looks = {a.name: Dice(key, a.name).choice(list(a.values)) for a in SPEC.attributes}
+        every = {s.name: Rng(key, s.name).choice(states(SPEC, s)) for s in SPEC.findings}
+        looks = {a.name: Rng(key, a.name).choice(list(a.values)) for a in SPEC.attributes}
         for size in (64, 97):
             total.update(draw(every, looks, str(key), 0.7, Canvas(size)).tobytes())
     return total.hexdigest()
@@ -70,13 +70,13 @@ def test_every_sentence_has_one_meaning() -> None:
 
 def test_reports_read_back() -> None:
     for key in range(300):
-        dice = Dice("report", key)
+        rng = Rng("report", key)
         truth = {
-            s.name: dice.choice(states(SPEC, s)) if dice.chance(0.3) else Finding(present=False)
+            s.name: rng.choice(states(SPEC, s)) if rng.chance(0.3) else Finding(present=False)
             for s in SPEC.findings
         }
-        looks = {a.name: dice.choice(list(a.values)) for a in SPEC.attributes}
-        read = label_report("ophthalmology", write_report(SPEC, truth, looks, dice, hedging=0.0))
+        looks = {a.name: rng.choice(list(a.values)) for a in SPEC.attributes}
+        read = label_report("ophthalmology", write_report(SPEC, truth, looks, rng, hedging=0.0))
         assert not read["unreadable"]
         for name, state in truth.items():
             if state.present:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mmedrag
-from mmedrag.phantom.canvas import Canvas, Dice, to_uint8
+from mmedrag.phantom.canvas import Canvas, Rng, to_uint8
 from mmedrag.phantom.grammar import fill, label_report, sentences, states, write_report
 from mmedrag.phantom.histology import SPEC
 from mmedrag.records.records import Finding
@@ -23,15 +23,15 @@ SIZE = 96
 
 
 def attributes(key: object) -> dict[str, str]:
-    dice = Dice("attributes", key)
-    return {spec.name: dice.choice(list(spec.values)) for spec in SPEC.attributes}
+    rng = Rng("attributes", key)
+    return {spec.name: rng.choice(list(spec.values)) for spec in SPEC.attributes}
 
 
 def tile(key: object, present: dict[str, Finding] | None = None, contrast: float = 1.0) -> Any:
     """The picture without grain; findings not given are absent."""
     findings = {name: (present or {}).get(name, Finding(present=False)) for name in NAMES}
     image = SPEC.render(
-        Canvas(SIZE), findings, attributes(key), lambda name: Dice(key, name), contrast
+        Canvas(SIZE), findings, attributes(key), lambda name: Rng(key, name), contrast
     )
     return to_uint8(image, np.zeros((SIZE, SIZE, 3), np.int32), 0.0)
 
@@ -47,7 +47,7 @@ def plain(name: str, side: str | None = "upper") -> Finding:
 
 
 def everything(key: int) -> dict[str, Finding]:
-    return {s.name: Dice("all", key, s.name).choice(states(SPEC, s)) for s in SPEC.findings}
+    return {s.name: Rng("all", key, s.name).choice(states(SPEC, s)) for s in SPEC.findings}
 
 
 def digest() -> str:
@@ -85,7 +85,7 @@ def test_every_state_is_told_apart() -> None:
 
 def test_reports_read_back() -> None:
     for key in range(200):
-        draw = Dice("report", key)
+        draw = Rng("report", key)
         truth = {
             spec.name: draw.choice(states(SPEC, spec))
             if draw.chance(0.3)
@@ -102,7 +102,7 @@ def test_reports_read_back() -> None:
 @pytest.mark.parametrize("size", [64, 128, 200])
 def test_shape_and_range(size: int) -> None:
     findings = {name: Finding(present=False) for name in NAMES} | everything(1)
-    image = SPEC.render(Canvas(size), findings, attributes(1), lambda name: Dice(1, name), 1.0)
+    image = SPEC.render(Canvas(size), findings, attributes(1), lambda name: Rng(1, name), 1.0)
     assert image.shape == (size, size, 3) and image.dtype == np.float32
     assert np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1.05
 

@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from mmedrag.answering.prompts import SETS, TemplateSet, fill, kind, load_set, neutralise
 from mmedrag.records.records import Domain, Hit, Prompt, Trace, UserError

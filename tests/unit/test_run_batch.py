@@ -10,7 +10,6 @@ import pytest
 
 from mmedrag.answering.generators.scripted import ScriptedGenerator
 from mmedrag.images.files import load_image
-from mmedrag.pipeline.conditions import Plan
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import (
     RunSettings,
@@ -18,9 +17,10 @@ from mmedrag.pipeline.run import (
     chunks,
     merge,
     parse_shard,
+    run_conditions,
     run_examples,
-    run_plans,
 )
+from mmedrag.records import ConditionSpec
 from mmedrag.records.protocols import Request
 from mmedrag.records.records import Hit, UserError
 from mmedrag.runtime.data_folder import DataFolder
@@ -236,14 +236,14 @@ def test_conditions_share_retrieval_and_differ_in_references(
     small_data: Path, tmp_path: Path
 ) -> None:
     plans = {
-        "clean": Plan("none"),
-        "refs": Plan("all"),
-        "noise": Plan("none", "blank"),
-        "swap": Plan("shuffled"),
-        "own": Plan("own"),
+        "clean": ConditionSpec("none"),
+        "refs": ConditionSpec("all"),
+        "noise": ConditionSpec("none", "blank"),
+        "swap": ConditionSpec("shuffled"),
+        "own": ConditionSpec("own"),
     }
     out = tmp_path / "c"
-    result = run_plans(
+    result = run_conditions(
         pipeline(), DataFolder(small_data), plans, out, RunSettings(task="vqa", limit=10)
     )
     assert result == {"rows": 50, "failed": 0}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmedrag.pipeline.conditions import Plan, Pool, is_own
+from mmedrag.pipeline.conditions import Pool, is_own
+from mmedrag.records import ConditionSpec
 from mmedrag.records.records import Domain, Example, Hit, Trace, UserError
 from mmedrag.runtime.data_folder import DataFolder
 from mmedrag.runtime.draws import seeded_int
@@ -110,10 +111,10 @@ def test_contradicting_needs_a_question_that_one_finding_decides(pool: Pool) -> 
 
 
 def test_plan_draws_noise_per_picture(pool: Pool) -> None:
-    plan = Plan(noise="gaussian_clip")
+    plan = ConditionSpec(noise="gaussian_clip")
     seeds: dict[str, set[int]] = {}
     for example in pool.examples:
-        noise = plan.condition(example, pool).noise
+        noise = pool.condition(example, plan).noise
         assert noise is not None
         seeds.setdefault(str(example.image), set()).add(noise.seed)
     assert len(seeds) > 1
@@ -122,17 +123,17 @@ def test_plan_draws_noise_per_picture(pool: Pool) -> None:
 
 
 def test_noise_does_not_depend_on_where_the_data_lies(pool: Pool) -> None:
-    plan, example = Plan(noise="gaussian_clip"), pool.examples[0]
+    plan, example = ConditionSpec(noise="gaussian_clip"), pool.examples[0]
     moved = example.model_copy(update={"root": Path("elsewhere")})
-    assert plan.condition(moved, pool).noise == plan.condition(example, pool).noise
+    assert pool.condition(moved, plan).noise == pool.condition(example, plan).noise
     no_picture = [example.model_copy(update={"image": None, "id": name}) for name in "ab"]
-    first, second = (plan.condition(e, pool).noise for e in no_picture)
+    first, second = (pool.condition(e, plan).noise for e in no_picture)
     assert first and second and first.seed != second.seed
 
 
 def test_plan_other_patient_names_a_file(pool: Pool) -> None:
     example = pool.examples[0]
-    noise = Plan(noise="other_patient").condition(example, pool).noise
+    noise = pool.condition(example, ConditionSpec(noise="other_patient")).noise
     assert noise and Path(noise.params["path"]).is_file()
     assert noise.params["path"] != str(example.images[0])
 
@@ -140,4 +141,4 @@ def test_plan_other_patient_names_a_file(pool: Pool) -> None:
 @pytest.mark.parametrize("wrong", [{"references": "some"}, {"noise": "fog"}])
 def test_plan_refuses_unknown_names(wrong: dict) -> None:
     with pytest.raises(UserError, match="expected one of"):
-        Plan(**wrong)
+        ConditionSpec(**wrong)

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mmedrag.records.records import UserError
 from mmedrag.runtime import run_folder
-from mmedrag.runtime.files import append_line, sha256
-from mmedrag.runtime.journal import Journal
+from mmedrag.runtime.files import sha256
+from mmedrag.runtime.journal import Journal, append_line
 
 
 def test_journal_replays_what_was_appended(tmp_path: Path) -> None:

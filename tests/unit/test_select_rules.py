@@ -3,8 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.records.records import Hit, Selection, Trace, UserError

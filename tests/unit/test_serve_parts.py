@@ -17,8 +17,11 @@ from mmedrag.images.alike import pixel_hash  # noqa: E402
 from mmedrag.images.files import decode_image
 from mmedrag.pipeline.evidence import abstention, guess_answer_type, references  # noqa: E402
 from mmedrag.records.records import Answer, Domain, Hit, Prompt, Selection, Trace, UserError  # noqa: E402
-from mmedrag.serve import audit as audits  # noqa: E402
-from mmedrag.serve import openai, uploads  # noqa: E402
+from mmedrag.serve import (  # noqa: E402
+    audit as audits,  # noqa: E402
+    openai,
+    uploads,
+)
 from mmedrag.serve.audit import Audit  # noqa: E402
 from mmedrag.serve.decoder import BadImage, Decoders  # noqa: E402
 from mmedrag.serve.errors import Refused  # noqa: E402

@@ -7,34 +7,32 @@ README about the embedded system; nothing else states them.
 from __future__ import annotations
 
 import json
-import logging
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-from mmedrag.answering.generators import load_generator
 from mmedrag.evaluation import evaluate, label, right, truth
-from mmedrag.phantom import DOMAINS, build_benchmark, label_report
-from mmedrag.pipeline import Plan, RunSettings, run_plans
-from mmedrag.records import Trace
-from mmedrag.runtime import DataFolder, read_jsonl
+from mmedrag.phantom import DOMAINS, findings_in
+from mmedrag.pipeline import RunSettings, run_conditions
+from mmedrag.records import ConditionSpec, Trace
+from mmedrag.runtime import DataFolder, read_json, read_jsonl
 from training.embedded import preference
+from training.embedded.stages import Build
 
-log = logging.getLogger(__name__)
-CHECK_SEED, STUDIES = 4000, 1200  # per domain; a quarter of them are test studies
-SOME = 600  # closed questions that the single sets are measured on
+CHECK_SEED = 4000
 NOISE = "gaussian_clip"
 PLANS = {
-    "none": Plan("none"),
-    "noise": Plan("none", NOISE),
-    "references": Plan("selected"),
-    "noise-references": Plan("selected", NOISE),
-    "own": Plan("own"),
-    "noise-own": Plan("own", NOISE),
-    "contradicting": Plan("contradicting"),
+    "none": ConditionSpec("none"),
+    "noise": ConditionSpec("none", NOISE),
+    "references": ConditionSpec("selected"),
+    "noise-references": ConditionSpec("selected", NOISE),
+    "own": ConditionSpec("own"),
+    "noise-own": ConditionSpec("own", NOISE),
+    "contradicting": ConditionSpec("contradicting"),
 }
 FULL = tuple(PLANS)
 BRIEF = (
@@ -67,8 +65,8 @@ def mentioned(traces: Sequence[Trace]) -> list[Trace]:
     kept = []
     for trace in closed(traces, "presence"):
         if trace.hits and trace.target_domain:
-            told = label_report(trace.target_domain, trace.hits[0].text)["findings"]
-            if trace.meta["finding"] in told and not told[trace.meta["finding"]]["uncertain"]:
+            state = findings_in(trace.target_domain, trace.hits[0].text).get(trace.meta["finding"])
+            if state and not state["uncertain"]:
                 kept.append(trace)
     return kept
 
@@ -97,19 +95,19 @@ def measure(folders: dict[str, Path]) -> dict[str, Any]:
             "flips": flips(own["none"]),
         }
         if "noise-own" in own:
-            told = balanced(mentioned(own["noise-own"]))
-            out[domain]["balanced_accuracy/noise-own, mentioned"] = told
+            score = balanced(mentioned(own["noise-own"]))
+            out[domain]["balanced_accuracy/noise-own, mentioned"] = score
     return out
 
 
-def _some(data: DataFolder) -> tuple[str, ...]:
-    """Ids of ``SOME`` closed questions of test patients, twins aside; the same at each call."""
+def _some(data: DataFolder, count: int) -> tuple[str, ...]:
+    """Ids of so many closed questions of test patients, twins aside; the same at each call."""
     rows = [
         e.id
         for e in data.examples()
         if e.split == "test" and e.answer_type == "closed" and not e.meta.get("twin_of")
     ]
-    return tuple(rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:SOME])
+    return tuple(rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count])
 
 
 def report_scores(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -124,22 +122,18 @@ def report_scores(evaluation: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def check(
-    work: Path, weights: Path, adapter: str | None = None, plans: Sequence[str] = FULL
-) -> dict[str, Any]:
-    """Answer unseen test patients under ``plans``; unless all: ``SOME`` of their questions."""
-    data = DataFolder(_data(work))
-    system = preference.pipeline(work, weights, data)
-    if adapter:
-        system.generator = load_generator("hf", weights / "vlm", weights / adapter, batch_size=64)
-    name = adapter or "untuned"
-    out = work / "check" / name
-    ids = () if plans == FULL else _some(data)
+def check(build: Build, adapter: str | None = None, plans: Sequence[str] = FULL) -> dict[str, Any]:
+    """Answer unseen test patients under ``plans``; unless all: some of their questions."""
+    sizes = build.sizes
+    data = preference.benchmark(build, CHECK_SEED, sizes.check_studies, twins="image")
+    system, name = preference.pipeline(build, data, adapter), adapter or "untuned"
+    out = build.work / "check" / name
+    ids = () if plans == FULL else _some(data, sizes.questions)
     settings = RunSettings(split="test", chunk=512, ids=ids)
     described = {"row": name, "generator": {"model": "vlm", "adapter": adapter}}
-    run_plans(system, data, {n: PLANS[n] for n in plans}, out, settings, 0, described)
+    run_conditions(system, data, {n: PLANS[n] for n in plans}, out, settings, 0, described)
     folders = {plan: out / plan for plan in plans}
-    evaluation = evaluate(list(folders.values()), data, resamples=2000)
+    evaluation = evaluate(list(folders.values()), data, resamples=sizes.resamples)
     return {
         "figures": measure(folders),
         "reports": report_scores(evaluation),
@@ -147,108 +141,37 @@ def check(
     }
 
 
-def write_card(work: Path, weights: Path, found: dict[str, Any]) -> None:
+def write_card(build: Build, found: dict[str, Any]) -> None:
     """``scores.json`` and README.md (the model card) beside the weights."""
-    times = json.loads((work / "times.json").read_text())
+    times, models = build.work / "times.json", build.out
     sizes = {
         folder.name: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        for folder in sorted(weights.iterdir())
+        for folder in sorted(models.iterdir())
         if folder.is_dir() and not folder.name.startswith("__")
     }
     scores = {
         "benchmark": {
             "seed": CHECK_SEED,
-            "studies_per_domain": STUDIES,
+            "studies_per_domain": build.sizes.check_studies,
             "split": "test",
             "similarity": preference.SIMILARITY,
         },
-        "seconds": times,
+        "seconds": read_json(times) if times.exists() else {},
         "bytes": sizes,
         "machine": platform.machine(),
         "models": found,
     }
-    (weights / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")
-    lines = [
-        "# Embedded models",
-        "",
-        "Small models that make every command run anywhere, at once and offline. They were trained",
-        "on the drawn benchmark alone (`python -m training.embedded`, docs/benchmark.md) and know",
-        "nothing of real images. Not a medical device. Apache-2.0.",
-        "",
-        f"Measured on unseen patients: benchmark seed {CHECK_SEED}, {STUDIES} studies a domain, "
-        f"similarity {preference.SIMILARITY}, test split; closed questions, balanced accuracy, "
-        "strict parser; reports, finding F1.",
-        "",
-    ]
-    for name, result in found.items():
-        lines += [f"## {name}", "", *_accuracy_table(result["figures"]), ""]
-        if result["reports"]:
-            lines += [*_report_table(result["reports"]), ""]
-        lines += [*_reliance_table(result["reliance"]), ""]
-    lines += [
-        "Seconds of training by stage (one thread of a shared machine): "
-        + ", ".join(f"{k} {v}" for k, v in times.items())
-        + ".",
-        "",
-    ]
-    (weights / "README.md").write_text("\n".join(lines))
+    (models / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")
+    (models / "README.md").write_text(card(scores))
 
 
-def _accuracy_table(figures: dict[str, Any]) -> list[str]:
-    told = "balanced_accuracy/"
-    plans = [k.removeprefix(told) for k in next(iter(figures.values())) if k.startswith(told)]
-    rows = [["domain", "n", *plans, "flips asked / other"]]
-    for domain, f in figures.items():
-        flip = [_cell(f["flips"].get(kind)) for kind in ("asked", "other")]
-        rows.append(
-            [
-                domain,
-                str(f["questions"]),
-                *(_cell(f[told + p]) for p in plans),
-                " / ".join(filter(None, flip)),
-            ]
-        )
-    return _markdown(rows)
-
-
-def _report_table(reports: dict[str, Any]) -> list[str]:
-    plans = list(next(iter(reports.values())))
-    rows = [["reports: finding F1", *plans, "best constant report", "above it (none)"]]
-    for domain, own in reports.items():
-        constant = own["none"]["constant"]
-        gap = constant["difference"]
-        rows.append(
-            [
-                domain,
-                *(_cell(own[p]["model"]["value"]) for p in plans),
-                _cell(constant["value"]),
-                f"{_cell(gap['value'])} [{_cell(gap['low'])}, {_cell(gap['high'])}]",
-            ]
-        )
-    return _markdown(rows)
-
-
-def _reliance_table(reliance: dict[str, Any]) -> list[str]:
-    rows = [["reliance", "value", "95 % interval", "n"]]
-    for system in reliance.values():
-        for name, f in system["metrics"].items():
-            low_high = f"[{_cell(f['low'])}, {_cell(f['high'])}]"
-            rows.append([name, _cell(f["value"]), low_high, str(f["n"])])
-    return _markdown(rows)
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return [head, "|---" * len(rows[0]) + "|", *body]
-
-
-def _data(work: Path) -> Path:
-    path = work / f"phantom-{CHECK_SEED}"
-    build_benchmark(
-        path, studies=STUDIES, seed=CHECK_SEED, twins="image", similarity=preference.SIMILARITY
+def card(scores: dict[str, Any]) -> str:
+    """The model card: Markdown of the figures in ``scores.json``."""
+    environment = Environment(
+        loader=PackageLoader("training.embedded", "."),
+        undefined=ChainableUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=True,
     )
-    return path
+    environment.tests["startswith"] = str.startswith
+    return environment.get_template("card.md.jinja").render(scores)

@@ -1,6 +1,6 @@
-"""What the references could give at most: fusers fitted to what the reader sees and is told.
+"""What references could give at most: fusers fitted to what the model sees and its references say.
 
-``python -m training.embedded.fusion [WORK]``, after the pairs are made (stage ``adapter``): a fuser
+``python -m training.embedded.fusion [WORK]``, after pairs are made (stage ``adapters``): a fuser
 gets the untuned model's p(yes) without references, and how many references say yes, no or nothing
 of the asked finding. It shows what this evidence is worth; a tuned reader that gets more out of
 the picture than its own p(yes) says may do better.
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from mmedrag.evaluation import right, truth
-from mmedrag.phantom import DOMAINS, read_reference, stated
+from mmedrag.phantom import DOMAINS, findings_in, read_reference
 from mmedrag.records import Trace
 from mmedrag.runtime import read_jsonl
-from training.embedded.preference import PAIR_SEEDS
+from training.embedded.stages import FULL
 
 TEST_SEED = 3001
 LEAN = (0.5, 1.0, 2.0)  # log-odds by which a fuser is made to lean to the picture's answer
@@ -34,16 +34,16 @@ def questions(folder: Path) -> Iterator[tuple[Trace, Trace]]:
         for name in ("clean", "clean-references")
     }
     for key, none in rows["clean"].items():
-        told = rows["clean-references"].get(key)
-        if told and none.answer_type == "closed" and none.answer and none.answer.p_yes is not None:
-            yield none, told
+        aided = rows["clean-references"].get(key)
+        if aided and none.answer_type == "closed" and none.answer and none.answer.p_yes is not None:
+            yield none, aided
 
 
-def said(trace: Trace) -> list[float]:
+def statements(trace: Trace) -> list[float]:
     """Per reference: 1 it says yes to the question, -1 no, half of it uncertainly, 0 nothing."""
     out = []
     for hit in trace.hits:
-        found = stated(str(trace.target_domain), hit.text).get(trace.meta["finding"])
+        found = findings_in(str(trace.target_domain), hit.text).get(trace.meta["finding"])
         weight = 0.0 if found is None else 0.5 if found["uncertain"] else 1.0
         out.append(weight if read_reference(trace, hit.text) == "yes" else -weight)
     return out
@@ -53,18 +53,18 @@ def features(pairs: list[tuple[Trace, Trace]]) -> tuple[np.ndarray, np.ndarray]:
     """float [n, features], and the log-odds of yes without references [n]."""
     odds = np.array([_odds(none.answer.p_yes) for none, _ in pairs])  # type: ignore
     rows = []
-    for (none, told), own in zip(pairs, odds, strict=True):
-        words = np.array(said(told) or [0.0])
-        silent = (words == 0).sum() * (-1 if none.meta.get("form") == "negated" else 1)
+    for (none, aided), own in zip(pairs, odds, strict=True):
+        says = np.array(statements(aided) or [0.0])
+        silent = (says == 0).sum() * (-1 if none.meta.get("form") == "negated" else 1)
         base = [
             own,
             own * abs(own),
-            (words > 0).sum(),
-            (words < 0).sum(),
+            (says > 0).sum(),
+            (says < 0).sum(),
             silent,
-            words[0],
-            words.sum() / len(words),
-            silent / len(words),
+            says[0],
+            says.sum() / len(says),
+            silent / len(says),
             np.sign(silent),
         ]
         here = [float(none.target_domain == name) for name in DOMAINS]
@@ -79,24 +79,24 @@ def _odds(p: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.embedded.fusion", description=__doc__)
-    parser.add_argument("work", type=Path, nargs="?", default=Path("build/tiny"))
+    parser.add_argument("work", type=Path, nargs="?", default=Path("build/embedded"))
     work = parser.parse_args().work
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
-    folders = {seed: work / f"pairs-{seed}" for seed in PAIR_SEEDS}
+    folders = {seed: work / f"pairs-{seed}" for seed in FULL.pair_seeds}
     test = list(questions(folders.pop(TEST_SEED)))
     train = [row for folder in folders.values() for row in questions(folder)]
     without = np.array([right(none) for none, _ in test])
     yes = np.array([truth(none) == "yes" for none, _ in test])
 
-    def say(name: str, correct: np.ndarray) -> None:
+    def show(name: str, correct: np.ndarray) -> None:
         harm = (~correct)[without].mean()
         print(f"{name:<34} right {correct.mean():.3f}  over-reliance {harm:.3f}")
 
     print(f"fitted on {len(train)} questions, measured on {len(test)} (seed {TEST_SEED})")
-    say("without references", without)
-    say("untuned, with references", np.array([right(told) for _, told in test]))
+    show("without references", without)
+    show("untuned, with references", np.array([right(aided) for _, aided in test]))
     sides = [truth(none) == "yes" for none, _ in train]
     (seen, _), (asked, odds) = features(train), features(test)
     models: dict[str, Any] = {
@@ -108,9 +108,9 @@ def main() -> None:
     for name, model in models.items():
         decide: Callable[[np.ndarray], np.ndarray] = model.fit(seen, sides).decision_function
         scores = decide(asked)
-        say(name, (scores > 0) == yes)
+        show(name, (scores > 0) == yes)
         for lean in LEAN:
-            say(f"{name}, leaning {lean}", (scores + lean * np.sign(odds) > 0) == yes)
+            show(f"{name}, leaning {lean}", (scores + lean * np.sign(odds) > 0) == yes)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The last stage: RAG-PT of the small model on patients that nothing else was trained on, and the
-confidence under which it abstains."""
+"""RAG-PT of the small model on patients that nothing else was trained on, and the confidence under
+which it abstains."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -16,17 +17,17 @@ from safetensors.torch import load_file, save_file
 from mmedrag.answering.generators import load_generator
 from mmedrag.domain import open_domain
 from mmedrag.phantom import DOMAINS, build_benchmark
-from mmedrag.pipeline import CORPUS, Pipeline, Plan, RunSettings, interactive, run_plans
+from mmedrag.pipeline import CORPUS, Pipeline, RunSettings, interactive, run_conditions
 from mmedrag.preference.dpo import DpoTraining, train_dpo
 from mmedrag.preference.pairs import PairSettings, even_answers, make_pairs, read_pairs
-from mmedrag.records import PAPER_KINDS, Pair
+from mmedrag.records import PAPER_KINDS, ConditionSpec, Pair
 from mmedrag.retrieval import RuleSpec, build_index, open_retriever
 from mmedrag.runtime import DataFolder, read_json, write_json
+from training.embedded.stages import Build
 
 log = logging.getLogger(__name__)
-PAIR_SEEDS, PAIR_STUDIES = tuple(range(3000, 3006)), 1500  # benchmarks that pairs come from
-# No model was trained on these benchmarks, so all but their test patients are held out. Two of
-# them give more cross-modal pairs than are used.
+# No model was trained on the benchmarks that pairs come from, so all but their test patients are
+# held out. Two of them give more cross-modal pairs than are used.
 PAIRS = PairSettings(
     split="train", task="vqa", chunk=512, kinds=(*PAPER_KINDS, "unaided"), drawn=("copy", "resist")
 )
@@ -44,7 +45,7 @@ SETTINGS = DpoTraining(
     count_end=False,
     log_steps=50,
 )
-VALIDATION_SEED, VALIDATION_STUDIES = 3500, 1200  # settings and thresholds are chosen on these
+VALIDATION_SEED = 3500  # of the patients on which settings and thresholds are chosen
 ANSWERED = 0.85  # accuracy that answers above the abstention threshold shall reach
 # Pairs: with more cross-modal ones answers on noise images become unreadable, with more copy pairs
 # references are followed more, and are right more often (docs/log.md).
@@ -53,39 +54,40 @@ K = 4
 BASE = "src/mmedrag/embedded/vlm"  # the base model's place in the repository
 
 
-def data_folder(work: Path, seed: int, studies: int = PAIR_STUDIES) -> DataFolder:
-    path = work / f"phantom-{seed}"
-    build_benchmark(path, studies=studies, seed=seed, similarity=SIMILARITY)
+def benchmark(build: Build, seed: int, studies: int, twins: str | None = None) -> DataFolder:
+    path = build.work / f"phantom-{seed}"
+    build_benchmark(path, studies=studies, seed=seed, twins=twins, similarity=SIMILARITY)
     return DataFolder(path)
 
 
-def pipeline(work: Path, weights: Path, data: DataFolder) -> Pipeline:
-    """The embedded system over an index of the pairs' own training studies."""
-    retrievers = {}
+def pipeline(build: Build, data: DataFolder, adapter: str | None = None) -> Pipeline:
+    """The embedded system over an index of ``data``'s own training studies."""
+    weights, retrievers = build.out, {}
     for name in DOMAINS:
-        index = work / f"index-{data.path.name}-{name}"
+        index = build.work / f"index-{data.path.name}-{name}"
         if not (index / "manifest.json").exists():
             encoder = str((weights / f"retriever-{name}").resolve())
             build_index([data], index, domain=name, encoder=encoder)
         retrievers[name] = open_retriever(index)
+    tuned = weights / adapter if adapter else None
     return Pipeline(
         domain=open_domain(weights / "domain"),
         retrievers=retrievers,
         rule=RuleSpec(),
         k=K,
-        generator=load_generator("hf", weights / "vlm", batch_size=64),
+        generator=load_generator("hf", weights / "vlm", tuned, batch_size=64),
     )
 
 
-def make(work: Path, weights: Path) -> list[Pair]:
+def make(build: Build) -> list[Pair]:
     """Preference pairs of all kinds; their traces stay beside them."""
-    pairs = []
-    for seed in PAIR_SEEDS:
-        data, out = data_folder(work, seed), work / f"pairs-{seed}"
+    pairs: list[Pair] = []
+    seeds = build.sizes.pair_seeds
+    for seed in seeds:
+        data, out = benchmark(build, seed, build.sizes.pair_studies), build.work / f"pairs-{seed}"
         if not (out / "pairs.jsonl").exists():
-            assemble = partial(pipeline, work, weights, data)
-            settings = PAIRS if seed in PAIR_SEEDS[:2] else FEWER
-            log.info("pairs %s", make_pairs(assemble, data, out, settings))
+            settings = PAIRS if seed in seeds[:2] else FEWER
+            log.info("pairs %s", make_pairs(partial(pipeline, build, data), data, out, settings))
         pairs += read_pairs(out)
     return pairs
 
@@ -105,29 +107,29 @@ def choose(pairs: Sequence[Pair], kinds: Sequence[str]) -> list[Pair]:
     return chosen
 
 
-def tune(
-    work: Path, weights: Path, name: str, kinds: Sequence[str], settings: DpoTraining = SETTINGS
-) -> dict:
-    """Tune one adapter on the pairs of ``kinds`` into ``weights/name``."""
-    chosen = choose(make(work, weights), kinds)
-    found = train_dpo(chosen, weights / "vlm", work / name, settings, cache=work / "dpo")
-    ship(work / name, weights / name)
+def tune(build: Build, name: str, kinds: Sequence[str]) -> dict[str, Any]:
+    """Tune one adapter on the pairs of ``kinds`` into ``out/name``."""
+    settings = replace(SETTINGS, max_steps=build.sizes.adapter)
+    cache, trained = build.work / "dpo", build.work / name
+    found = train_dpo(choose(make(build), kinds), build.out / "vlm", trained, settings, cache=cache)
+    ship(build, trained, build.out / name)
     return found
 
 
-def abstention(work: Path, weights: Path) -> dict:
+def abstention(build: Build) -> dict[str, Any]:
     """Fit the tuned system's abstention threshold on validation patients, beside the model."""
-    data, out = data_folder(work, VALIDATION_SEED, VALIDATION_STUDIES), work / "validation"
-    system = pipeline(work, weights, data)
-    system.generator = load_generator("hf", weights / "vlm", weights / "adapter", batch_size=64)
+    data = benchmark(build, VALIDATION_SEED, build.sizes.validation_studies)
+    system, out = pipeline(build, data, "adapter"), build.work / "validation"
     settings = RunSettings(split="test", task="vqa", chunk=512)
-    run_plans(system, data, {"references": Plan("selected")}, out, settings, 0, {"row": "tuned"})
+    run_conditions(
+        system, data, {"references": ConditionSpec("selected")}, out, settings, 0, {"row": "tuned"}
+    )
     fitted = interactive.fit_abstention([out / "references"], ANSWERED)
-    write_json(weights / "vlm" / interactive.SIDECAR, fitted)
+    write_json(build.out / "vlm" / interactive.SIDECAR, fitted)
     return fitted
 
 
-def ship(trained: Path, folder: Path) -> None:
+def ship(build: Build, trained: Path, folder: Path) -> None:
     """Copy an adapter in half precision, without the list of ids, which is larger than it is."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = "adapter_model.safetensors"
@@ -136,8 +138,9 @@ def ship(trained: Path, folder: Path) -> None:
     for name in ("result.json", "training_log.jsonl"):
         shutil.copy(trained / name, folder / name)
     config = read_json(trained / "adapter_config.json")  # peft notes where the base lay when tuned
-    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": BASE})
-    card = (trained / "README.md").read_text()
-    seeds = f"{PAIR_SEEDS[0]} to {PAIR_SEEDS[-1]}"
-    rows = f"train patients of benchmark seeds {seeds}, {PAIR_STUDIES} studies a domain each"
+    base = BASE if build.ships else str((build.out / "vlm").resolve())
+    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base})
+    card, sizes = (trained / "README.md").read_text(), build.sizes
+    seeds = f"{sizes.pair_seeds[0]} to {sizes.pair_seeds[-1]}"
+    rows = f"train patients of benchmark seeds {seeds}, {sizes.pair_studies} studies a domain each"
     (folder / "README.md").write_text(card.replace("`train_ids.jsonl`", rows))

@@ -1,3 +1,1 @@
-from . import prompts as prompts
-from .prompts import TemplateSet as TemplateSet
-from .prompts import neutralise as neutralise
+from .prompts import TemplateSet as TemplateSet, neutralise as neutralise

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from mmedrag.runtime import Progress
+
 T = TypeVar("T")
-log = logging.getLogger("mmedrag")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -80,6 +81,8 @@ class Call:
 
     def progress(self, what: str) -> Progress:
         """A callback ``(done, total)`` that draws a bar on a terminal, else logs now and then."""
+        from mmedrag.runtime import Progress
+
         return Progress(what)
 
     def progresses(self) -> Callable[[str, int, int], None]:
@@ -87,7 +90,9 @@ class Call:
         bars: dict[str, Progress] = {}
 
         def progress(what: str, done: int, total: int) -> None:
-            bars.setdefault(what, Progress(what))(done, total)
+            if what not in bars:
+                bars[what] = self.progress(what)
+            bars[what](done, total)
 
         return progress
 
@@ -203,57 +208,6 @@ def with_system(function: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(SYSTEM):
         function = option(function)
     return function
-
-
-class Progress:
-    """Progress with throughput and time left, on stderr: a bar, or a line each 30 seconds."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.start, self.logged = what, time.monotonic(), time.monotonic()
-        self.first: int | None = None
-        self.bar: Any = None
-        self.task: Any = None
-
-    def __call__(self, done: int, total: int | None = None) -> None:
-        if self.first is None:  # rows that an earlier, interrupted call finished
-            self.first, self.start = done, time.monotonic()
-        if sys.stderr.isatty():
-            self._draw(done, total)
-            return
-        now = time.monotonic()
-        if now - self.logged >= 30 or done == total:
-            self.logged = now
-            rate = (done - self.first) / max(now - self.start, 1e-9)
-            of, left = (f" of {total}", total - done) if total else ("", 0)
-            when = f", {left / rate:.0f} s left" if rate and left > 0 else ""
-            log.info("%s: %d%s, %.1f/s%s", self.what, done, of, rate, when)
-
-    def _draw(self, done: int, total: int | None) -> None:
-        if self.bar is None:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            self.bar = Progress(
-                TextColumn(self.what),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self.bar.start()
-            self.task = self.bar.add_task(self.what, total=total, completed=done, rate="")
-        rate = (done - (self.first or 0)) / max(time.monotonic() - self.start, 1e-9)
-        self.bar.update(self.task, completed=done, total=total, rate=f"{rate:.1f}/s")
-        if total and done >= total:
-            self.bar.stop()
-            self.bar = None
 
 
 def plain(value: Any) -> Any:

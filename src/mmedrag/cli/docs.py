@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mmedrag.cli.main import NOUNS, cli
+from mmedrag.runtime import write_text
 
 HEAD = """# Commands
 
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     file = Path(arguments[-1])
     text = page()
     if "--check" not in arguments:
-        file.write_text(text, encoding="utf-8")
+        write_text(file, text)
         return 0
     if file.exists() and file.read_text(encoding="utf-8") == text:
         return 0

@@ -27,10 +27,10 @@ def predict(
     from collections import Counter
 
     from mmedrag.domain import open_domain, predict_domain
-    from mmedrag.runtime import DataFolder, write_rows
+    from mmedrag.runtime import DataFolder, write_jsonl
 
     rows = predict_domain(DataFolder(data), open_domain(model, device), split)
-    write_rows(out, rows)
+    write_jsonl(out, rows)
     call.finish({"out": out, "rows": len(rows), "labels": dict(Counter(r["label"] for r in rows))})
 
 

@@ -28,8 +28,7 @@ def noun(
     adopt: bool,
 ) -> None:
     """Run the matrix: OK, near, FAIL or no data per row; exit 1 if one fails or none ran."""
-    from mmedrag.experiments import adopt as adopt_demo
-    from mmedrag.experiments import run_matrix
+    from mmedrag.experiments import adopt as adopt_demo, run_matrix
 
     if adopt:
         if demo is None or not demo.is_dir():

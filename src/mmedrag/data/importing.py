@@ -14,7 +14,6 @@ Results have ``to_dict()`` for ``--json`` and ``exit_code``.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedrag.data.writer import ImportResult, Writer
 from mmedrag.records import Split, UserError, resolve_object
+from mmedrag.runtime import sha256
 
 if TYPE_CHECKING:
     from mmedrag.data.checks.report import CheckReport
@@ -92,7 +92,7 @@ def import_data(
     writer = Writer(Path(out), settings, seed, dict(shares) if shares else None, progress)
     try:
         load(source, writer, **given)
-    except UserError:
+    except BaseException:  # an interrupt, too: what is stored need not be stored again
         writer.abandon()
         raise
     return writer.finish()
@@ -109,12 +109,7 @@ def _plain(value: Any) -> Any:
 def _inputs(source: Path) -> dict[str, str]:
     """sha256 of the row files directly given: another content is another import."""
     files = [source] if source.is_file() else sorted(source.glob("*.json*"))
-    found = {}
-    for path in files:
-        if path.is_file():
-            with open(path, "rb") as handle:
-                found[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return found
+    return {path.name: sha256(path) for path in files if path.is_file()}
 
 
 def check(paths: Sequence[str | Path], **options: Any) -> CheckReport:

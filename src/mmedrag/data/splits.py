@@ -7,7 +7,6 @@ identical picture are one group, so none of these crosses splits.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from mmedrag.images import MAX_BITS, MIN_LIKENESS, Look, fine, near_identical
 from mmedrag.records import Split
+from mmedrag.runtime import seeded_share
 
 SHARES: dict[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -91,7 +91,7 @@ def _popcount(words: np.ndarray) -> np.ndarray:
 
 def assign_split(key: str, seed: int, shares: dict[Split, float] | None = None) -> Split:
     """The split of a group: a seeded hash of its name, so that it never depends on the others."""
-    point = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") / 2**64
+    point = seeded_share(seed, key)
     last: Split = "train"
     for split, share in (shares or SHARES).items():
         if share <= 0:

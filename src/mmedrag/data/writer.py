@@ -1,16 +1,15 @@
 """The one way rows and images get into a DATA folder: checked, bare of metadata, resumable.
 
 Place in the picture: the end of every importer. Rows are collected, images are stored one by
-one as they come (each atomically, remembered in ``import-cache.jsonl``), and ``finish`` draws
-missing splits and writes the JSON Lines files. Running an interrupted import again reuses the
-stored images and ends with the same bytes.
+one as they come (each atomically, remembered in the journal ``import-cache.jsonl``), and ``finish``
+draws missing splits and writes the JSON Lines files. Running an interrupted import again reuses
+the stored images and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,9 +22,19 @@ from mmedrag.data import splits
 from mmedrag.data.rows import Row
 from mmedrag.images import Look, clean_copy
 from mmedrag.records import Example, Pair, Record, Reference, Split, UserError
-from mmedrag.runtime import BadRow, explain, write_jsonl
+from mmedrag.runtime import (
+    BadRow,
+    Journal,
+    explain,
+    read_json,
+    sync,
+    write_json,
+    write_jsonl,
+    write_unsynced,
+)
 
 CACHE, SETTINGS = "import-cache.jsonl", "import.json"
+GROUP = 64  # images that are made durable together; a kill stores at most so many again
 
 
 @dataclass
@@ -79,41 +88,27 @@ class Writer:
         self._stored: dict[str, str] = {}  # source file → stored image
         self.missing: set[str] = set()  # image names that rows give, but that are not there
         self._claim(settings)
-        self._cache = self._open_cache()
+        self._cache = Journal(self.out / CACHE, older=_older)
+        rows = self._cache.rows(self._cache.where)
+        self._known = dict(zip(self._cache.where, map(json.loads, rows), strict=True))
+        self._notes: dict[str, str] = {}
+        self._unsynced: list[Path] = []  # stored images that the notes are about
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
         """OUT belongs to this import, or is refused before anything is written."""
-        text = json.dumps(dict(settings), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         path = self.out / SETTINGS
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"{self.out}: is a file, expected a folder to write to")
         if path.is_file():
-            if path.read_text(encoding="utf-8") != text:
+            if read_json(path) != json.loads(json.dumps(dict(settings))):
                 raise UserError(
                     f"{self.out}: holds another import (see {SETTINGS}), expected an empty folder"
                 )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{self.out}: is not empty, expected a new or empty folder")
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, text.encode("utf-8"))
-        except OSError as error:
-            raise UserError(f"{self.out}: cannot be written: {error.strerror}") from None
+        write_json(path, dict(settings), indent=2, sort_keys=True)
 
     # --- images
-
-    def _open_cache(self) -> Any:
-        """What earlier runs stored. A line torn by an interruption is dropped."""
-        path, self._known = self.out / CACHE, {}
-        if path.exists():
-            whole = path.read_bytes()
-            keep = whole.rfind(b"\n") + 1
-            for line in whole[:keep].splitlines():
-                entry = json.loads(line)
-                self._known[entry["source"]] = entry
-            if keep < len(whole):
-                os.truncate(path, keep)
-        return open(path, "a", encoding="utf-8", newline="\n")
 
     def image(self, source: Path, name: str, sha256: str | None = None) -> str:
         """Store the picture of ``source`` without metadata; its path relative to OUT.
@@ -155,7 +150,8 @@ class Writer:
         if name in self._looks:  # another source file of the same name
             stem, dot, end = name.rpartition(".")
             name = f"{stem}-{_short_hash(key)}{dot}{end}"
-        write_atomic(self.out / name, data)
+        write_unsynced(self.out / name, data)
+        self._unsynced.append(self.out / name)
         if stamp is not None:
             self._note({"source": key, "stamp": stamp, "image": name} | _packed(look))
         return self._remember(key, name, look)
@@ -166,8 +162,17 @@ class Writer:
         return name
 
     def _note(self, entry: dict[str, Any]) -> None:
-        self._cache.write(json.dumps(entry) + "\n")
-        self._cache.flush()
+        self._notes[entry["source"]] = json.dumps(entry)
+        if len(self._notes) >= GROUP:
+            self._settle()
+
+    def _settle(self) -> None:
+        """The journal names images that are on disk, and no others."""
+        sync(*self._unsynced, *{path.parent for path in self._unsynced})
+        self._unsynced = []
+        if self._notes:
+            self._cache.append(self._notes)
+            self._notes = {}
 
     def remember(self, key: str, fields: dict[str, Any], images: list[str]) -> None:
         """Keep what a costly source file gave, for the next run of the same command."""
@@ -242,6 +247,7 @@ class Writer:
 
     def abandon(self) -> None:
         """The import cannot go on: an OUT in which nothing is stored yet is free again."""
+        self._settle()
         self._cache.close()
         own = {self.out / SETTINGS, self.out / CACHE}
         if set(self.out.iterdir()) == own and not (self.out / CACHE).stat().st_size:
@@ -252,6 +258,7 @@ class Writer:
     def finish(self) -> ImportResult:
         """Draw missing splits, write the files, and say what was done."""
         self._draw_splits()
+        self._settle()
         result = self.result
         for kind, name in (("examples", "examples"), ("corpus", "corpus"), ("pairs", "pairs")):
             rows = self.rows[kind]
@@ -307,12 +314,12 @@ def write_rejected(path: Path, rows: list[BadRow]) -> int:
     return 0
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """All or nothing: a reader, or the same command after an interruption, sees no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+def _older(line: bytes) -> tuple[str, bytes]:
+    """A line of the cache as it was before it was a journal: the entry alone."""
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
+        raise ValueError("not an entry")
+    return entry["source"], line
 
 
 def _packed(look: Look) -> dict[str, Any]:

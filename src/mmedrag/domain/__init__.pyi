@@ -1,13 +1,15 @@
-from . import features as features
-from . import outliers as outliers
-from .fit import DomainTraining as DomainTraining
-from .fit import fit_head as fit_head
-from .identify import DomainModel as DomainModel
-from .identify import embed as embed
-from .identify import open_domain as open_domain
-from .identify import predict_domain as predict_domain
-from .identify import standardise as standardise
-from .train import features_of as features_of
-from .train import labelled_rows as labelled_rows
-from .train import train_domain as train_domain
-from .train import zero_shot_from as zero_shot_from
+from . import features as features, outliers as outliers
+from .fit import DomainTraining as DomainTraining, fit_head as fit_head
+from .identify import (
+    DomainModel as DomainModel,
+    embed as embed,
+    open_domain as open_domain,
+    predict_domain as predict_domain,
+    standardise as standardise,
+)
+from .train import (
+    features_of as features_of,
+    labelled_rows as labelled_rows,
+    train_domain as train_domain,
+    zero_shot_from as zero_shot_from,
+)

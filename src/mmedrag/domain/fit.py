@@ -6,7 +6,6 @@ it needs (varied copies, channel swaps, ``domain_outliers``) from a seed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.domain import features
-from mmedrag.domain import outliers as domain_outliers
+from mmedrag.domain import features, outliers as domain_outliers
 from mmedrag.domain.identify import Arrays, DomainModel, embed, standardise
 from mmedrag.images import load_image
 from mmedrag.records import Encoder, Row, UserError
+from mmedrag.runtime import numpy_rng, seeded_int
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def tree_arrays(trees: Any) -> Arrays:
 
 def _varied(rows: Sequence[Row], s: DomainTraining) -> Iterator[Image.Image]:
     for row in rows:
-        rng = np.random.default_rng(_seed(s.seed, "vary", row.id))
+        rng = numpy_rng(_seed(s.seed, "vary", row.id))
         picture = _readable(row)
         if picture is None:
             continue
@@ -167,7 +166,7 @@ def _varied(rows: Sequence[Row], s: DomainTraining) -> Iterator[Image.Image]:
 
 def _outliers(rows: Sequence[Row], s: DomainTraining) -> Iterator[Image.Image]:
     for row in rows:
-        rng = np.random.default_rng(_seed(s.seed, "swap", row.id))
+        rng = numpy_rng(_seed(s.seed, "swap", row.id))
         picture = _readable(row)
         if picture is None or not features.is_coloured(picture):
             continue
@@ -175,12 +174,12 @@ def _outliers(rows: Sequence[Row], s: DomainTraining) -> Iterator[Image.Image]:
             swapped = domain_outliers.swap_channels(picture, domain_outliers.SWAPS[order])
             yield domain_outliers.vary(rng, swapped) if n else swapped
     for n in range(s.outliers):
-        rng = np.random.default_rng(_seed(s.seed, "outlier", str(n)))
+        rng = numpy_rng(_seed(s.seed, "outlier", n))
         yield domain_outliers.outlier(rng)
 
 
-def _seed(seed: int, what: str, key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{what}:{key}".encode()).digest()[:8], "big")
+def _seed(seed: int, what: str, key: object) -> int:
+    return seeded_int(seed, what, key, joint=":", bits=64)
 
 
 def _readable(row: Row) -> Image.Image | None:

@@ -33,8 +33,8 @@ from PIL import Image
 
 from mmedrag.domain.features import VERSION, statistics
 from mmedrag.images import load_image
-from mmedrag.records import UNKNOWN, Domain, Encoder, UserError
-from mmedrag.runtime import DataFolder
+from mmedrag.records import UNKNOWN, Domain, Encoder, Preparing, UserError
+from mmedrag.runtime import DataFolder, write_bytes, write_json
 
 BATCH = 128
 Arrays = dict[str, np.ndarray]
@@ -110,16 +110,14 @@ class DomainModel:
         from safetensors.numpy import save
 
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         kept = {k: np.ascontiguousarray(v) for k, v in sorted(self.arrays.items())}
-        (folder / "head.safetensors").write_bytes(save(kept))
-        text = json.dumps(self.config, indent=1, sort_keys=True, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_bytes(folder / "head.safetensors", save(kept))
+        write_json(folder / "config.json", self.config, sort_keys=True)
 
 
 def _unknown(reason: str, confidence: float | None, scores: dict[str, float] | None) -> Domain:
     sure = None if confidence is None else round(float(confidence), 6)
-    return Domain(label=UNKNOWN, confidence=sure, scores=scores or {}, reason=reason)  # type: ignore[call-arg]
+    return Domain(label=UNKNOWN, confidence=sure, scores=scores or {}, reason=reason)
 
 
 def open_domain(path: str | Path, device: str | None = None) -> DomainModel:
@@ -173,7 +171,7 @@ def embed(
     """
     errors: dict[Any, str] = {}
     blocks: list[np.ndarray] = []
-    prepare = getattr(encoder, "prepare", None) or (lambda picture: picture)
+    prepare = encoder.prepare if isinstance(encoder, Preparing) else (lambda picture: picture)
 
     def read(item: Path | Image.Image) -> Any:
         try:

@@ -17,7 +17,6 @@ Public functions (stable)::
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections import Counter
@@ -31,9 +30,9 @@ import numpy as np
 from mmedrag.domain import features as domain_features
 from mmedrag.domain.fit import DomainTraining, fit_head, fit_temperature, fit_threshold, fit_unknown
 from mmedrag.domain.identify import Arrays, DomainModel, embed, standardise
-from mmedrag.records import Encoder, Row, UserError
+from mmedrag.records import Encoder, Reopenable, Row, UserError
 from mmedrag.retrieval.encoders import load_encoder
-from mmedrag.runtime import DataFolder, read_toml, write_train_ids
+from mmedrag.runtime import DataFolder, Figures, ModelCard, read_toml, seeded_share, write_train_ids
 
 __all__ = ["DomainTraining", "train_domain", "zero_shot_domain", "zero_shot_from"]
 
@@ -118,7 +117,7 @@ def train_domain(
     config["encoder"] = keep_encoder(model, path, copy_encoder)
     head.save(path)
     write_train_ids(path / "train_ids.jsonl", train)
-    (path / "README.md").write_text(_card(config), encoding="utf-8")
+    _card(config).write(path)
     return config["metrics"]
 
 
@@ -160,8 +159,8 @@ def zero_shot_domain(
         "metrics": {},
     }
     DomainModel(config, arrays, model).save(path)
-    (path / "train_ids.jsonl").write_text("", encoding="utf-8")
-    (path / "README.md").write_text(_card(config), encoding="utf-8")
+    write_train_ids(path / "train_ids.jsonl", [])
+    _card(config).write(path)
     return {"labels": labels, "kind": "zero-shot"}
 
 
@@ -200,20 +199,16 @@ def split_rows(data: Sequence[DataFolder], seed: int) -> tuple[list[Row], list[R
     """Training and validation rows; without a ``val`` split, 15 % of the training patients."""
     train, val = labelled_rows(data, "train"), labelled_rows(data, "val")
     if not val:
-        held = [_share(f"{seed}:{row.patient or row.id}") < 0.15 for row in train]
+        held = [seeded_share(seed, row.patient or row.id) < 0.15 for row in train]
         val = [row for row, out in zip(train, held, strict=True) if out]
         train = [row for row, out in zip(train, held, strict=True) if not out]
     return train, val
 
 
-def _share(key: str) -> float:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-
-
 def _limited(rows: list[Row], settings: DomainTraining) -> list[Row]:
     kept: Counter[str | None] = Counter()
     chosen = []
-    for row in sorted(rows, key=lambda r: _share(f"{settings.seed}:{r.id}")):
+    for row in sorted(rows, key=lambda r: seeded_share(settings.seed, r.id)):
         kept[row.domain] += 1
         if kept[row.domain] <= settings.per_domain:
             chosen.append(row)
@@ -238,7 +233,7 @@ def keep_encoder(model: Encoder | None, path: Path, copy: bool | None) -> dict[s
     """Config entry of the encoder; a small local folder is copied beside the head."""
     if model is None:
         return None
-    spec = getattr(model, "spec", "")
+    spec = model.spec if isinstance(model, Reopenable) else ""
     folder = Path(spec)
     local = bool(spec) and folder.is_dir()
     if local and folder == path / "encoder":  # a fine-tuned one is there already
@@ -253,12 +248,22 @@ def keep_encoder(model: Encoder | None, path: Path, copy: bool | None) -> dict[s
     return {"spec": spec, "fingerprint": model.fingerprint, "dim": model.dim}
 
 
-def _card(config: dict[str, Any]) -> str:
-    metrics = "\n".join(f"- {name}: {value}" for name, value in config["metrics"].items())
-    return (
-        "# Domain model\n\n"
-        f"Labels: {', '.join(config['labels'])}, or unknown. Kind: {config['kind']}.\n\n"
-        f"{config.get('notice') or ''}\n\n{metrics}\n\n"
-        "Research software, not a medical device. `config.json` holds every setting, "
-        "`train_ids.jsonl` what it was trained on.\n"
+def _card(config: dict[str, Any]) -> ModelCard:
+    return ModelCard(
+        title="Domain model",
+        what=f"Labels: {', '.join(config['labels'])}, or unknown. Kind: {config['kind']}.",
+        facts=[config["notice"]] if config.get("notice") else [],
+        figures=[Figures("Measured:", ("what", "value"), _figures(config["metrics"]))]
+        if config["metrics"]
+        else [],
+        settings=config.get("settings", {}),
     )
+
+
+def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Name and value a line; of values by domain one line each."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in metrics.items():
+        inner = value.items() if isinstance(value, Mapping) else [(None, value)]
+        rows += [(name if key is None else f"{name}, {key}", each) for key, each in inner]
+    return rows

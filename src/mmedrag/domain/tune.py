@@ -20,6 +20,7 @@ from mmedrag.domain.fit import DomainTraining
 from mmedrag.images import load_image
 from mmedrag.records import Row, UserError
 from mmedrag.retrieval.encoders import ahead, load_towers
+from mmedrag.runtime import torch_rng
 
 log = logging.getLogger(__name__)
 BATCH = 32
@@ -61,7 +62,7 @@ def fine_tune(
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)  # leaves what has no gradient alone
     torch.nn.init.zeros_(head.weight)
-    dice = torch.Generator().manual_seed(settings.seed)
+    dice = torch_rng(settings.seed)
     for epoch in range(settings.fine_tune):
         order = [rows[i] for i in torch.randperm(len(rows), generator=dice).tolist()]
         losses = []

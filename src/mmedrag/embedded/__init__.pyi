@@ -1,5 +1,1 @@
-from .folder import EMBEDDED as EMBEDDED
-from .folder import available as available
-from .folder import cache_folder as cache_folder
-from .folder import located as located
-from .folder import path as path
+from .folder import EMBEDDED as EMBEDDED, available as available, located as located, path as path

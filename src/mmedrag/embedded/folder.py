@@ -7,7 +7,6 @@ them); on real images the answers mean nothing, and the system says so.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mmedrag.records import UserError
@@ -50,13 +49,6 @@ def available() -> list[str]:
 
 def _adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists()
-
-
-def cache_folder() -> Path:
-    """Where what can be rebuilt is kept: $MMEDRAG_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("MMEDRAG_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(chosen) if chosen else base / "mmedrag"
 
 
 def located(name: str) -> Path:

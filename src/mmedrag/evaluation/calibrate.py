@@ -14,7 +14,6 @@ Public functions (stable)::
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from mmedrag.evaluation.of_retriever import agreements, rows_of
 from mmedrag.records import Example, Reference, UserError
 from mmedrag.retrieval import Retriever, select
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, seeded_int, write_text
 
 MEASURES = ("finding_accuracy", "label_jaccard")
 
@@ -104,7 +103,7 @@ def write_recipe(path: Path, result: dict[str, Any]) -> None:
     ]
     if result["threshold"] is not None:
         lines.append(f"threshold = {result['threshold']}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _example(row: Reference) -> Example:
@@ -119,7 +118,7 @@ def _example(row: Reference) -> Example:
 
 
 def _half(key: str) -> bool:
-    return hashlib.sha256(key.encode()).digest()[0] < 128
+    return seeded_int(key, bits=1) == 0
 
 
 def _above(threshold: float | None, s: np.ndarray, a: np.ndarray) -> dict[str, float | None]:

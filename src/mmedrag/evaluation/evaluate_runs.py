@@ -10,9 +10,7 @@ the paired difference to that control reaches 0 or below.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from mmedrag.evaluation.reliance import missing, reliance
 from mmedrag.evaluation.scoring import Common, Facts, Scored, Scorer, score_all, tables
 from mmedrag.evaluation.subgroups import subgroup_tables
 from mmedrag.records import Score, UserError
-from mmedrag.runtime import DataFolder, environment, write_jsonl
+from mmedrag.runtime import DataFolder, environment, write_json, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +139,7 @@ def evaluate(
 def example_scores(arm: str, scored: Scored) -> list[Score]:
     """One row per example and metric; metrics that share a per-example value are all listed."""
     return [
-        Score(example_id=t.example_id, metric=name, value=v, run=arm, task=scored.task)  # type: ignore[call-arg]
+        Score(example_id=t.example_id, metric=name, value=v, run=arm, task=scored.task)
         for name, stat in scored.stats["model"].items()
         for t, value in zip(scored.traces, stat.values, strict=True)
         if (v := clean(value)) is not None
@@ -156,7 +154,4 @@ def scores_path(out: Path) -> Path:
 def write_metrics(result: Mapping[str, Any], scores: Sequence[Score], out: Path) -> None:
     """Write ``metrics.json`` (atomically) and its per-example sibling."""
     write_jsonl(scores_path(out), scores)
-    part = out.with_name(out.name + ".part")
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, out)
+    write_json(out, result)

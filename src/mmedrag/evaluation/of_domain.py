@@ -17,14 +17,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedrag.domain import DomainModel, embed, standardise
-from mmedrag.domain import features as domain_features
-from mmedrag.domain import outliers as domain_outliers
+from mmedrag.domain import (
+    DomainModel,
+    embed,
+    features as domain_features,
+    outliers as domain_outliers,
+    standardise,
+)
 from mmedrag.evaluation.metrics.questions import calibration_rows, ece_of, proportion
 from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, intervals
 from mmedrag.images import apply_noise, load_image
 from mmedrag.records import UNKNOWN, Noise, Row, UserError
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, numpy_rng
 
 # pictures inside scikit-image and scikit-learn that show nothing medical
 EVERYDAY = {
@@ -179,7 +183,7 @@ def _noise(path: Path, number: int, seed: int) -> Image.Image:
 
 
 def _blank(number: int, seed: int) -> Image.Image:
-    rng = np.random.default_rng(seed * 1000 + number)
+    rng = numpy_rng(seed * 1000 + number)
     colour = rng.integers(0, 256, 3) if number % 2 else np.repeat(rng.integers(0, 256), 3)
     return Image.new("RGB", (128, 128), tuple(int(v) for v in colour))
 

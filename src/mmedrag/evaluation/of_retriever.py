@@ -30,7 +30,7 @@ from mmedrag.evaluation.metrics.statistics import intervals
 from mmedrag.records import Encoder, Reference, Truth, UserError
 from mmedrag.retrieval import EmbeddingCache, embed_images, embed_texts, per_query, relevant
 from mmedrag.retrieval.encoders import load_encoder
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, numpy_rng
 
 
 def evaluate_retriever(
@@ -71,7 +71,7 @@ def evaluate_retriever(
     right = relevant([r.text for r in rows], range(len(rows)))
 
     paired = _intervals(per_query(images @ own_texts.T, right), patients, resamples, seed)
-    order = np.random.default_rng(seed).permutation(len(rows))
+    order = numpy_rng(seed).permutation(len(rows))
     beside = {"chance": chance(right), "shuffled": per_query(images[order] @ own_texts.T, right)}
     if untrained and hasattr(model, "towers"):
         with reinitialised(model, seed):

@@ -15,8 +15,7 @@ import numpy as np
 
 from mmedrag.evaluation.arms import OVERALL
 from mmedrag.evaluation.compare import marked
-from mmedrag.evaluation.metrics import questions
-from mmedrag.evaluation.metrics import text as metrics_text
+from mmedrag.evaluation.metrics import questions, text as metrics_text
 from mmedrag.evaluation.metrics.clinical import clinical as clinical_metrics
 from mmedrag.evaluation.metrics.statistics import (
     AnyStat,

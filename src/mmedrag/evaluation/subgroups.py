@@ -25,6 +25,7 @@ from mmedrag.evaluation.metrics.statistics import (
 )
 from mmedrag.evaluation.scoring import Scored, table
 from mmedrag.records import Trace
+from mmedrag.runtime import numpy_rng
 
 SMALLEST = 10  # a subgroup with fewer rows is listed, but gives no gap
 PERMUTATIONS = 1000
@@ -130,7 +131,7 @@ def _gap_p(
     seed: int,
 ) -> float:
     """Permutation p of the gap: whole patients exchange their subgroup."""
-    rng = np.random.default_rng([seed, 4])
+    rng = numpy_rng(seed, 4)
     first = np.unique(groups, return_index=True)[1]
     hits = 0
     for _ in range(PERMUTATIONS):

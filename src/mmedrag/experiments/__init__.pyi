@@ -1,11 +1,4 @@
-from . import ablation as ablation
-from . import repro_checks as repro_checks
-from .ablation import PAIRWISE as PAIRWISE
-from .ablation import SETS as SETS
-from .ablation import AblationSettings as AblationSettings
-from .demo import STUDIES as STUDIES
-from .demo import ablate as ablate
-from .demo import headline as headline
-from .demo import run_demo as run_demo
-from .repro import adopt as adopt
-from .repro import run_matrix as run_matrix
+from . import ablation as ablation, repro_checks as repro_checks
+from .ablation import PAIRWISE as PAIRWISE, SETS as SETS, AblationSettings as AblationSettings
+from .demo import STUDIES as STUDIES, ablate as ablate, headline as headline, run_demo as run_demo
+from .repro import adopt as adopt, run_matrix as run_matrix

@@ -25,13 +25,12 @@ from mmedrag.pipeline import (
     GENERIC,
     OneDomainTable,
     Pipeline,
-    Plan,
     RunSettings,
     System,
     build_pipeline,
-    run_plans,
+    run_conditions,
 )
-from mmedrag.records import DomainIdentifier, Example, Generator, Searcher, UserError
+from mmedrag.records import ConditionSpec, DomainIdentifier, Example, Generator, Searcher, UserError
 from mmedrag.retrieval import RuleSpec
 from mmedrag.runtime import DataFolder
 
@@ -39,19 +38,22 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 Adapter = str | Mapping[str, str]  # one folder, or one for each domain
 
-CLEAN = {"none": Plan("none")}
+CLEAN = {"none": ConditionSpec("none")}
 # the model's own controls stand beside every score: an image without content, and references
 # that are somebody else's
-ALONE = CLEAN | {"noise-none": Plan("none", "gaussian_clip"), "blank-none": Plan("none", "blank")}
-WITH = {
-    "references": Plan("selected"),
-    "noise-references": Plan("selected", "gaussian_clip"),
-    "blank-references": Plan("selected", "blank"),
-    "shuffled": Plan("shuffled"),
-    "random": Plan("random"),
+ALONE = CLEAN | {
+    "noise-none": ConditionSpec("none", "gaussian_clip"),
+    "blank-none": ConditionSpec("none", "blank"),
 }
-AGAINST = {"contradicting": Plan("contradicting")}
-OWN = {"own-report": Plan("own")}
+WITH = {
+    "references": ConditionSpec("selected"),
+    "noise-references": ConditionSpec("selected", "gaussian_clip"),
+    "blank-references": ConditionSpec("selected", "blank"),
+    "shuffled": ConditionSpec("shuffled"),
+    "random": ConditionSpec("random"),
+}
+AGAINST = {"contradicting": ConditionSpec("contradicting")}
+OWN = {"own-report": ConditionSpec("own")}
 
 SETS = ("cross_modal", "copy", "resist")  # RAG-PT's kinds of pairs
 PAIRWISE = tuple("+".join(two) for two in combinations(SETS, 2))
@@ -64,7 +66,7 @@ class Row:
 
     name: str
     title: str
-    plans: Mapping[str, Plan]
+    plans: Mapping[str, ConditionSpec]
     retrieval: str | None = None  # None | "generic" | "domain"
     rule: RuleSpec | None = None  # None: all k hits are kept
     adapter: Adapter | None = None
@@ -214,7 +216,7 @@ def run_rows(
             settings = RunSettings(ids=tuple(example.id for example in chosen))
             part = f" ({i + 1} of {len(asked)})" if len(asked) > 1 else ""
             report = partial(progress, row.title + part) if progress else None
-            run_plans(pipeline, data, plans, folder, settings, seed, system, inputs, report)
+            run_conditions(pipeline, data, plans, folder, settings, seed, system, inputs, report)
         folders += [folder / name for name in row.plans]
     return folders
 
@@ -241,7 +243,7 @@ def assemble(row: Row, parts: Parts) -> Pipeline:
 
 def _asked(
     row: Row, examples: Sequence[Example]
-) -> Iterator[tuple[dict[str, Plan], list[Example]]]:
+) -> Iterator[tuple[dict[str, ConditionSpec], list[Example]]]:
     """Conditions with their examples: image twins are asked on the clean image without
     references alone, where image sensitivity is measured."""
     twins = {name for name, plan in row.plans.items() if plan == CLEAN["none"]}

@@ -15,7 +15,7 @@ from mmedrag.evaluation import evaluate
 from mmedrag.experiments import ablation
 from mmedrag.experiments.ablation import AblationSettings, Progress
 from mmedrag.pipeline import Flags, System, data_folder, generic_index, resolve_system
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, write_text
 
 STUDIES = 10  # of each domain: what two slow cores answer in under five minutes
 
@@ -99,7 +99,7 @@ def ablate(
         folders, out, data=data, metrics=result, title=title, note=f"{note} {said}".strip()
     )
     state = {"studies_per_domain": settings.studies, "examples": len(examples), "seed": seed}
-    (out / "sample.json").write_text(json.dumps(state) + "\n")
+    write_text(out / "sample.json", json.dumps(state) + "\n")
     failed = sum(arm["failed"] for arm in result["runs"].values())
     return {
         **result,

@@ -35,6 +35,7 @@ from typing import Any
 from mmedrag.experiments import repro_checks
 from mmedrag.experiments.repro_checks import NoData, Rows
 from mmedrag.records import UserError
+from mmedrag.runtime import write_text
 
 OK, NEAR, FAIL, NO_DATA = "OK", "near", "FAIL", "no data"
 HEAD = "45ceed3"
@@ -314,10 +315,7 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, text)
 
 
 def page(rows: Sequence[Row], recorded: Mapping[str, Mapping[str, Any]]) -> str:

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmedrag.evaluation import controls
-from mmedrag.evaluation.metrics import questions
-from mmedrag.evaluation.metrics import text as metrics_text
+from mmedrag.evaluation.metrics import questions, text as metrics_text
 from mmedrag.records import Example, Hit, Reference, Trace, Truth, UserError, answers
 from mmedrag.runtime import DataFolder
 

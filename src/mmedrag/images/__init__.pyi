@@ -1,18 +1,18 @@
-from . import dicom as dicom
-from . import files as files
-from .alike import MAX_BITS as MAX_BITS
-from .alike import MIN_LIKENESS as MIN_LIKENESS
-from .alike import Look as Look
-from .alike import fine as fine
-from .alike import near_identical as near_identical
-from .alike import perceptual_hash as perceptual_hash
-from .alike import pixel_hash as pixel_hash
-from .dicom import count_frames as count_frames
-from .dicom import pictures as pictures
-from .dicom import read as read
-from .files import decode_image as decode_image
-from .files import load_image as load_image
-from .files import looks_like_dicom as looks_like_dicom
+from . import dicom as dicom, files as files
+from .alike import (
+    MAX_BITS as MAX_BITS,
+    MIN_LIKENESS as MIN_LIKENESS,
+    Look as Look,
+    fine as fine,
+    near_identical as near_identical,
+    perceptual_hash as perceptual_hash,
+    pixel_hash as pixel_hash,
+)
+from .dicom import count_frames as count_frames, pictures as pictures, read as read
+from .files import (
+    decode_image as decode_image,
+    load_image as load_image,
+    looks_like_dicom as looks_like_dicom,
+)
 from .noise import apply_noise as apply_noise
-from .strip import clean_copy as clean_copy
-from .strip import png_bytes as png_bytes
+from .strip import clean_copy as clean_copy, png_bytes as png_bytes

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmedrag.images.files import load_image
 from mmedrag.records import Noise, UserError
+from mmedrag.runtime import numpy_rng
 
 
 def pad_to_square(
@@ -38,7 +39,7 @@ def apply_noise(picture: Image.Image, noise: Noise, size: int) -> Image.Image:
     - ``other_patient``: another picture, the file ``path``.
     - ``shuffle_patches``: squares of ``patch`` pixels (size/8) in random order.
     """
-    rng = np.random.Generator(np.random.PCG64(noise.seed))
+    rng = numpy_rng(noise.seed)
     params = dict(noise.params)
 
     def number(key: str, default: float) -> float:

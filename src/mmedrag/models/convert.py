@@ -14,10 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,7 @@ from mmedrag.models import llava_layout as source_of
 from mmedrag.models.checkpoints import NAMES, Shard, shard_paths
 from mmedrag.models.llava_tensors import Conversion, Report
 from mmedrag.records import UserError
-from mmedrag.runtime import torchvision_shim
+from mmedrag.runtime import new_folder, torchvision_shim, write_json
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +44,8 @@ def convert_checkpoint(
             exists. Nothing is left at ``out`` then.
     """
     source = Path(source)
-    with _new_folder(Path(out)) as part:
+    torchvision_shim.ready()
+    with new_folder(Path(out)) as part:
         settings = source_of.read_config(source)
         tower = source_of.find_tower(source, settings, vision_tower, local_files_only)
         files = shard_paths(source) + [p for p in [source / "mm_projector.bin"] if p.exists()]
@@ -61,7 +58,7 @@ def convert_checkpoint(
         source_of.processor(settings, tower, tokenizer, config, chat).save_pretrained(part)
         filling = range(settings["vocab_size"], vocabulary)
         source_of.generation_config(tokenizer, filling).save_pretrained(part)
-        (part / "conversion.json").write_text(json.dumps(vars(report), indent=2) + "\n")
+        write_json(part / "conversion.json", vars(report), indent=2)
     return report
 
 
@@ -81,14 +78,15 @@ def merge_adapter(
     adapter = Path(adapter)
     if dtype != "keep" and dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not known, expected keep, {', '.join(DTYPES)}")
-    with _new_folder(Path(out)) as part:
+    torchvision_shim.ready()
+    with new_folder(Path(out)) as part:
         own = model_info(model).get("dtype") if dtype == "keep" else dtype
         loaded = load_model(model, device="cpu", dtype=own if own in DTYPES else "float32")
         merged = attach(loaded.model, adapter).merge_and_unload(safe_merge=True)
         merged.save_pretrained(part)
         loaded.processor.save_pretrained(part)
         facts = {"base": Path(str(model)).name, "adapter": adapter.name, "dtype": own}
-        (part / "merge.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(part / "merge.json", facts, indent=2)
     return facts
 
 
@@ -152,19 +150,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object")
     return found
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that appears at ``out`` complete, or not at all."""
-    if out.exists():
-        raise UserError(f"{out}: exists already, expected a new folder")
-    torchvision_shim.ready()
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -5,7 +5,6 @@ What the original recomputes (rotary frequencies, position ids) is compared and 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ import torch
 from mmedrag.models.checkpoints import SafetensorsWriter, Shard, Spec, shard_paths, shards
 from mmedrag.models.llava_layout import Tower
 from mmedrag.records import UserError
-from mmedrag.runtime import torchvision_shim
+from mmedrag.runtime import torchvision_shim, write_json
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class Conversion:
             listed = ", ".join(sorted(self.missing)[:5])
             raise UserError(f"{len(self.missing)} tensors are missing from the source: {listed}")
         index = {"metadata": {"total_size": self.report.bytes}, "weight_map": self.weight_map}
-        (self.part / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        write_json(self.part / "model.safetensors.index.json", index, indent=2)
 
     def _take(self, name: str, shape: tuple[int, ...], origin: str) -> None:
         if name in self.seen:

@@ -2,7 +2,8 @@
 
 Read ``grammar`` (findings ↔ sentences, both ways), ``sample`` (studies, similar cases, knobs),
 ``questions``, ``build`` (a DATA folder), ``reading`` (what a reference says of a question), then
-the drawings: ``canvas``, ``chest``, ``fundus``, ``histology``.
+the drawings: ``canvas``, ``scene``, ``chest``, ``fundus``, ``histology``. What a domain says
+stands beside its drawing (``chest.toml``); ``words`` reads it.
 """
 
 import lazy_loader

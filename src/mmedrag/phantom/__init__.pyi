@@ -1,27 +1,28 @@
 from . import build as build
-from .build import build_benchmark as build_benchmark
-from .build import questions_of as questions_of
-from .canvas import Canvas as Canvas
-from .canvas import Dice as Dice
-from .grammar import DOMAINS as DOMAINS
-from .grammar import DomainSpec as DomainSpec
-from .grammar import Findings as Findings
-from .grammar import has as has
-from .grammar import label_report as label_report
-from .grammar import load_domain as load_domain
-from .grammar import split_sentences as split_sentences
-from .grammar import structured_report as structured_report
-from .grammar import write_report as write_report
-from .questions import Question as Question
-from .questions import ask_closed as ask_closed
-from .questions import ask_open as ask_open
-from .questions import ask_presence as ask_presence
-from .questions import balance as balance
-from .questions import cells as cells
-from .reading import present_in as present_in
-from .reading import read_reference as read_reference
-from .reading import stated as stated
-from .sample import Knobs as Knobs
-from .sample import Study as Study
-from .sample import picture as picture
-from .sample import studies as studies
+from .build import build_benchmark as build_benchmark, questions_of as questions_of
+from .canvas import Canvas as Canvas, Rng as Rng
+from .grammar import (
+    DOMAINS as DOMAINS,
+    DomainSpec as DomainSpec,
+    Findings as Findings,
+    has as has,
+    label_report as label_report,
+    load_domain as load_domain,
+    split_sentences as split_sentences,
+    structured_report as structured_report,
+    write_report as write_report,
+)
+from .questions import (
+    Question as Question,
+    ask_closed as ask_closed,
+    ask_open as ask_open,
+    ask_presence as ask_presence,
+    balance as balance,
+    cells as cells,
+)
+from .reading import (
+    findings_in as findings_in,
+    present_in as present_in,
+    read_reference as read_reference,
+)
+from .sample import Knobs as Knobs, Study as Study, picture as picture, studies as studies

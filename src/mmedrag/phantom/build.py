@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
-from mmedrag.phantom.canvas import Canvas, Dice
+from mmedrag.phantom.canvas import Canvas, Rng
 from mmedrag.phantom.grammar import DOMAINS, DomainSpec, load_domain
 from mmedrag.phantom.questions import Balance, Question, ask_closed, ask_open, balance
 from mmedrag.phantom.sample import Knobs, Study, flip, picture, report, studies
 from mmedrag.records import Example, Reference, Truth, UserError
-from mmedrag.runtime import write_jsonl
+from mmedrag.runtime import read_json, sync, write_json, write_jsonl, write_unsynced
 
 LICENCE = "CC0-1.0"
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """What one study contributes to the data folder."""
 
     truth: list[Truth]
@@ -39,22 +39,31 @@ def _canvas(size: int) -> Canvas:
 
 def _save(domain: DomainSpec, study: Study, out: Path, knobs: Knobs) -> str:
     name = f"images/{study.id}.png"
-    path = out / name
-    if not path.exists():  # a finished image is complete: it is renamed into place
-        part = path.with_suffix(".part")
-        pixels = picture(domain, study, _canvas(knobs.size), knobs)
-        Image.fromarray(pixels).save(part, format="PNG", compress_level=3)
-        os.replace(part, path)
+    if not _whole(out / name):
+        pixels, png = picture(domain, study, _canvas(knobs.size), knobs), BytesIO()
+        Image.fromarray(pixels).save(png, format="PNG", compress_level=3)
+        write_unsynced(out / name, png.getvalue())
     return name
+
+
+def _whole(path: Path) -> bool:
+    """Whether an earlier, interrupted build has finished this picture: it then ends as PNG files
+    do (a power cut may leave a name without content, because the name was not waited for)."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(-len(PNG_END), os.SEEK_END)
+            return handle.read() == PNG_END
+    except OSError:
+        return False
 
 
 def questions_of(
     domain: DomainSpec, study: Study, knobs: Knobs, fair: Balance | None
 ) -> list[Question]:
     """The study's questions; no text twice."""
-    dice = Dice(study.key, "questions")
-    asked = [ask_closed(domain, study.findings, dice, fair) for _ in range(knobs.closed)]
-    asked += [q for q in (ask_open(domain, study.findings, dice) for _ in range(knobs.open)) if q]
+    rng = Rng(study.key, "questions")
+    asked = [ask_closed(domain, study.findings, rng, fair) for _ in range(knobs.closed)]
+    asked += [q for q in (ask_open(domain, study.findings, rng) for _ in range(knobs.open)) if q]
     return list({q.text: q for q in asked}.values())
 
 
@@ -71,16 +80,11 @@ def _example(study: Study, image: str, question: Question, number: str, **meta: 
     return Example(
         id=f"{study.id}-{number}",
         task="vqa",
-        image=image,
         question=question.text,
         answer=question.answer,
         answer_type="closed" if question.closed else "open",
-        domain=study.domain,
-        patient=study.patient,
-        split=study.split,
-        source="phantom",
-        licence=LICENCE,
         meta=_meta(study, question, **meta),
+        **_row(study, image),
     )
 
 
@@ -96,23 +100,26 @@ def rows(
     image = _save(domain, study, out, knobs)
     text = report(domain, study, knobs)
     asked = questions_of(domain, study, knobs, fair)
-    shared: dict[str, Any] = dict(
+    row = _row(study, image) | {"meta": _meta(study)}
+    examples = [_example(study, image, q, f"q{i}") for i, q in enumerate(asked)]
+    examples.append(Example(id=f"{study.id}-report", task="report", answer=text, **row))
+    own = Rows([_truth(study)], [Reference(id=study.id, text=text, **row)], examples)
+    if twins and study.split == "test":
+        twin = _twin(domain, study, out, knobs, twins, asked, image)
+        return Rows(own.truth + twin.truth, own.corpus + twin.corpus, own.examples + twin.examples)
+    return own
+
+
+def _row(study: Study, image: str, source: str = "phantom") -> dict[str, Any]:
+    """What all rows about a study have in common."""
+    return dict(
         domain=study.domain,
         patient=study.patient,
         split=study.split,
-        source="phantom",
+        source=source,
         licence=LICENCE,
         image=image,
     )
-    truth = [_truth(study)]
-    corpus = [Reference(id=study.id, text=text, meta=_meta(study), **shared)]
-    examples = [_example(study, image, q, f"q{i}") for i, q in enumerate(asked)]
-    examples.append(
-        Example(id=f"{study.id}-report", task="report", answer=text, meta=_meta(study), **shared)
-    )
-    if twins and study.split == "test":
-        _add_twins(domain, study, out, knobs, twins, asked, image, truth, corpus, examples)
-    return Rows(truth, corpus, examples)
 
 
 def _truth(study: Study) -> Truth:
@@ -121,7 +128,7 @@ def _truth(study: Study) -> Truth:
     )
 
 
-def _add_twins(
+def _twin(
     domain: DomainSpec,
     study: Study,
     out: Path,
@@ -129,10 +136,7 @@ def _add_twins(
     kind: str,
     asked: list[Question],
     image: str,
-    truth: list[Truth],
-    corpus: list[Reference],
-    examples: list[Example],
-) -> None:
+) -> Rows:
     """The same study with one finding flipped, in the image only or in the report only.
 
     The flipped finding is that of the first presence question; a second presence question
@@ -140,44 +144,25 @@ def _add_twins(
     """
     presence = [(f"q{i}", q) for i, q in enumerate(asked) if q.form == "presence"]
     if not presence:
-        return
+        return Rows([], [], [])
     asked_first, first = presence[0]
     others = [(n, q) for n, q in presence[1:] if q.finding != first.finding]
-    flipped = flip(domain, study.findings, first.finding, first.side, Dice(study.key, "twin"))
+    flipped = flip(domain, study.findings, first.finding, first.side, Rng(study.key, "twin"))
     twin = replace(study, id=f"{study.id}-twin-{kind}", findings=flipped)
     if kind == "report":
-        text = report(domain, twin, knobs)
         meta = _meta(study, twin_of=study.id, flipped=first.finding, twin="report")
-        corpus.append(
-            Reference(
-                id=twin.id,
-                text=text,
-                image=image,
-                domain=study.domain,
-                patient=study.patient,
-                split=study.split,
-                source="phantom-twin",
-                licence=LICENCE,
-                meta=meta,
-            )
-        )
-        return
-    picture_name = _save(domain, twin, out, knobs)  # study.key unchanged: all else stays
-    truth.append(_truth(twin))
+        shared = _row(study, image, "phantom-twin")
+        text = report(domain, twin, knobs)
+        return Rows([], [Reference(id=twin.id, text=text, meta=meta, **shared)], [])
+    twin_image = _save(domain, twin, out, knobs)  # study.key unchanged: all else stays
+    examples = []
     for number, question in [(asked_first, first), *others[:1]]:
         same = question.finding != first.finding
         answer = question.answer if same else ("no" if question.answer == "yes" else "yes")
-        examples.append(
-            _example(
-                twin,
-                picture_name,
-                replace(question, answer=answer),
-                number,
-                twin="image",
-                twin_of=f"{study.id}-{number}",
-                flipped=first.finding,
-            )
-        )
+        base = {"twin": "image", "twin_of": f"{study.id}-{number}", "flipped": first.finding}
+        question = replace(question, answer=answer)
+        examples.append(_example(twin, twin_image, question, number, **base))
+    return Rows([_truth(twin)], [], examples)
 
 
 Job = tuple[str, list[Study], str, Knobs, str | None, Balance | None]
@@ -186,7 +171,10 @@ Job = tuple[str, list[Study], str, Knobs, str | None, Balance | None]
 def _work(job: Job) -> list[Rows]:
     name, batch, out, knobs, twins, fair = job
     domain = load_domain(name)
-    return [rows(domain, study, Path(out), knobs, twins, fair) for study in batch]
+    made = [rows(domain, study, Path(out), knobs, twins, fair) for study in batch]
+    pictures = {Path(out, str(row.image)) for r in made for row in (*r.corpus, *r.examples)}
+    sync(*pictures, Path(out, "images"))
+    return made
 
 
 def _jobs(
@@ -227,10 +215,36 @@ def build_benchmark(
     Raises:
         UserError: unknown domain or knob, or a folder that holds another build.
     """
-    out = Path(out)
-    names = list(domains or DOMAINS)
+    out, names = Path(out), list(domains or DOMAINS)
     for name in names:
         load_domain(name)
+    setting = _checked(knobs, studies, twins)
+    plan = dict(
+        generator="mmedrag.phantom",
+        version=1,
+        studies=studies,
+        domains=names,
+        seed=seed,
+        twins=twins,
+        knobs=asdict(setting),
+    )
+    _claim(out, plan)
+    jobs = list(_jobs(names, studies, seed, setting, out, twins))
+    total, made = studies * len(names), list[Rows]()
+    for batch in _results(jobs, workers or os.cpu_count() or 1):
+        made += batch
+        if progress:
+            progress(len(made), total)
+    return {
+        "studies": total,
+        "truth": write_jsonl(out / "truth.jsonl", (t for r in made for t in r.truth)),
+        "corpus": write_jsonl(out / "corpus.jsonl", (c for r in made for c in r.corpus)),
+        "examples": write_jsonl(out / "examples.jsonl", (e for r in made for e in r.examples)),
+    }
+
+
+def _checked(knobs: Mapping[str, Any], studies: int, twins: str | None) -> Knobs:
+    """The knobs, if they and the build's other settings can be drawn."""
     unknown = sorted(set(knobs) - set(Knobs.__dataclass_fields__))
     if unknown:
         known = ", ".join(Knobs.__dataclass_fields__)
@@ -244,51 +258,29 @@ def build_benchmark(
         raise UserError(f"phantom: prior is {setting.prior!r}, expected balanced or natural")
     if setting.size < 32:
         raise UserError(f"phantom: size is {setting.size}, expected at least 32 pixels")
-    plan = dict(
-        generator="mmedrag.phantom",
-        version=1,
-        studies=studies,
-        domains=names,
-        seed=seed,
-        twins=twins,
-        knobs=asdict(setting),
-    )
-    _claim(out, plan)
-    jobs = list(_jobs(names, studies, seed, setting, out, twins))
-    total, done = studies * len(names), 0
-    made: list[Rows] = []
-    workers = workers or os.cpu_count() or 1
+    return setting
+
+
+def _results(jobs: Sequence[Job], workers: int) -> Iterator[list[Rows]]:
+    """What each job gives, in order."""
     if workers == 1 or len(jobs) == 1:
-        results: Iterator[list[Rows]] = map(_work, jobs)
-        pool = None
-    else:
-        pool = ProcessPoolExecutor(min(workers, len(jobs)))
-        results = pool.map(_work, jobs)
+        yield from map(_work, jobs)
+        return
+    pool = ProcessPoolExecutor(min(workers, len(jobs)))
     try:
-        for batch in results:
-            made += batch
-            done += len(batch)
-            if progress:
-                progress(done, total)
+        yield from pool.map(_work, jobs)
     finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
-    return {
-        "studies": total,
-        "truth": write_jsonl(out / "truth.jsonl", (t for r in made for t in r.truth)),
-        "corpus": write_jsonl(out / "corpus.jsonl", (c for r in made for c in r.corpus)),
-        "examples": write_jsonl(out / "examples.jsonl", (e for r in made for e in r.examples)),
-    }
+        pool.shutdown(cancel_futures=True)
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Mark the folder as this build's; refuse to mix two builds."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    path, text = out / "phantom.json", json.dumps(plan, indent=1, sort_keys=True) + "\n"
-    if path.exists() and path.read_text() != text:
+    path = out / "phantom.json"
+    if path.exists() and read_json(path) != plan:
         raise UserError(
             f"{out}: holds another phantom build (see {path.name}); choose a new folder"
         )
     if not path.exists() and any((out / "images").iterdir()):
         raise UserError(f"{out}: images/ is not empty and is no phantom build; choose a new folder")
-    path.write_text(text)
+    write_json(path, plan, sort_keys=True)

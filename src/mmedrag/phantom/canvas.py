@@ -11,22 +11,23 @@ Coordinates: x to the right, y down, both in [0, 1] over the image, whatever its
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from mmedrag.runtime import named_random, random_words
+
 T = TypeVar("T")
 Window = tuple[slice, slice]
 
 
-class Dice:
-    """Named randomness: ``Dice(seed, study, "nodule")`` is independent of every other name, so
+class Rng:
+    """Named randomness: ``Rng(seed, study, "nodule")`` is independent of every other name, so
     that changing one finding of a study leaves everything else where it was."""
 
     def __init__(self, *key: object) -> None:
-        self._random = random.Random("/".join(str(part) for part in key)).random
+        self._random = named_random(*key).random
 
     def unit(self) -> float:
         return self._random()
@@ -149,10 +150,10 @@ class Canvas:
         """1 under a horizontal level (y larger), soft edge of ±soft."""
         return smooth((self.y - np.float32(level) + np.float32(soft)) / np.float32(2 * soft))
 
-    def clouds(self, dice: Dice, cells: int) -> np.ndarray:
+    def clouds(self, rng: Rng, cells: int) -> np.ndarray:
         """Value noise in [-1, 1] with ``cells`` lattice cells across."""
         grid = np.array(
-            [[dice.uniform(-1, 1) for _ in range(cells + 2)] for _ in range(cells + 2)], np.float32
+            [[rng.uniform(-1, 1) for _ in range(cells + 2)] for _ in range(cells + 2)], np.float32
         )
         at = self.x[0] * np.float32(cells)
         low = at.astype(np.int64)
@@ -163,8 +164,8 @@ class Canvas:
 
 def grain(size: int, channels: int, *key: object) -> np.ndarray:
     """Integer pixel noise [size, size, channels]: bell-shaped, mean 0, s.d. 147.8 (int32)."""
-    entropy = random.Random("/".join(str(part) for part in key)).getrandbits(64)
-    raw = np.random.PCG64(entropy).random_raw(size * size * channels // 2 + 1)
+    entropy = named_random(*key).getrandbits(64)
+    raw = random_words(entropy, size * size * channels // 2 + 1)
     parts = raw.view(np.uint8)[: size * size * channels * 4].reshape(size, size, channels, 4)
     pairs = parts[..., :2].astype(np.int32) + parts[..., 2:]  # slices: faster than sum(-1)
     return pairs[..., 0] + pairs[..., 1] - 510

@@ -1,7 +1,7 @@
 """The benchmark's language: findings to sentences and questions, and sentences back to findings.
 
 Every sentence comes from a finite set, so the labeller is a dictionary from sentence to
-meaning, exact by construction; building it fails when one sentence has two meanings.
+meaning, exact by construction; building it is an error when one sentence has two meanings.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict
 
-from mmedrag.phantom.canvas import Canvas, Dice
+from mmedrag.phantom.canvas import Canvas, Rng
 from mmedrag.records import Finding, UserError
 
 DOMAINS: dict[str, str] = {
@@ -26,6 +27,7 @@ DOMAINS: dict[str, str] = {
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 Findings = dict[str, Finding]
+FORBID = ConfigDict(extra="forbid")  # a mistyped field of a table is an error
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class FindingSpec:
     capitalised. Questions without a side slot ask about any side.
     """
 
+    __pydantic_config__ = FORBID
     name: str
     noun: str
     positive: tuple[str, ...]
@@ -53,11 +56,12 @@ class FindingSpec:
 class AttributeSpec:
     """A visible property of the picture that is no finding (view, habitus, stain, ...)."""
 
+    __pydantic_config__ = FORBID
     name: str
     values: Mapping[str, tuple[str, ...]]  # value -> sentences that state it
 
 
-Render = Callable[[Canvas, Findings, Mapping[str, str], Callable[[str], Dice], float], np.ndarray]
+Render = Callable[[Canvas, Findings, Mapping[str, str], Callable[[str], Rng], float], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def write_report(
     domain: DomainSpec,
     findings: Findings,
     attributes: Mapping[str, str],
-    dice: Dice,
+    rng: Rng,
     omission: float = 0.6,
     hedging: float = 0.1,
     describe: float = 0.8,
@@ -141,26 +145,25 @@ def write_report(
         describe: share of the picture's attributes that are stated.
     """
     opening = [
-        dice.choice(spec.values[attributes[spec.name]])
+        rng.choice(spec.values[attributes[spec.name]])
         for spec in domain.attributes
-        if dice.chance(describe)
+        if rng.chance(describe)
     ]
     body = []
-    for spec in dice.shuffled(domain.findings):
+    for spec in rng.shuffled(domain.findings):
         state = findings[spec.name]
         if state.present:
-            templates = spec.hedged if dice.chance(hedging) else spec.positive
-            body.append(fill(domain, spec, dice.choice(templates), state))
-        elif not dice.chance(omission):
-            if dice.chance(hedging / 4):
-                doubt = dice.choice(states(domain, spec))
-                body.append(fill(domain, spec, dice.choice(spec.hedged), doubt))
+            templates = spec.hedged if rng.chance(hedging) else spec.positive
+            body.append(fill(domain, spec, rng.choice(templates), state))
+        elif not rng.chance(omission):
+            if rng.chance(hedging / 4):
+                doubt = rng.choice(states(domain, spec))
+                body.append(fill(domain, spec, rng.choice(spec.hedged), doubt))
             else:
-                body.append(fill(domain, spec, dice.choice(spec.negative), state))
-    if not any(state.present for state in findings.values()) or not body:
-        if not any(state.present for state in findings.values()):
-            body.append(dice.choice(domain.normal))
-    return " ".join(opening + body) or dice.choice(domain.normal)
+                body.append(fill(domain, spec, rng.choice(spec.negative), state))
+    if not any(state.present for state in findings.values()):
+        body.append(rng.choice(domain.normal))
+    return " ".join(opening + body) or rng.choice(domain.normal)
 
 
 def structured_report(domain: DomainSpec, findings: Findings, attributes: Mapping[str, str]) -> str:
@@ -215,7 +218,7 @@ def sentences(name: str) -> dict[str, tuple[str, str, Finding] | None]:
                 key = _key(fill(domain, spec, template, state))
                 known = table.get(key, ...)
                 if known is None or (known is not ... and known[:2] != (spec.name, polarity)):
-                    raise ValueError(f"{name}: {key!r} has two meanings: {known} and {spec.name}")
+                    raise UserError(f"{name}: {key!r} has two meanings: {known} and {spec.name}")
                 table[key] = (
                     spec.name,
                     polarity,

@@ -1,4 +1,4 @@
-"""What can lie in an H&E tile: each finding painted over a slide, at a place and a grade."""
+"""What can lie in an H&E tile: each finding painted over a slide, at a place and a strength."""
 
 from __future__ import annotations
 
@@ -6,42 +6,30 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mmedrag.phantom.canvas import Dice, Window, smooth, turn
+from mmedrag.phantom.canvas import Rng, Window, smooth, turn
 from mmedrag.phantom.histology_slide import Slide, disc, draws, spots, texture
 
 
 def _region(
-    slide: Slide, cx: float, cy: float, rx: float, ry: float, ragged: np.ndarray, soft: float
+    slide: Slide, cx: float, cy: float, rx: float, ry: float, soft: float
 ) -> tuple[Window, np.ndarray]:
     """A ragged-edged patch: its window and mask."""
     canvas = slide.canvas
     at = canvas.window(cx, cy, rx * 1.4, ry * 1.4)
     dx, dy = (canvas.x[at] - np.float32(cx)) / np.float32(rx), canvas.y[at] - np.float32(cy)
     dy = dy / np.float32(ry)
-    q = dx * dx + dy * dy + ragged[at] * np.float32(0.45)
+    q = dx * dx + dy * dy + slide.ragged[at] * np.float32(0.45)
     inside = smooth((np.float32(1 + soft) - q) / np.float32(2 * soft))
     # Nothing reaches the window's border or the other half of the field.
     return at, inside * smooth((np.float32(1.9) - dx * dx - dy * dy) / np.float32(0.4))
 
 
-Painter = Callable[[Slide, float, float, float, float, Dice, np.ndarray, float], None]
-
-
-def _necrosis(
-    slide: Slide,
-    cx: float,
-    cy: float,
-    grade: float,
-    contrast: float,
-    place: Dice,
-    ragged: np.ndarray,
-    zoom: float,
-) -> None:
-    r = 0.11 + 0.065 * grade
-    at, mask = _region(slide, cx, cy, r * 1.2, r, ragged, 0.25)
+def _necrosis(slide: Slide, cx: float, cy: float, strength: float, place: Rng) -> None:
+    r = 0.11 + 0.065 * strength
+    at, mask = _region(slide, cx, cy, r * 1.2, r, 0.25)
     canvas = slide.canvas
     dust = texture(place, canvas.x[at] * np.float32(60), canvas.y[at] * np.float32(60))
-    show = min(0.97, (0.3 + 0.7 * contrast) * (0.6 + 0.42 * grade))
+    show = min(0.97, (0.3 + 0.7 * slide.contrast) * (0.6 + 0.42 * strength))
     slide.cover(
         at,
         mask * np.float32(show),
@@ -68,19 +56,10 @@ def _necrosis(
     slide.nuclei[at] = np.maximum(slide.nuclei[at], debris * mask * np.float32(show))
 
 
-def _fat(
-    slide: Slide,
-    cx: float,
-    cy: float,
-    grade: float,
-    contrast: float,
-    place: Dice,
-    ragged: np.ndarray,
-    zoom: float,
-) -> None:
-    at, mask = _region(slide, cx, cy, 0.18, 0.16, ragged, 0.12)
+def _fat(slide: Slide, cx: float, cy: float, strength: float, place: Rng) -> None:
+    at, mask = _region(slide, cx, cy, 0.18, 0.16, 0.12)
     canvas = slide.canvas
-    cell = 0.058 + 0.03 * zoom
+    cell = 0.058 + 0.03 * slide.zoom
     u, v = canvas.x[at] / np.float32(cell), canvas.y[at] / np.float32(cell)
     i, j = np.floor(u), np.floor(v)
     grid = draws(place, 2, 32 * 32) * np.float32(0.6) + np.float32(0.2)
@@ -93,7 +72,7 @@ def _fat(
             second = np.minimum(second, np.maximum(first, q))
             first = np.minimum(first, q)
     wall = 1 - smooth((second - first) / np.float32(0.2))
-    show = np.float32(min(0.98, 0.35 + 0.65 * contrast))
+    show = np.float32(min(0.98, 0.35 + 0.65 * slide.contrast))
     slide.cover(
         at,
         mask * show,
@@ -103,20 +82,11 @@ def _fat(
     )
 
 
-def _mucin(
-    slide: Slide,
-    cx: float,
-    cy: float,
-    grade: float,
-    contrast: float,
-    place: Dice,
-    ragged: np.ndarray,
-    zoom: float,
-) -> None:
-    at, mask = _region(slide, cx, cy, 0.165, 0.14, ragged, 0.35)
+def _mucin(slide: Slide, cx: float, cy: float, strength: float, place: Rng) -> None:
+    at, mask = _region(slide, cx, cy, 0.165, 0.14, 0.35)
     canvas = slide.canvas
     strings = texture(place, canvas.x[at] * np.float32(12), canvas.y[at] * np.float32(40))
-    show = np.float32(min(0.97, 0.35 + 0.65 * contrast))
+    show = np.float32(min(0.97, 0.35 + 0.65 * slide.contrast))
     slide.cover(
         at,
         mask * show,
@@ -127,20 +97,11 @@ def _mucin(
     )
 
 
-def _haemorrhage(
-    slide: Slide,
-    cx: float,
-    cy: float,
-    grade: float,
-    contrast: float,
-    place: Dice,
-    ragged: np.ndarray,
-    zoom: float,
-) -> None:
-    at, mask = _region(slide, cx, cy, 0.15, 0.125, ragged, 0.5)
+def _haemorrhage(slide: Slide, cx: float, cy: float, strength: float, place: Rng) -> None:
+    at, mask = _region(slide, cx, cy, 0.15, 0.125, 0.5)
     u, v = disc(place, 210)
     rnd = draws(place, 3, len(u))
-    size = (np.float32(0.0105) + np.float32(0.003) * rnd[0]) * np.float32(0.55 + 0.45 * zoom)
+    size = (np.float32(0.0105) + np.float32(0.003) * rnd[0]) * np.float32(0.55 + 0.45 * slide.zoom)
     cells = (
         spots(
             slide.canvas,
@@ -157,7 +118,7 @@ def _haemorrhage(
         )[at]
         * mask
     )
-    show = np.float32(min(1.0, 0.15 + 0.85 * contrast))
+    show = np.float32(min(1.0, 0.15 + 0.85 * slide.contrast))
     slide.cover(
         at,
         mask * show * np.float32(0.6),
@@ -169,20 +130,11 @@ def _haemorrhage(
     slide.cover(at, np.minimum(cells, 1) * show, blood=1.15, nuclei=slide.nuclei[at] * 0)
 
 
-def _lymphocytes(
-    slide: Slide,
-    cx: float,
-    cy: float,
-    grade: float,
-    contrast: float,
-    place: Dice,
-    ragged: np.ndarray,
-    zoom: float,
-) -> None:
-    r = 0.085 + 0.055 * grade
-    at, mask = _region(slide, cx, cy, r, r * 0.9, ragged, 0.4)
-    spacing = 0.0235 * (0.5 + 0.5 * zoom)
-    u, v = disc(place, int(1.7 * grade * r * r / (spacing * spacing)) + 12)
+def _lymphocytes(slide: Slide, cx: float, cy: float, strength: float, place: Rng) -> None:
+    r = 0.085 + 0.055 * strength
+    at, mask = _region(slide, cx, cy, r, r * 0.9, 0.4)
+    spacing = 0.0235 * (0.5 + 0.5 * slide.zoom)
+    u, v = disc(place, int(1.7 * strength * r * r / (spacing * spacing)) + 12)
     rnd = draws(place, 3, len(u))
     size = np.float32(0.4 * spacing) + np.float32(0.1 * spacing) * rnd[0]
     cells = spots(
@@ -197,7 +149,7 @@ def _lymphocytes(
         ),
         soft=0.3,
     )[at]
-    show = np.float32(min(1.0, 0.35 + 0.7 * contrast))
+    show = np.float32(min(1.0, 0.35 + 0.7 * slide.contrast))
     slide.cover(
         at,
         mask * show * np.float32(0.65),
@@ -209,20 +161,11 @@ def _lymphocytes(
     slide.nuclei[at] = np.maximum(slide.nuclei[at], dark)
 
 
-def _calcification(
-    slide: Slide,
-    cx: float,
-    cy: float,
-    grade: float,
-    contrast: float,
-    place: Dice,
-    ragged: np.ndarray,
-    zoom: float,
-) -> None:
+def _calcification(slide: Slide, cx: float, cy: float, strength: float, place: Rng) -> None:
     canvas = slide.canvas
-    show = min(1.0, 0.4 + 0.6 * contrast)
+    show = min(1.0, 0.4 + 0.6 * slide.contrast)
     for k in range(place.integer(7, 9)):
-        r = place.uniform(0.02, 0.042) * (0.8 + 0.2 * zoom)
+        r = place.uniform(0.02, 0.042) * (0.8 + 0.2 * slide.zoom)
         far = 0.0 if k == 0 else place.uniform(0.05, 0.115)
         dx, dy = turn(place.unit())
         gx, gy, tilt = cx + far * dx, cy + far * dy, place.unit()
@@ -237,7 +180,7 @@ def _calcification(
         )
 
 
-PAINT: dict[str, Painter] = {
+PAINT: dict[str, Callable[[Slide, float, float, float, Rng], None]] = {
     "necrosis": _necrosis,
     "fat": _fat,
     "mucin": _mucin,
@@ -247,13 +190,12 @@ PAINT: dict[str, Painter] = {
 }
 
 
-def paint_mitoses(
-    slide: Slide, count: int, contrast: float, place: Dice, span: tuple[float, float], zoom: float
-) -> None:
+def paint_mitoses(slide: Slide) -> None:
     """Dividing cells, one per quadrant: a pale round cell with a plate, or two parting ones."""
-    canvas = slide.canvas
-    show = min(1.0, 0.35 + 0.7 * contrast)
-    scale = 0.8 + 0.2 * zoom
+    canvas, span, place = slide.canvas, slide.span, slide.rng("mitoses")
+    count = slide.count("mitoses")
+    show = min(1.0, 0.35 + 0.7 * slide.contrast)
+    scale = 0.8 + 0.2 * slide.zoom
     for quarter in place.shuffled(range(4)):
         part = (0.27 if quarter % 2 else 0.73) + place.spread(0.05)
         cx = span[0] + (span[1] - span[0]) * part

@@ -1,13 +1,16 @@
-"""The empty H&E slide: dyes as densities, many small bodies at once, tissue texture."""
+"""The H&E slide: dyes as densities, many small bodies at once, texture and lie of the tissue."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from mmedrag.phantom.canvas import Canvas, Dice, Window, smooth, turn
+from mmedrag.phantom.canvas import Canvas, Rng, Window, smooth, turn
+from mmedrag.phantom.scene import Scene
+from mmedrag.runtime import random_words
 
 # What each dye takes from red, green and blue; proportions of common H&E colours.
 EOSIN, HAEM = (0.15, 1.0, 0.55), (0.78, 1.0, 0.36)
@@ -15,9 +18,9 @@ BLOOD, MUCUS = (0.2, 1.0, 0.82), (1.0, 0.7, 0.18)
 COS, SIN = np.array([turn(k / 256) for k in range(256)], np.float32).T
 
 
-def draws(dice: Dice, *shape: int) -> np.ndarray:
+def draws(rng: Rng, *shape: int) -> np.ndarray:
     """Uniform float32 in [0, 1), 24 random bits each."""
-    bits = np.random.PCG64(int(dice.unit() * 2**53)).random_raw(math.prod(shape))
+    bits = random_words(int(rng.unit() * 2**53), math.prod(shape))
     return ((bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(shape)
 
 
@@ -59,9 +62,9 @@ def spots(
     return out.reshape(wide, wide)[2 * half : 2 * half + n, 2 * half : 2 * half + n]
 
 
-def texture(dice: Dice, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def texture(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Value noise in [-1, 1] at lattice coordinates of any direction (cells of size 1)."""
-    grid = draws(dice, 64 * 64) * np.float32(2) - np.float32(1)
+    grid = draws(rng, 64 * 64) * np.float32(2) - np.float32(1)
     i, j = np.floor(u), np.floor(v)
     s, t = smooth(u - i), smooth(v - j)
     i, j = i.astype(np.int64), j.astype(np.int64)
@@ -76,20 +79,43 @@ def blend(old: np.ndarray, new: np.ndarray | float, mask: np.ndarray) -> np.ndar
     return old + (np.asarray(new, np.float32) - old) * mask
 
 
-def disc(dice: Dice, n: int) -> tuple[np.ndarray, np.ndarray]:
+def disc(rng: Rng, n: int) -> tuple[np.ndarray, np.ndarray]:
     """``n`` points in the unit disc: a jittered lattice ordered at random, denser inside."""
-    u = draws(dice, 2, 4 * n) * np.float32(2) - np.float32(1)
+    u = draws(rng, 2, 4 * n) * np.float32(2) - np.float32(1)
     keep = np.flatnonzero(u[0] * u[0] + u[1] * u[1] < 1)[:n]
     return u[0, keep], u[1, keep]
 
 
-class Slide:
-    """Dye densities of one tile while it is painted."""
+WHOLE: Window = (slice(None), slice(None))
 
-    def __init__(self, canvas: Canvas) -> None:
-        self.canvas = canvas
+
+@dataclass
+class Slide(Scene):
+    """One tile while it is painted: dye densities, and the tissue that everything follows."""
+
+    def __post_init__(self) -> None:
+        canvas, rng = self.canvas, self.rng
         self.eosin, self.haem, self.nuclei = (canvas.full(0.0) for _ in range(3))
         self.blood, self.mucus = canvas.full(0.0), canvas.full(0.0)
+        self.zoom = 1.0 if self.attributes["magnification"] == "high" else 0.56
+        self.purple = self.attributes["hue"] == "purple"
+        self.base_haem = 0.3 if self.purple else 0.05
+        # Coordinates along and across the tissue's grain, bent a little.
+        self.turned = rng("layout").unit()
+        cos, sin = turn(self.turned)
+        bend = rng("bend")
+        self.bx = canvas.clouds(bend, 4) * np.float32(0.035)
+        self.by = canvas.clouds(bend, 4) * np.float32(0.035)
+        x, y = canvas.x + self.bx, canvas.y + self.by
+        self.along = x * np.float32(cos) + y * np.float32(sin)
+        self.across = y * np.float32(cos) - x * np.float32(sin)
+        self.ragged = canvas.clouds(rng("ragged"), 9)
+        self.fine = canvas.clouds(rng("fine"), 46)
+        # Glass beside the tissue; what lies in the tissue shares the width that is left.
+        edge = rng("edge")
+        self.left = edge.chance(0.5)
+        self.bare = 0.15 + edge.spread(0.01) if self.attributes["edge"] == "yes" else 0.0
+        self.span = (self.bare if self.left else 0.0, 1.0 - (0.0 if self.left else self.bare))
 
     def cover(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mmedrag.phantom.canvas import Dice
+from mmedrag.phantom.canvas import Rng
 from mmedrag.phantom.grammar import NUMBERS, DomainSpec, Findings, FindingSpec, fill, has
 from mmedrag.records import Finding
 
@@ -44,10 +44,10 @@ def _phrase(domain: DomainSpec, spec: FindingSpec, side: str | None) -> str:
 
 
 def ask_presence(
-    domain: DomainSpec, spec: FindingSpec, side: str | None, findings: Findings, dice: Dice
+    domain: DomainSpec, spec: FindingSpec, side: str | None, findings: Findings, rng: Rng
 ) -> Question:
     state = Finding(present=True, side=side)
-    text = fill(domain, spec, dice.choice(spec.questions), state)
+    text = fill(domain, spec, rng.choice(spec.questions), state)
     answer = yes(has(domain, findings[spec.name], side))
     return Question(text, answer, True, "presence", spec.name, side)
 
@@ -93,44 +93,44 @@ def balance(domain: DomainSpec, population: Sequence[Findings]) -> Balance:
 
 
 def ask_closed(
-    domain: DomainSpec, findings: Findings, dice: Dice, fair: Balance | None = None, form: str = ""
+    domain: DomainSpec, findings: Findings, rng: Rng, fair: Balance | None = None, form: str = ""
 ) -> Question:
     """One closed question. With ``fair`` (:func:`balance`), yes and no are equally likely
     and the asked finding does not give the answer away; without, the prior is natural."""
-    form = form or dice.weighted(list(CLOSED), list(CLOSED.values()))
-    spec, side = _pick(domain, findings, dice, fair)
+    form = form or rng.weighted(list(CLOSED), list(CLOSED.values()))
+    spec, side = _pick(domain, findings, rng, fair)
     truth = has(domain, findings[spec.name], side)
     if form == "presence":
-        return ask_presence(domain, spec, side, findings, dice)
+        return ask_presence(domain, spec, side, findings, rng)
     if form == "negated":
-        text = fill(domain, spec, dice.choice(NEGATED), Finding(present=True, side=side))
+        text = fill(domain, spec, rng.choice(NEGATED), Finding(present=True, side=side))
         return Question(text, yes(not truth), True, "negated", spec.name, side)
     others = [s for s in domain.findings if s.name != spec.name]
-    second = dice.choice(others)
-    other_side = dice.choice(domain.single_sides) if second.sided else None
+    second = rng.choice(others)
+    other_side = rng.choice(domain.single_sides) if second.sided else None
     other_truth = has(domain, findings[second.name], other_side)
     a, b = _phrase(domain, spec, side), _phrase(domain, second, other_side)
-    text = dice.choice(BOTH if form == "both" else EITHER).format(a=a, b=b)
+    text = rng.choice(BOTH if form == "both" else EITHER).format(a=a, b=b)
     value = (truth and other_truth) if form == "both" else (truth or other_truth)
     return Question(text, yes(value), True, form, spec.name, side, second.name)  # type: ignore[arg-type]
 
 
 def _pick(
-    domain: DomainSpec, findings: Findings, dice: Dice, fair: Balance | None
+    domain: DomainSpec, findings: Findings, rng: Rng, fair: Balance | None
 ) -> tuple[FindingSpec, str | None]:
     options = cells(domain)
     if fair is None:
-        name, side = dice.choice(options)
+        name, side = rng.choice(options)
         return domain.by_name[name], side
-    wanted = dice.chance(fair.yes)
+    wanted = rng.chance(fair.yes)
     match = [c for c in options if has(domain, findings[c[0]], c[1]) == wanted]
     if not match:  # nothing present: the answer can only be no
         wanted, match = not wanted, options
-    name, side = dice.weighted(match, [1.0 if wanted else fair.weights[c] for c in match])
+    name, side = rng.weighted(match, [1.0 if wanted else fair.weights[c] for c in match])
     return domain.by_name[name], side
 
 
-def ask_open(domain: DomainSpec, findings: Findings, dice: Dice) -> Question | None:
+def ask_open(domain: DomainSpec, findings: Findings, rng: Rng) -> Question | None:
     """Where, how many or how severe, of a present finding; None when nothing can be asked."""
     options: list[tuple[Form, FindingSpec]] = []
     for spec in domain.findings:
@@ -142,13 +142,13 @@ def ask_open(domain: DomainSpec, findings: Findings, dice: Dice) -> Question | N
             options += [("severity", spec)] if spec.grades else []
     if not options:
         return None
-    form, spec = dice.choice(options)
+    form, spec = rng.choice(options)
     state = findings[spec.name]
     if form == "where":
         assert state.side
-        answer, text = domain.sides[state.side][1], dice.choice(WHERE)
+        answer, text = domain.sides[state.side][1], rng.choice(WHERE)
     elif form == "count":
-        answer, text = NUMBERS[state.count or 0], dice.choice(COUNT)
+        answer, text = NUMBERS[state.count or 0], rng.choice(COUNT)
     else:
-        answer, text = state.severity or "", dice.choice(SEVERITY)
+        answer, text = state.severity or "", rng.choice(SEVERITY)
     return Question(fill(domain, spec, text, state), answer, False, form, spec.name, state.side)

@@ -1,4 +1,8 @@
-"""phantom.reading."""
+"""What a benchmark report says of a question: the labeller put to use.
+
+Place in the picture: beside ``grammar``; controls, scores and pair building ask it what a
+reference or an answer states.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from mmedrag.phantom.grammar import DOMAINS, NUMBERS, label_report, load_domain
 from mmedrag.records import Trace, group_of
 
 
@@ -15,47 +20,41 @@ def read_reference(trace: Trace, text: str) -> str:
     To a closed question, a finding that the report leaves out counts as absent, as a reader
     would take it.
     """
-    from mmedrag.phantom.grammar import DOMAINS, NUMBERS, load_domain
-
     domain = group_of(trace)
     if domain not in DOMAINS or not text:
         return ""
-    said = stated(domain, text)
+    findings = findings_in(domain, text)
     meta, form = trace.meta, trace.meta.get("form", "presence")
     if form in ("where", "count", "severity"):
-        state = said.get(meta["finding"]) or {}
+        state = findings.get(meta["finding"]) or {}
         if form == "where":
             return load_domain(domain).sides[state["side"]][1] if state.get("side") else ""
         return NUMBERS[state.get("count") or 0] if form == "count" else state.get("severity") or ""
-    first = _has(domain, said, meta["finding"], meta.get("side"))
+    first = _has(domain, findings, meta["finding"], meta.get("side"))
     if form == "presence":
         return "yes" if first else "no"
     if form == "negated":
         return "no" if first else "yes"
     if form in ("both", "either") and meta.get("other"):
-        second = _has(domain, said, meta["other"], None)
+        second = _has(domain, findings, meta["other"], None)
         return "yes" if (first and second if form == "both" else first or second) else "no"
     return ""
 
 
-def _has(domain: str, said: Mapping[str, Any], finding: str, side: str | None) -> bool:
+def _has(domain: str, findings: Mapping[str, Any], finding: str, side: str | None) -> bool:
     """Is the finding stated, on this side or without a side?"""
-    from mmedrag.phantom.grammar import load_domain
-
-    state = said.get(finding)
+    state = findings.get(finding)
     if not state or not state["present"]:
         return False
     return None in (side, state["side"]) or state["side"] in (side, load_domain(domain).both)
 
 
 @lru_cache(maxsize=65536)
-def stated(domain: str, text: str) -> dict[str, dict[str, Any]]:
+def findings_in(domain: str, text: str) -> dict[str, dict[str, Any]]:
     """Findings that a benchmark report mentions (see the grammar's ``label_report``)."""
-    from mmedrag.phantom.grammar import label_report
-
     return label_report(domain, text)["findings"]
 
 
 def present_in(domain: str, text: str) -> set[str]:
     """Findings that a benchmark report states as present."""
-    return {name for name, state in stated(domain, text).items() if state["present"]}
+    return {name for name, state in findings_in(domain, text).items() if state["present"]}

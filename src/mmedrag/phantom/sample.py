@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmedrag.phantom.canvas import Canvas, Dice, grain, to_uint8
+from mmedrag.phantom.canvas import Canvas, Rng, grain, to_uint8
 from mmedrag.phantom.grammar import DomainSpec, Findings, FindingSpec, has, states, write_report
 from mmedrag.records import Finding, Split
 
@@ -46,9 +46,9 @@ class Study:
     findings: Findings
 
 
-def _draw(domain: DomainSpec, spec: FindingSpec, dice: Dice, knobs: Knobs) -> Finding:
-    if dice.chance(min(spec.prevalence * knobs.prevalence, 1.0)):
-        return dice.choice(states(domain, spec))
+def _draw(domain: DomainSpec, spec: FindingSpec, rng: Rng, knobs: Knobs) -> Finding:
+    if rng.chance(min(spec.prevalence * knobs.prevalence, 1.0)):
+        return rng.choice(states(domain, spec))
     return Finding(present=False)
 
 
@@ -56,7 +56,7 @@ def typical(domain: DomainSpec, seed: int, attributes: Mapping[str, str], knobs:
     """The findings that belong to a phenotype (a combination of attributes) of this seed."""
     name = "/".join(f"{key}={attributes[key]}" for key in sorted(attributes))
     return {
-        spec.name: _draw(domain, spec, Dice(seed, domain.name, "typical", name, spec.name), knobs)
+        spec.name: _draw(domain, spec, Rng(seed, domain.name, "typical", name, spec.name), knobs)
         for spec in domain.findings
     }
 
@@ -69,25 +69,25 @@ def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator
     """
     made = number = 0
     while made < count:
-        dice = Dice(seed, domain.name, "patient", number)
+        rng = Rng(seed, domain.name, "patient", number)
         patient = f"{domain.name[:3]}-s{seed}-p{number:05d}"
-        where = dice.unit()
+        where = rng.unit()
         split: Split = "train" if where < 0.6 else "val" if where < 0.75 else "test"
-        attributes = {spec.name: dice.choice(list(spec.values)) for spec in domain.attributes}
+        attributes = {spec.name: rng.choice(list(spec.values)) for spec in domain.attributes}
         own = typical(domain, seed, attributes, knobs)
         findings = {
             spec.name: own[spec.name]
-            if dice.chance(knobs.similarity)
-            else _draw(domain, spec, dice, knobs)
+            if rng.chance(knobs.similarity)
+            else _draw(domain, spec, rng, knobs)
             for spec in domain.findings
         }
-        for visit in range(dice.weighted((1, 2, 3), (0.6, 0.3, 0.1))):
+        for visit in range(rng.weighted((1, 2, 3), (0.6, 0.3, 0.1))):
             if made == count:
                 break
             if visit:
                 findings = {
-                    spec.name: _draw(domain, spec, dice, knobs)
-                    if dice.chance(0.2)
+                    spec.name: _draw(domain, spec, rng, knobs)
+                    if rng.chance(0.2)
                     else findings[spec.name]
                     for spec in domain.findings
                 }
@@ -100,9 +100,9 @@ def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator
 
 def picture(domain: DomainSpec, study: Study, canvas: Canvas, knobs: Knobs) -> np.ndarray:
     """The study's image, uint8 [S, S] or [S, S, 3]."""
-    dice: Callable[[str], Dice] = lambda name: Dice(study.key, name)  # noqa: E731
+    rng: Callable[[str], Rng] = lambda name: Rng(study.key, name)  # noqa: E731
     contrast = knobs.contrast * domain.visibility
-    image = domain.render(canvas, study.findings, study.attributes, dice, contrast)
+    image = domain.render(canvas, study.findings, study.attributes, rng, contrast)
     channels = 1 if image.ndim == 2 else image.shape[2]
     noise = grain(canvas.size, channels, study.key, "grain")
     return to_uint8(image, noise, domain.grain * knobs.noise)
@@ -110,33 +110,31 @@ def picture(domain: DomainSpec, study: Study, canvas: Canvas, knobs: Knobs) -> n
 
 def report(domain: DomainSpec, study: Study, knobs: Knobs) -> str:
     """The study's report, with the knob's share of findings misreported."""
-    told = dict(study.findings)
+    reported = dict(study.findings)
     for spec in domain.findings:
-        slip = Dice(study.key, "slip", spec.name)
+        slip = Rng(study.key, "slip", spec.name)
         if slip.chance(knobs.report_errors):
-            told[spec.name] = (
+            reported[spec.name] = (
                 Finding(present=False)
-                if told[spec.name].present
+                if reported[spec.name].present
                 else slip.choice(states(domain, spec))
             )
-    dice = Dice(study.key, "report")
-    return write_report(domain, told, study.attributes, dice, knobs.omission, knobs.hedging)
+    rng = Rng(study.key, "report")
+    return write_report(domain, reported, study.attributes, rng, knobs.omission, knobs.hedging)
 
 
-def flip(
-    domain: DomainSpec, findings: Findings, name: str, side: str | None, dice: Dice
-) -> Findings:
+def flip(domain: DomainSpec, findings: Findings, name: str, side: str | None, rng: Rng) -> Findings:
     """The findings with one cell (finding, side) switched and everything else as it was."""
     spec, state = domain.by_name[name], findings[name]
     if has(domain, state, side):
         if side is not None and state.side == domain.both:
             rest = [s for s in domain.single_sides if s != side]
-            new = state.model_copy(update={"side": dice.choice(rest)})
+            new = state.model_copy(update={"side": rng.choice(rest)})
         else:
             new = Finding(present=False)
     elif state.present:  # on another side only
         new = state.model_copy(update={"side": domain.both})
     else:
         options = [s for s in states(domain, spec) if s.side == side]
-        new = dice.choice(options or states(domain, spec))
+        new = rng.choice(options or states(domain, spec))
     return {**findings, name: new}

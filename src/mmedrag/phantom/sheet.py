@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from mmedrag.phantom.canvas import Canvas, Dice
+from mmedrag.phantom.canvas import Canvas, Rng
 from mmedrag.phantom.grammar import DomainSpec, load_domain, states
 from mmedrag.phantom.sample import Knobs, Study, picture
 from mmedrag.records import Finding
@@ -23,13 +23,13 @@ def contact_sheet(domain: DomainSpec, size: int = 128, contrast: float = 1.0) ->
     canvas, knobs = Canvas(size), Knobs(size=size, contrast=contrast)
     tiles = []
     for i, spec in enumerate(domain.findings):
-        dice = Dice("sheet", domain.name, i)
+        rng = Rng("sheet", domain.name, i)
         attributes: Mapping[str, str] = {
-            a.name: dice.choice(list(a.values)) for a in domain.attributes
+            a.name: rng.choice(list(a.values)) for a in domain.attributes
         }
         absent = {other.name: Finding(present=False) for other in domain.findings}
         study = Study(f"{i}", "-", domain.name, "test", f"sheet/{i}", attributes, absent)
-        shown = replace(study, findings={**absent, spec.name: dice.choice(states(domain, spec))})
+        shown = replace(study, findings={**absent, spec.name: rng.choice(states(domain, spec))})
         for one in (study, shown):
             tiles.append(
                 np.asarray(Image.fromarray(picture(domain, one, canvas, knobs)).convert("RGB"))

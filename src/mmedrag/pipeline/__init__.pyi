@@ -1,26 +1,28 @@
-from . import conditions as conditions
-from . import evidence as evidence
-from . import interactive as interactive
-from . import retrieve as retrieve
-from . import system as system
-from .conditions import Plan as Plan
-from .embedded import CORPUS as CORPUS
-from .embedded import data_folder as data_folder
-from .embedded import generic_index as generic_index
-from .evidence import NOTICE as NOTICE
-from .evidence import guess_answer_type as guess_answer_type
-from .pipeline import GENERIC as GENERIC
-from .pipeline import Pipeline as Pipeline
+from . import (
+    evidence as evidence,
+    interactive as interactive,
+    retrieve as retrieve,
+    system as system,
+)
+from .conditions import Pool as Pool
+from .embedded import CORPUS as CORPUS, data_folder as data_folder, generic_index as generic_index
+from .evidence import NOTICE as NOTICE, guess_answer_type as guess_answer_type
+from .interactive import ask as ask, notices as notices
+from .pipeline import GENERIC as GENERIC, STAGES as STAGES, Pipeline as Pipeline, Stage as Stage
 from .retrieve import retrieve_examples as retrieve_examples
-from .run import TRACES as TRACES
-from .run import RunSettings as RunSettings
-from .run import choose as choose
-from .run import merge as merge
-from .run import run_examples as run_examples
-from .run import run_plans as run_plans
-from .system import Flags as Flags
-from .system import OneDomainTable as OneDomainTable
-from .system import System as System
-from .system import build_pipeline as build_pipeline
-from .system import resolve_system as resolve_system
+from .run import (
+    TRACES as TRACES,
+    RunSettings as RunSettings,
+    choose as choose,
+    merge as merge,
+    run_conditions as run_conditions,
+    run_examples as run_examples,
+)
+from .system import (
+    Flags as Flags,
+    OneDomainTable as OneDomainTable,
+    System as System,
+    build_pipeline as build_pipeline,
+    resolve_system as resolve_system,
+)
 from .worker import Worker as Worker

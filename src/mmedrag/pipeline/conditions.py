@@ -1,43 +1,32 @@
-"""Circumstances of a run: which references a question gets, and how its image is degraded.
+"""What a condition puts in place of the retrieved references, and of the picture.
 
-Place in the picture: between retrieve and select. ``references`` is one of
-
-- ``none`` · ``all`` · ``selected``: the pipeline's own hits (see :mod:`mmedrag.pipeline.pipeline`);
-- ``shuffled``: the hits of another example of the same domain and another patient;
-- ``random``: random corpus rows of the domain, with the scores of the example's own hits, so
-  that a rule keeps as many of them;
-- ``own``: the report of the very study (corpus row with the same ``meta.study``);
-- ``contradicting``: a report that states the opposite of the truth about the asked finding
-  (benchmark only: ``truth.jsonl`` and ``meta.finding``).
-
-Every draw is a pure function of (seed, example id), that of noise of (seed, picture): the
-questions of a picture see the same noise, which is then drawn, encoded and read once. No draw
-depends on batch or shard.
+Place in the picture: between retrieve and select. The modes are those of
+:class:`mmedrag.records.ConditionSpec`; what they draw from is the :class:`Pool`. Every draw is a
+pure function of (seed, example id), that of noise of (seed, picture): the questions of a picture
+see the same noise, which is then drawn, encoded and read once. No draw depends on batch or shard.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from mmedrag.records import (
     Condition,
+    ConditionSpec,
     Example,
     Finding,
     Hit,
     Noise,
-    NoiseKind,
     Reference,
     Trace,
     Truth,
     UserError,
 )
-from mmedrag.runtime import seeded_int
+from mmedrag.runtime import DataFolder, seeded_int
 
-REFERENCES = ("none", "all", "selected", "shuffled", "random", "contradicting", "own")
-NOISES: tuple[str, ...] = get_args(NoiseKind)
 TRIES = 64  # draws of a partner before all are looked at in turn
 
 
@@ -70,12 +59,18 @@ class Pool:
         corpus: reference rows; ``random`` and ``contradicting`` take those of split ``train``
             when there are any, as an index does.
         truth: ground truth by study (benchmark only).
+        picture: names an example's picture: what has the same name gets the same noise.
     """
 
     examples: Sequence[Example] = ()
     corpus: Sequence[Reference] = ()
     truth: Mapping[str, Truth] = field(default_factory=dict)
     seed: int = 0
+    picture: Callable[[Example], str] = picture_of
+
+    @classmethod
+    def of(cls, data: DataFolder, seed: int = 0) -> Pool:
+        return cls(data.examples(), data.corpus(), data.truth(), seed)
 
     def __post_init__(self) -> None:
         self._peers: dict[tuple[str | None, str | None], list[Example]] = defaultdict(list)
@@ -90,15 +85,32 @@ class Pool:
                 self._rows[row.domain].append(row)
         self._stated: dict[tuple[str, str, str | None, bool], list[Reference]] = {}
 
+    def condition(self, example: Example, spec: ConditionSpec) -> Condition:
+        """The condition of one example; its noise seed comes from (seed, picture)."""
+        if spec.noise is None:
+            return Condition(image="clean", noise=None, references=spec.references)
+        params = dict(spec.params)
+        if spec.noise == "other_patient":
+            other = self.partner(example, "noise")
+            if other is None:
+                raise UserError(f"{example.id}: no other patient's image in its domain")
+            params["path"] = str(other.images[0])
+        noise = Noise(
+            kind=spec.noise,  # type: ignore[arg-type]
+            seed=seeded_int(self.seed, self.picture(example)),
+            params=params,
+        )
+        return Condition(image="noise", noise=noise, references=spec.references)
+
     def partner(self, example: Example, purpose: str) -> Example | None:
         """Another example of the same domain and split: another patient, another image. It is
         the same for all questions of a picture, as what is retrieved is."""
         peers = self._peers[example.domain, example.split]
-        return self._pick(example, peers, purpose, picture_of(example))
+        return self._pick(example, peers, purpose, self.picture(example))
 
     def random(self, trace: Trace) -> list[Hit]:
         """As many random rows of the domain as there were hits, with the hits' scores."""
-        example = _example(trace)
+        example = trace.live
         rows = self._rows[trace.domain.label if trace.domain else example.domain]
         chosen: dict[str, Reference] = {}
         for hit in trace.hits:
@@ -116,7 +128,7 @@ class Pool:
 
     def own(self, trace: Trace) -> list[Hit]:
         """The study's own report, as the only hit."""
-        row = self._own.get(study_of(_example(trace)))
+        row = self._own.get(study_of(trace.live))
         return [_hit(row)] if row and row.text.strip() else []
 
     def contradicting(self, trace: Trace) -> list[Hit]:
@@ -124,7 +136,7 @@ class Pool:
 
         Only for questions whose answer flips with one finding (forms presence and negated).
         """
-        example = _example(trace)
+        example = trace.live
         name, side = example.meta.get("finding"), example.meta.get("side")
         truth = self.truth.get(study_of(example) or "")
         one = example.meta.get("form", "presence") in ("presence", "negated")
@@ -174,42 +186,3 @@ class Pool:
 
 def _hit(row: Reference) -> Hit:
     return Hit(id=row.id, text=row.text, score=1.0, rank=0)
-
-
-def _example(trace: Trace) -> Example:
-    if trace.example is None:
-        raise UserError(f"{trace.example_id}: trace was read from a file, expected a live example")
-    return trace.example
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One condition for all rows: a references mode and, maybe, a noise kind."""
-
-    references: str = "selected"
-    noise: str | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.references not in REFERENCES:
-            known = ", ".join(REFERENCES)
-            raise UserError(f"references: got {self.references!r}, expected one of {known}")
-        if self.noise is not None and self.noise not in NOISES:
-            raise UserError(f"noise: got {self.noise!r}, expected one of {', '.join(NOISES)}")
-
-    def condition(self, example: Example, pool: Pool) -> Condition:
-        """The condition of one example; its noise seed comes from (seed, picture)."""
-        if self.noise is None:
-            return Condition(image="clean", noise=None, references=self.references)
-        params = dict(self.params)
-        if self.noise == "other_patient":
-            other = pool.partner(example, "noise")
-            if other is None:
-                raise UserError(f"{example.id}: no other patient's image in its domain")
-            params["path"] = str(other.images[0])
-        noise = Noise(
-            kind=self.noise,  # type: ignore[arg-type]
-            seed=seeded_int(pool.seed, picture_of(example)),
-            params=params,
-        )
-        return Condition(image="noise", noise=noise, references=self.references)

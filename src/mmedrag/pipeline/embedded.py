@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmedrag.embedded import cache_folder, path
+from mmedrag.embedded import path
+from mmedrag.runtime import cache_folder, sha256_of
 
 DOMAINS = ("radiology", "ophthalmology", "pathology")
 
@@ -54,10 +55,5 @@ def _index(domain: str | None, name: str) -> Path:
 
 
 def _fingerprint(weights: Path) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for file in sorted(weights.glob("*")):
-        if file.suffix in (".safetensors", ".json"):
-            digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
+    weighing = (f for f in weights.iterdir() if f.suffix in (".safetensors", ".json"))
+    return sha256_of(weights, weighing)[:12]

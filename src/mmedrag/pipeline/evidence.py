@@ -37,7 +37,7 @@ def abstention(trace: Trace, min_confidence: float = 0.0) -> str | None:
     max(p_yes, 1 - p_yes) is under ``min_confidence``.
     """
     if trace.domain is not None and trace.domain.label == UNKNOWN:
-        more = getattr(trace.domain, "reason", None)
+        more = trace.domain.reason
         return "the image's domain is unknown" + (f": {more}" if more else "")
     answer = trace.answer
     if answer is None or trace.answer_type != "closed":

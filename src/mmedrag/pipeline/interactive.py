@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.pipeline import evidence
-from mmedrag.pipeline.conditions import Plan, Pool
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import TRACES
 from mmedrag.pipeline.worker import Worker
-from mmedrag.records import Example, Trace, UserError
+from mmedrag.records import Cautioned, ConditionSpec, Example, Trace, UserError, read_text, verdict
 from mmedrag.retrieval import select
 from mmedrag.runtime import read_json, read_jsonl
 
@@ -36,7 +35,7 @@ def ask(
 
     Args:
         images: the views. patient: whose references are then left out.
-        references: a mode of :mod:`mmedrag.pipeline.conditions` that needs no data folder.
+        references: a mode of ``ConditionSpec`` that needs no data folder.
 
     Raises:
         UserError: an unreadable image or an empty question.
@@ -56,11 +55,16 @@ def ask(
         patient=patient,
     )
     example.root = folder
-    (trace,) = Worker(pipeline, {"": Plan(references)}, Pool(), 1)([example])[""]
+    (trace,) = Worker(pipeline, {"": ConditionSpec(references)}, 1)([example])[""]
     if trace.error:
         raise UserError(trace.error)
-    notice = getattr(pipeline.domain, "notice", None)
-    return evidence.result({"": trace}, (notice,) if notice else (), min_confidence)
+    return evidence.result({"": trace}, notices(pipeline), min_confidence)
+
+
+def notices(pipeline: Pipeline) -> tuple[str, ...]:
+    """What readers of this system's answers have to know."""
+    notice = pipeline.domain.notice if isinstance(pipeline.domain, Cautioned) else None
+    return (notice,) if notice else ()
 
 
 def min_confidence(model: Path) -> float:
@@ -99,14 +103,12 @@ def fit_abstention(run_folders: Iterable[Path], accuracy: float) -> dict[str, An
 
 def _confidence(trace: Trace) -> tuple[float, bool] | None:
     """(confidence, was the more probable side right?) of a closed answer."""
-    from mmedrag.records import parse_strict
-
-    answer, target = trace.answer, parse_strict(trace.target or "")
+    answer = trace.answer
     if trace.answer_type != "closed" or answer is None or answer.p_yes is None:
         return None
-    if target == "unclear":
+    if read_text(trace.target, trace.question) == "unclear":  # the truth itself says neither
         return None
-    return max(answer.p_yes, 1 - answer.p_yes), answer.label == target
+    return max(answer.p_yes, 1 - answer.p_yes), verdict(trace) == "right"
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -1,24 +1,27 @@
-"""The whole system in one place: route → retrieve → select → prompt → answer.
+"""The whole system in one place: route → retrieve → references → select → prompt → answer → read.
 
     Example ─ domain.identify ─ retrievers[d].search ─ rule ─ prompts.render ─ generate ─► Trace
 
-Every part may be replaced or ``None``, so a row of an ablation table is a constructor
-argument. Stages take and return lists of equal length and are joined by id, never by file
-position. A row that fails carries its ``error``; the others go on.
+``STAGES`` is the figure, and what runs: every command, the service and pair building go through
+:meth:`Pipeline.run`. Every part may be replaced or ``None``, so a row of an ablation table is a
+constructor argument. Stages take and return lists of equal length and are joined by id, never by
+file position. A row that fails carries its ``error``; the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mmedrag.answering import prompts
+from mmedrag.answering import TemplateSet
+from mmedrag.pipeline.conditions import Pool
 from mmedrag.records import (
     UNKNOWN,
-    Condition,
+    ConditionSpec,
     Domain,
     DomainIdentifier,
     Example,
+    Faulting,
     Generator,
     Hit,
     Request,
@@ -26,45 +29,120 @@ from mmedrag.records import (
     Selection,
     Trace,
     UserError,
-    answers,
+    read_answer,
 )
-from mmedrag.retrieval import select
+from mmedrag.retrieval import RuleSpec
 
 GENERIC = "generic"  # key of the one retriever that serves every domain (naive RAG)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the figure.
+
+    Attributes:
+        name: as in ``RUN/timings.jsonl``.
+        step: fills in what the traces gain.
+        shared: done once for an example, whatever conditions it is answered under.
+        for_references: left out where no condition asks for references.
+    """
+
+    name: str
+    step: Callable[[Pipeline, list[Trace]], None]
+    shared: bool = False
+    for_references: bool = False
+
+
+Guard = Callable[[Stage, "list[Trace]"], None]  # runs one stage, whatever its rows do
 
 
 @dataclass
 class Pipeline:
     """``Pipeline(domain, retrievers, rule, templates, generator)(examples) -> traces``.
 
-    Args:
+    Attributes:
         domain: identifier, a fixed label, or None (the example's own domain is used).
         retrievers: searcher per domain label; key ``"generic"`` serves every domain.
         rule: selection rule with parameters; None keeps all ``k`` hits.
         templates: prompt set; generator: answers requests; None stops after the prompt.
         adapters: the generator of a domain label, where it has its own.
         k: how many hits are retrieved before selection.
+        pool: what substituted references and noise are drawn from.
+        stages: the figure; in order, the shared ones first.
+
+    Example::
+
+        from mmedrag import Example, Pipeline
+
+        traces = Pipeline(domain="radiology")([Example(id="1", task="report")])
+        assert traces[0].prompt is not None and traces[0].answer is None
     """
 
     domain: DomainIdentifier | str | None = None
     retrievers: Mapping[str, Searcher] = field(default_factory=dict)
-    rule: select.RuleSpec | None = field(default_factory=select.RuleSpec)
-    templates: prompts.TemplateSet = field(default_factory=prompts.TemplateSet)
+    rule: RuleSpec | None = field(default_factory=RuleSpec)
+    templates: TemplateSet = field(default_factory=TemplateSet)
     generator: Generator | None = None
     adapters: Mapping[str, Generator] = field(default_factory=dict)
     k: int = 8
     report_tokens: int = 256
+    pool: Pool = field(default_factory=Pool)
+    stages: Sequence[Stage] = field(default_factory=lambda: STAGES)
 
     def __call__(
-        self, examples: Sequence[Example], condition: Condition | None = None
+        self, examples: Sequence[Example], condition: ConditionSpec | None = None
     ) -> list[Trace]:
-        traces = [Trace.of(example, condition) for example in examples]
-        self.route(traces)
-        self.retrieve(traces)
-        self.select(traces)
-        self.prompt(traces)
-        self.answer(traces)
-        return traces
+        """The examples under one condition; the first failure is raised."""
+        return self.run(examples, {"": condition or ConditionSpec()})[""]
+
+    def run(
+        self,
+        examples: Sequence[Example],
+        conditions: Mapping[str, ConditionSpec],
+        guard: Guard | None = None,
+        last: str | None = None,
+    ) -> dict[str, list[Trace]]:
+        """Every example under every condition, stage by stage.
+
+        Args:
+            conditions: name → condition.
+            guard: how a stage is run (see ``worker``); None calls it.
+            last: name of the stage to stop after.
+
+        Returns:
+            name of the condition → traces in the order of ``examples``.
+        """
+        guard = guard or (lambda stage, traces: stage.step(self, traces))
+        base = [Trace.of(example) for example in examples]
+        wanted = any(spec.references != "none" for spec in conditions.values())
+        made: dict[str, list[Trace]] | None = None
+        every = base
+        for stage in self.stages:
+            if made is None and not stage.shared:
+                made = {n: [self._under(c, t) for t in base] for n, c in conditions.items()}
+                every = [trace for group in made.values() for trace in group]
+            if wanted or not stage.for_references:
+                guard(stage, every)
+            if stage.name == last:
+                break
+        return made or {n: [self._under(c, t) for t in base] for n, c in conditions.items()}
+
+    def _under(self, spec: ConditionSpec, base: Trace) -> Trace:
+        """A fresh trace of the same example under a condition, with what the conditions share."""
+        trace = Trace.of(base.live)
+        try:
+            trace.condition = self.pool.condition(base.live, spec)
+        except UserError as error:
+            trace.error = str(error)
+            return trace
+        trace.domain = base.domain
+        if spec.references != "none":
+            trace.hits, trace.excluded = list(base.hits), base.excluded
+        else:
+            trace.hits, trace.excluded = [], 0
+        if base.error:
+            trace.error = base.error
+        return trace
 
     def route(self, traces: list[Trace]) -> None:
         """d = F(x_v) (paper §3.1): which domain's retriever is asked."""
@@ -73,8 +151,8 @@ class Pipeline:
                 label = self.domain or trace.target_domain or UNKNOWN
                 trace.domain = Domain(label=label)
             return
-        ready = [t for t in traces if _example(t).images]
-        found = self.domain.identify([_example(t).images for t in ready])
+        ready = [t for t in traces if t.live.images]
+        found = self.domain.identify([t.live.images for t in ready])
         for trace, domain in zip(ready, found, strict=True):
             trace.domain = domain
         for trace in traces:
@@ -87,14 +165,40 @@ class Pipeline:
         groups: dict[str, list[Trace]] = {}
         for trace in traces:
             key = self._key(trace)
-            if key is not None and _example(trace).image:
+            if key is not None and trace.live.image:
                 groups.setdefault(key, []).append(trace)
         for key, group in groups.items():
-            hits, excluded = self.retrievers[key].search([_example(t) for t in group], self.k)
-            unread = getattr(self.retrievers[key], "errors", {})
+            searcher = self.retrievers[key]
+            hits, excluded = searcher.search([t.live for t in group], self.k)
+            unread = searcher.errors if isinstance(searcher, Faulting) else {}
             for trace, found, own in zip(group, hits, excluded, strict=True):
                 trace.hits, trace.excluded = found, own
                 trace.error = trace.error or unread.get(trace.example_id)
+
+    def references(self, traces: list[Trace]) -> None:
+        """Other references than the retrieved ones, where the condition asks for them."""
+        for trace in traces:
+            mode = trace.condition.references
+            if mode == "random":
+                trace.hits = self.pool.random(trace)
+            elif mode == "own":
+                trace.hits = self.pool.own(trace)
+            elif mode == "contradicting":
+                trace.hits = self.pool.contradicting(trace)
+        shuffled = [t for t in traces if t.condition.references == "shuffled"]
+        if shuffled:
+            self._shuffle(shuffled)
+
+    def _shuffle(self, traces: Sequence[Trace]) -> None:
+        """The hits of the partner example; none of them may be the example's own."""
+        partners = [self.pool.partner(t.live, "shuffle") for t in traces]
+        probes = [Trace.of(p) if p else None for p in partners]
+        for trace, probe in zip(traces, probes, strict=True):
+            if probe:
+                probe.domain = trace.domain
+        self.retrieve([probe for probe in probes if probe])
+        for trace, probe in zip(traces, probes, strict=True):
+            trace.hits = list(probe.hits) if probe else []
 
     def select(self, traces: list[Trace]) -> None:
         """Adaptive retrieved-context selection (paper §3.2): how many hits to keep.
@@ -122,7 +226,7 @@ class Pipeline:
             trace.prompt = self.templates.render(trace, references, self.generator)
 
     def answer(self, traces: list[Trace]) -> None:
-        """M(x_v, x_t + x_r): generate, then read the answer of closed questions."""
+        """M(x_v, x_t + x_r)."""
         if self.generator is None:
             return
         groups: dict[str, list[Trace]] = {}
@@ -133,9 +237,12 @@ class Pipeline:
             generator = self.adapters.get(label, self.generator)
             found = generator.generate([self.request(trace) for trace in group])
             for trace, answer in zip(group, found, strict=True):
-                if answer is not None and trace.answer_type == "closed":
-                    answer.label = answers.parse_strict(answer.text, trace.question)
                 trace.answer = answer
+
+    def read(self, traces: list[Trace]) -> None:
+        """Free text → yes, no or unclear: the label that everything after this goes by."""
+        for trace in traces:
+            read_answer(trace)
 
     def request(self, trace: Trace) -> Request:
         if trace.prompt is None:
@@ -143,7 +250,7 @@ class Pipeline:
         closed = trace.task == "vqa" and trace.answer_type == "closed"
         return Request(
             prompt=trace.prompt,
-            images=tuple(_example(trace).images),
+            images=tuple(trace.live.images),
             noise=trace.condition.noise,
             closed=closed,
             max_new_tokens=self.report_tokens if trace.task == "report" else 16 if closed else 48,
@@ -156,7 +263,12 @@ class Pipeline:
         return GENERIC if GENERIC in self.retrievers else None
 
 
-def _example(trace: Trace) -> Example:
-    if trace.example is None:
-        raise UserError(f"{trace.example_id}: trace was read from a file, expected a live example")
-    return trace.example
+STAGES: tuple[Stage, ...] = (
+    Stage("route", Pipeline.route, shared=True),
+    Stage("retrieve", Pipeline.retrieve, shared=True, for_references=True),
+    Stage("references", Pipeline.references),
+    Stage("select", Pipeline.select),
+    Stage("prompt", Pipeline.prompt),
+    Stage("answer", Pipeline.answer),
+    Stage("read", Pipeline.read),
+)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmedrag.pipeline.conditions import Plan, Pool
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import chunks
 from mmedrag.pipeline.worker import Worker
-from mmedrag.records import Example, Trace
-from mmedrag.runtime import write_rows
+from mmedrag.records import ConditionSpec, Example, Trace
+from mmedrag.runtime import write_jsonl
 
 CHUNK = 2048  # several hundred images at a time, so that decoding and the model overlap
 
@@ -27,12 +26,12 @@ def retrieve_examples(
     format: str = "native",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write one row per example, in order; embeddings are cached, so a repeat is quick.
+    """Write one row per example, in order.
 
     Returns:
         ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``.
     """
-    worker = Worker(pipeline, {"": Plan()}, Pool(), CHUNK, last="select")
+    worker = Worker(pipeline, {"": ConditionSpec()}, CHUNK, last="select")
     found: dict[str, Trace] = {}
     if progress:
         progress(0, len(examples))
@@ -41,7 +40,7 @@ def retrieve_examples(
         if progress:
             progress(len(found), len(examples))
     traces = [found[example.id] for example in examples]
-    write_rows(out, _rows(examples, traces, format))
+    write_jsonl(out, _rows(examples, traces, format))
     return {
         "out": str(out),
         "rows": len(traces),

@@ -4,7 +4,8 @@ Place in the picture: Example → pipeline → Trace, for thousands of rows. Row
 chunks (all questions of an image in one chunk, so its features are computed once); a chunk is
 routed and retrieved once and then answered under every asked condition in one call. A finished
 chunk is appended to a journal and fsynced; a killed run repeats at most one chunk, and the final
-file is the same, byte for byte. What a chunk goes through is ``run_worker``.
+file is the same, byte for byte. What a chunk goes through is
+:class:`Pipeline`, guarded row by row by ``worker``.
 """
 
 from __future__ import annotations
@@ -15,26 +16,30 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmedrag.pipeline.conditions import Plan, Pool
+from mmedrag.pipeline.conditions import Pool
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.worker import Worker
-from mmedrag.records import Example, UserError
-from mmedrag.runtime import DataFolder, Journal, append_line, read_json, run_folder, write_json
+from mmedrag.records import ConditionSpec, Describable, Example, UserError
+from mmedrag.runtime import (
+    DataFolder,
+    Journal,
+    append_line,
+    read_json,
+    run_folder,
+    write_bytes,
+    write_json,
+)
 
 Progress = Callable[[int, int], None]
-TRACES, JOURNAL, TIMINGS, POSITIONS = (
-    "traces.jsonl",
-    "journal.log",
-    "timings.jsonl",
-    "positions.json",
-)
+TRACES, JOURNAL = "traces.jsonl", "journal.log"
+TIMINGS, POSITIONS = "timings.jsonl", "positions.json"
 
 
 @dataclass(frozen=True)
 class RunSettings:
     """What is run of a data folder, and under which condition (recipe table ``[run]``).
 
-    ``references`` and ``noise`` as in ``conditions``; ``split``, ``domain``, ``task``,
+    ``references`` and ``noise`` as in :class:`ConditionSpec`; ``split``, ``domain``, ``task``,
     ``ids`` and ``limit`` choose rows (in file order); ``shard`` is "i/n"; ``chunk`` rows are the
     unit of work and of resumption.
     """
@@ -116,30 +121,32 @@ def run_examples(
     Returns:
         ``rows``, ``failed`` (rows with an error), ``out``.
     """
-    plan = Plan(settings.references, settings.noise, settings.noise_params)
-    counts = run_plans(
-        pipeline, data, {"": plan}, Path(out), settings, seed, system, inputs, progress
+    spec = ConditionSpec(settings.references, settings.noise, settings.noise_params)
+    counts = run_conditions(
+        pipeline, data, {"": spec}, Path(out), settings, seed, system, inputs, progress
     )
     return {"out": str(out), **counts}
 
 
-def run_plans(
+def run_conditions(
     pipeline: Pipeline,
     data: DataFolder,
-    plans: Mapping[str, Plan],
+    conditions: Mapping[str, ConditionSpec],
     out: Path,
     settings: RunSettings,
     seed: int = 0,
     system: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
+    pool: Pool | None = None,
 ) -> dict[str, int]:
     """Run several conditions together: each becomes the run folder ``out/<name>``.
 
-    Routing, retrieval and the vision features of clean images are shared between them.
+    Routing, retrieval and the vision features of clean images are shared between them. ``pool``:
+    the rows of ``data``, where they have been read already.
     """
-    everyone = data.examples()
-    rows = choose(everyone, settings)
+    pool = pool or Pool.of(data, seed)
+    rows = choose(pool.examples, settings)
     if settings.chunk < 1:
         raise UserError(f"[run]: chunk is {settings.chunk}, expected at least 1")
     index, of = parse_shard(settings.shard)
@@ -147,22 +154,21 @@ def run_plans(
     own = [chunk for at, chunk in enumerate(all_chunks) if at % of == index]
     position = {row.id: at for at, row in enumerate(rows)}
     ids = sorted((row.id for chunk in own for row in chunk), key=position.__getitem__)
-    pool = Pool(everyone, data.corpus(), data.truth(), seed)
 
-    _claim_all(out, plans, settings, seed, system, _inputs(data, rows, inputs), pipeline)
-    folders = {name: out / name for name in plans}
+    _claim_all(out, conditions, settings, seed, system, _inputs(data, rows, inputs), pipeline)
+    folders = {name: out / name for name in conditions}
     if all((folder / TRACES).exists() for folder in folders.values()):
         failed = sum(_failed(folder / TRACES) for folder in folders.values())
-        return {"rows": len(ids) * len(plans), "failed": failed}
+        return {"rows": len(ids) * len(conditions), "failed": failed}
 
     journal = Journal(out / JOURNAL)
-    worker = Worker(pipeline, plans, pool, settings.chunk * len(plans))
+    worker = Worker(replace(pipeline, pool=pool), conditions, settings.chunk * len(conditions))
     try:
         for chunk in own:
-            done = len(journal.where) // len(plans)
+            done = len(journal.where) // len(conditions)
             if progress:
                 progress(done, len(ids))
-            keys = [f"{name}/{row.id}" for name in plans for row in chunk]
+            keys = [f"{name}/{row.id}" for name in conditions for row in chunk]
             if all(key in journal for key in keys):
                 continue
             traces = worker(chunk)
@@ -180,7 +186,7 @@ def run_plans(
     finally:
         journal.close()
     failed = sum(_failed(folder / TRACES) for folder in folders.values())
-    return {"rows": len(ids) * len(plans), "failed": failed}
+    return {"rows": len(ids) * len(conditions), "failed": failed}
 
 
 def merge(shards: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -208,11 +214,9 @@ def merge(shards: Sequence[Path], out: Path) -> dict[str, Any]:
     for shard in found.values():
         rows = (shard / TRACES).read_bytes().rstrip(b"\n").split(b"\n")
         lines += zip(read_json(shard / POSITIONS), rows, strict=True)
-    target = Path(out) / (TRACES + ".part")
-    target.write_bytes(b"".join(row + b"\n" for _, row in sorted(lines)))
-    target.replace(Path(out) / TRACES)
+    write_bytes(Path(out) / TRACES, b"".join(row + b"\n" for _, row in sorted(lines)))
     times = b"".join((p / TIMINGS).read_bytes() for p in found.values() if (p / TIMINGS).exists())
-    (Path(out) / TIMINGS).write_bytes(times)
+    write_bytes(Path(out) / TIMINGS, times)
     return {"out": str(out), "rows": len(lines), "failed": _failed(Path(out) / TRACES)}
 
 
@@ -227,18 +231,19 @@ def _inputs(
 
 def _claim_all(
     out: Path,
-    plans: Mapping[str, Plan],
+    conditions: Mapping[str, ConditionSpec],
     settings: RunSettings,
     seed: int,
     system: Mapping[str, Any] | None,
     inputs: dict[str, Any],
     pipeline: Pipeline,
 ) -> None:
-    facts: dict[str, Any] = getattr(pipeline.generator, "facts", dict)()
+    generator = pipeline.generator
+    facts: dict[str, Any] = generator.facts() if isinstance(generator, Describable) else {}
     environment = run_folder.environment()
-    for name, plan in plans.items():
+    for name, spec in conditions.items():
         mine = replace(
-            settings, references=plan.references, noise=plan.noise, noise_params=dict(plan.params)
+            settings, references=spec.references, noise=spec.noise, noise_params=dict(spec.params)
         )
         config = {
             "command": "run",

@@ -26,7 +26,7 @@ from typing import Any
 from mmedrag.answering import TemplateSet
 from mmedrag.embedded import EMBEDDED, located
 from mmedrag.pipeline.pipeline import GENERIC, Pipeline
-from mmedrag.records import UserError, protocols
+from mmedrag.records import Adaptable, Generator, UserError, protocols
 from mmedrag.retrieval import RuleSpec
 from mmedrag.runtime import config
 
@@ -165,8 +165,10 @@ def build_pipeline(
                 if options.get(key):
                     options[key] = str(located(options[key]))
         generator = load_generator(**options)
+        if options.get("adapter") and not isinstance(generator, Adaptable):
+            raise UserError(f"[generator]: adapter: kind {options['kind']!r} takes none")
         adapters = {
-            name: generator.with_adapter(str(located(part.adapter)))  # type: ignore[attr-defined]
+            name: _adapted(generator, options["kind"], name, part.adapter)
             for name, part in system.domains.items()
             if part.adapter
         }
@@ -180,6 +182,12 @@ def build_pipeline(
         adapters=adapters,
         k=max(HITS, int(system.selection.get("k") or 0)),
     )
+
+
+def _adapted(generator: Generator, kind: str, name: str, adapter: str) -> Generator:
+    if not isinstance(generator, Adaptable):
+        raise UserError(f"[domains.{name}]: adapter: a generator of kind {kind!r} takes none")
+    return generator.with_adapter(str(located(adapter)))
 
 
 def index_domain(path: str | Path) -> str:

@@ -1,9 +1,8 @@
-"""A chunk of rows through the pipeline under every condition, whatever its rows do.
+"""A chunk of rows through the pipeline, whatever its rows do.
 
-Place in the picture: inside run, ask and serve: Example → route ─► retrieve ─► references ─►
-select ─► prompt ─► answer → Trace per condition. The first two stages are shared by all
-conditions. A failing row carries its ``error`` and the others go on; running out of memory halves
-the slice that is answered at a time. Both are recorded in ``timing``.
+Place in the picture: inside run, ask and serve, around every stage of :class:`Pipeline`. A failing
+row carries its ``error`` and the others go on; running out of memory halves the slice that is
+answered at a time. Both are recorded in ``timing``.
 """
 
 from __future__ import annotations
@@ -12,45 +11,36 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mmedrag.pipeline.conditions import Plan, Pool
-from mmedrag.pipeline.pipeline import Pipeline
-from mmedrag.records import Example, Trace, UserError
+from mmedrag.pipeline.pipeline import Pipeline, Stage
+from mmedrag.records import ConditionSpec, Example, Shrinking, Trace, UserError
 from mmedrag.runtime import memory
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """A chunk through the pipeline's stages, under every plan; remembers what memory allows."""
+    """A chunk through the pipeline, under every condition; remembers what memory allows.
+
+    ``last``: name of the stage to stop after. Where the pipeline does not answer, the stages after
+    the answer find nothing to do.
+    """
 
     def __init__(
         self,
         pipeline: Pipeline,
-        plans: Mapping[str, Plan],
-        pool: Pool,
+        conditions: Mapping[str, ConditionSpec],
         at_a_time: int,
-        last: Literal["select", "answer"] = "answer",
+        last: str | None = None,
     ) -> None:
-        self.pipeline, self.plans, self.pool, self.at_a_time = pipeline, plans, pool, at_a_time
+        self.pipeline, self.conditions, self.at_a_time = pipeline, conditions, at_a_time
         self.last = last
         self.timing: dict[str, Any] = {}
 
     def __call__(self, chunk: Sequence[Example]) -> dict[str, list[Trace]]:
-        self.timing = {"rows": len(chunk) * len(self.plans)}
-        base = [Trace.of(example) for example in chunk]
-        self._stage("route", self.pipeline.route, base)
-        if any(plan.references != "none" for plan in self.plans.values()):
-            self._stage("retrieve", self.pipeline.retrieve, base)
-        made = {name: [self._under(plan, t) for t in base] for name, plan in self.plans.items()}
-        every = [trace for group in made.values() for trace in group]
-        self._stage("references", self.substitute, every)
-        self._stage("select", self.pipeline.select, every)
-        if self.last == "select":
-            return made
-        self._stage("prompt", self.pipeline.prompt, every)
-        self._stage("answer", self.pipeline.answer, every)
+        self.timing = {"rows": len(chunk) * len(self.conditions)}
+        made = self.pipeline.run(chunk, self.conditions, self._stage, self.last)
         if backoffs := self._backoffs():
             self.timing["batch_backoffs"] = backoffs  # of this process so far
         return made
@@ -58,55 +48,18 @@ class Worker:
     def _backoffs(self) -> list[Any]:
         """How the generators went to smaller batches by themselves when memory ran out."""
         generators = [self.pipeline.generator, *self.pipeline.adapters.values()]
-        return [step for one in generators for step in getattr(one, "backoffs", ())]
+        found: list[Any] = []
+        for generator in generators:
+            if isinstance(generator, Shrinking):
+                found += generator.backoffs
+        return found
 
-    def _under(self, plan: Plan, base: Trace) -> Trace:
-        """A fresh trace of the same example under a plan, with the shared first stages."""
-        assert base.example is not None
-        trace = Trace.of(base.example)
-        try:
-            trace.condition = plan.condition(base.example, self.pool)
-        except UserError as error:
-            trace.error = str(error)
-            return trace
-        trace.domain, trace.excluded, trace.hits = base.domain, base.excluded, list(base.hits)
-        if plan.references == "none":
-            trace.hits, trace.excluded = [], 0
-        if base.error:
-            trace.error = base.error
-        return trace
-
-    def substitute(self, traces: Sequence[Trace]) -> None:
-        """Replace the hits where the condition asks for other references than the retrieved."""
-        for trace in traces:
-            mode = trace.condition.references
-            if mode == "random":
-                trace.hits = self.pool.random(trace)
-            elif mode == "own":
-                trace.hits = self.pool.own(trace)
-            elif mode == "contradicting":
-                trace.hits = self.pool.contradicting(trace)
-        shuffled = [t for t in traces if t.condition.references == "shuffled"]
-        if shuffled:
-            self._shuffle(shuffled)
-
-    def _shuffle(self, traces: Sequence[Trace]) -> None:
-        """The hits of the partner example; none of them may be the example's own."""
-        partners = [self.pool.partner(t.example, "shuffle") if t.example else None for t in traces]
-        probes = [Trace.of(p) if p else None for p in partners]
-        for trace, probe in zip(traces, probes, strict=True):
-            if probe:
-                probe.domain = trace.domain
-        self.pipeline.retrieve([probe for probe in probes if probe])
-        for trace, probe in zip(traces, probes, strict=True):
-            trace.hits = list(probe.hits) if probe else []
-
-    def _stage(
-        self, name: str, step: Callable[[list[Trace]], None], traces: Sequence[Trace]
-    ) -> None:
+    def _stage(self, stage: Stage, traces: list[Trace]) -> None:
         start = time.perf_counter()
-        self._careful(step, [t for t in traces if not t.error])
-        self.timing[name] = round(time.perf_counter() - start, 4)
+        self._careful(
+            lambda part: stage.step(self.pipeline, part), [t for t in traces if not t.error]
+        )
+        self.timing[stage.name] = round(time.perf_counter() - start, 4)
 
     def _careful(self, step: Callable[[list[Trace]], None], traces: list[Trace]) -> None:
         """Run a stage; what fails is halved until the failing rows stand alone."""

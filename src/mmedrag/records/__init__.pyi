@@ -1,46 +1,74 @@
-from . import answers as answers
-from . import protocols as protocols
-from .answers import parse_released as parse_released
-from .answers import parse_strict as parse_strict
-from .conditions import CLEAN as CLEAN
-from .conditions import CONDITIONS as CONDITIONS
-from .conditions import by_condition as by_condition
-from .conditions import condition_of as condition_of
-from .conditions import trace_id as trace_id
-from .pair_kinds import KINDS as KINDS
-from .pair_kinds import PAPER_KINDS as PAPER_KINDS
-from .pair_kinds import Kind as Kind
-from .pair_kinds import PairSet as PairSet
-from .pair_kinds import Verdict as Verdict
-from .protocols import DomainIdentifier as DomainIdentifier
-from .protocols import Encoder as Encoder
-from .protocols import Generator as Generator
-from .protocols import Request as Request
-from .protocols import Searcher as Searcher
-from .protocols import resolve_object as resolve_object
-from .records import UNKNOWN as UNKNOWN
-from .records import Answer as Answer
-from .records import AnswerType as AnswerType
-from .records import Condition as Condition
-from .records import Domain as Domain
-from .records import Example as Example
-from .records import Finding as Finding
-from .records import Hit as Hit
-from .records import Noise as Noise
-from .records import NoiseKind as NoiseKind
-from .records import Pair as Pair
-from .records import PairKind as PairKind
-from .records import Prompt as Prompt
-from .records import Record as Record
-from .records import Reference as Reference
-from .records import Row as Row
-from .records import Score as Score
-from .records import Selection as Selection
-from .records import Side as Side
-from .records import Split as Split
-from .records import Task as Task
-from .records import Trace as Trace
-from .records import Truth as Truth
-from .records import UserError as UserError
-from .records import _Row as _Row
-from .records import group_of as group_of
+from . import answers as answers, protocols as protocols
+from .answers import (
+    Verdict as Verdict,
+    label_of as label_of,
+    normalise as normalise,
+    parse_released as parse_released,
+    parse_strict as parse_strict,
+    read_answer as read_answer,
+    read_target as read_target,
+    read_text as read_text,
+    target_of as target_of,
+    token_f1 as token_f1,
+    verdict as verdict,
+)
+from .conditions import (
+    CLEAN as CLEAN,
+    CLEAN_REFERENCES as CLEAN_REFERENCES,
+    CONDITIONS as CONDITIONS,
+    NOISE as NOISE,
+    NOISE_REFERENCES as NOISE_REFERENCES,
+    ConditionSpec as ConditionSpec,
+    by_condition as by_condition,
+    trace_id as trace_id,
+)
+from .pair_kinds import KINDS as KINDS, PAPER_KINDS as PAPER_KINDS, Kind as Kind, PairSet as PairSet
+from .protocols import (
+    Adaptable as Adaptable,
+    Cautioned as Cautioned,
+    Describable as Describable,
+    DomainIdentifier as DomainIdentifier,
+    Encoder as Encoder,
+    Encoding as Encoding,
+    Faulting as Faulting,
+    Forgetting as Forgetting,
+    Generator as Generator,
+    Indexed as Indexed,
+    Preparing as Preparing,
+    Reopenable as Reopenable,
+    Request as Request,
+    Rule as Rule,
+    Searcher as Searcher,
+    Shrinking as Shrinking,
+    Store as Store,
+    TextScorer as TextScorer,
+    Windowing as Windowing,
+    resolve_object as resolve_object,
+)
+from .records import (
+    UNKNOWN as UNKNOWN,
+    Answer as Answer,
+    AnswerType as AnswerType,
+    Condition as Condition,
+    Domain as Domain,
+    Example as Example,
+    Finding as Finding,
+    Hit as Hit,
+    Noise as Noise,
+    Pair as Pair,
+    PairKind as PairKind,
+    Prompt as Prompt,
+    Record as Record,
+    Reference as Reference,
+    Row as Row,
+    Score as Score,
+    Selection as Selection,
+    Side as Side,
+    Split as Split,
+    Task as Task,
+    Trace as Trace,
+    Truth as Truth,
+    UserError as UserError,
+    _Row as _Row,
+    group_of as group_of,
+)

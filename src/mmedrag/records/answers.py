@@ -1,6 +1,8 @@
-"""Answer parsing: free text → yes / no / unclear.
+"""Reading answers: free text → yes / no / unclear, and whether that is right.
 
-Place in the picture: Trace ─ **answers.parse** ─ metrics. Two parsers, both reported:
+Place in the picture: Trace ─ **read** ─ metrics, reliance, pairs, abstention, controls. A closed
+answer is read once, by the pipeline's last stage, and everything after it uses that label
+(:func:`label_of`, :func:`verdict`). Two parsers, both reported:
 
 - ``parse_released``: the released system's, quirks included (hedges and non-answers count as
   yes; "without" and "absent" are not seen as no). Source: the released generator of preference
@@ -11,9 +13,69 @@ Place in the picture: Trace ─ **answers.parse** ─ metrics. Two parsers, both
 from __future__ import annotations
 
 import re
+import string
+from collections import Counter
 from typing import Literal
 
-from mmedrag.records.records import Label
+from mmedrag.records.records import Label, Trace
+
+Verdict = Literal["right", "wrong", "unclear"]
+
+
+def read_text(text: str | None, question: str | None = None) -> Label:
+    """The strict reading of a closed answer's text; nothing said is unclear."""
+    return parse_strict(text, question) if text and text.strip() else "unclear"
+
+
+def read_target(text: str | None, question: str | None = None) -> Literal["yes", "no"]:
+    """The truth of a closed question: strict reading, else the released parser's default."""
+    label = read_text(text, question)
+    return parse_released(text or "") if label == "unclear" else label
+
+
+def read_answer(trace: Trace) -> None:
+    """Set the label of a closed question's answer: the one place where an answer is read."""
+    if trace.answer is not None and trace.answer_type == "closed":
+        trace.answer.label = read_text(trace.answer.text, trace.question)
+
+
+def label_of(trace: Trace) -> Label:
+    """What a closed answer says: the label that was set when it was given (read now where a trace
+    of another program has none); a row without an answer is unclear."""
+    if trace.error or trace.answer is None:
+        return "unclear"
+    return trace.answer.label or read_text(trace.answer.text, trace.question)
+
+
+def target_of(trace: Trace) -> Literal["yes", "no"]:
+    """The truth of a trace's closed question."""
+    return read_target(trace.target, trace.question)
+
+
+def verdict(trace: Trace) -> Verdict:
+    """Whether the answer to a closed question is right. Pairs leave unclear ones out; rates count
+    them as wrong, else a system would gain by not answering what is hard."""
+    label = label_of(trace)
+    return "unclear" if label == "unclear" else "right" if label == target_of(trace) else "wrong"
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans({c: " " for c in string.punctuation})
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation or articles, single spaces (SQuAD v1.1 normalisation, with
+    punctuation as a break so that "left-sided" meets "left sided")."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def token_f1(text: str, target: str) -> float:
+    """Harmonic mean of token precision and recall (Rajpurkar et al. 2016); 1 if both empty."""
+    a, b = normalise(text).split(), normalise(target).split()
+    if not a or not b:
+        return float(a == b)
+    common = sum((Counter(a) & Counter(b)).values())
+    return 2 * common / (len(a) + len(b))
 
 
 def parse_released(text: str) -> Literal["yes", "no"]:

@@ -2,16 +2,17 @@
 
 Place in the picture: each arrow. Nothing here imports torch; an implementation lives in the
 module that owns its protocol's name table (``encoders``, ``stores``, ``generators``,
-``select``), and ``resolve`` turns a name, or ``my_package.module:Class``, into it.
+``select``), and ``resolve_object`` turns a name, or ``my_package.module:Class``, into it. What only
+some implementations can do is a protocol of its own, asked for by ``isinstance``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -83,9 +84,6 @@ class Generator(Protocol):
     context: int  # tokens
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]: ...
-    def logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> list[float]:
-        """Summed log-probability of each text as the answer to its request."""
-        ...
 
     def count_tokens(self, prompt: Prompt, images: int = 1) -> int:
         """Length of the whole model input, image tokens included."""
@@ -98,7 +96,101 @@ class Rule(Protocol):
         ...
 
 
-Metric = Callable[[Sequence[Any], Sequence[Any]], Sequence[float]]
+# --- optional abilities: a part that has one is asked for it, another is left alone --------------
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """A generator that takes an adapter."""
+
+    def with_adapter(self, adapter: str) -> Generator:
+        """The same model with the adapter of this folder, weights shared."""
+        ...
+
+
+@runtime_checkable
+class Describable(Protocol):
+    """A generator that says what it runs on."""
+
+    def facts(self) -> dict[str, Any]:
+        """``model``, ``device``, ``dtype``, ``batch_size``: kept in a run's ``config.json``."""
+        ...
+
+
+@runtime_checkable
+class Shrinking(Protocol):
+    """A generator that goes to smaller batches by itself when memory runs out."""
+
+    backoffs: Sequence[Any]  # what it did so far
+
+
+@runtime_checkable
+class TextScorer(Protocol):
+    """A generator that can score given texts."""
+
+    def logprobs(self, requests: Sequence[Request], texts: Sequence[str]) -> list[float]:
+        """Summed log-probability of each text as the answer to its request."""
+        ...
+
+
+@runtime_checkable
+class Cautioned(Protocol):
+    """A domain identifier whose readers have to know something (of the embedded one: that it
+    knows drawn pictures only)."""
+
+    notice: str | None
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """An encoder that can prepare pictures outside of itself, in threads."""
+
+    def prepare(self, picture: Image.Image) -> Any: ...
+
+
+@runtime_checkable
+class Reopenable(Protocol):
+    """An encoder that knows the name it was opened by."""
+
+    spec: str
+
+
+@runtime_checkable
+class Windowing(Protocol):
+    """An encoder that counts the texts it had to cut into windows, or to cut off."""
+
+    windowed: int
+    truncated: int
+
+
+@runtime_checkable
+class Faulting(Protocol):
+    """A searcher that says which queries it could not read."""
+
+    errors: Mapping[str, str]  # example id → why, of the last search
+
+
+@runtime_checkable
+class Forgetting(Protocol):
+    """A searcher that keeps embeddings of queries, and can be told not to."""
+
+    def forget(self) -> None:
+        """Drop what is known of queries so far, in memory; from now on nothing goes to disk."""
+        ...
+
+
+@runtime_checkable
+class Encoding(Protocol):
+    """A searcher that finds by an encoder."""
+
+    encoder: Encoder
+
+
+@runtime_checkable
+class Indexed(Encoding, Protocol):
+    """A searcher over an index, by an encoder."""
+
+    index: Any
 
 
 def resolve_object(

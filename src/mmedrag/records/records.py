@@ -133,11 +133,13 @@ class Hit(Record):
 
 
 class Domain(Record):
-    """Result of domain identification: ``label`` may be ``"unknown"``; scores are calibrated."""
+    """Result of domain identification: ``label`` may be ``"unknown"``, ``reason`` then says why;
+    scores are calibrated."""
 
     label: str
     confidence: float | None = None
     scores: dict[str, float] = Field(default_factory=dict)
+    reason: str | None = None
 
 
 class Selection(Record):
@@ -212,6 +214,15 @@ class Trace(Record):
     error: str | None = None
     example: Example | None = Field(default=None, exclude=True, repr=False)  # while in flight
 
+    @property
+    def live(self) -> Example:
+        """The example in flight."""
+        if self.example is None:
+            raise UserError(
+                f"{self.example_id}: trace was read from a file, expected a live example"
+            )
+        return self.example
+
     @classmethod
     def of(cls, example: Example, condition: Condition | None = None) -> Trace:
         """The empty trace of an example; the example itself rides along, unstored."""
@@ -257,11 +268,14 @@ class Pair(Record):
 
 
 class Score(Record):
-    """One per-example value of one metric."""
+    """One per-example value of one metric: of which run and task it is, is said where several
+    stand in one file."""
 
     example_id: str
     metric: str
     value: float
+    run: str | None = None
+    task: str | None = None
 
 
 def group_of(trace: Trace) -> str:

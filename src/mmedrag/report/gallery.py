@@ -13,15 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from mmedrag.evaluation import Arm, label, right, task_of
-from mmedrag.evaluation.metrics import questions
-from mmedrag.evaluation.metrics import text as metrics_text
+from mmedrag.evaluation.metrics import questions, text as metrics_text
 from mmedrag.records import Hit, Trace, UserError, group_of
 from mmedrag.report import svg
 from mmedrag.report.tables import TASK_NAMES
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, numpy_rng
 
 log = logging.getLogger(__name__)
 THUMBNAIL = 192  # pixels, longest side
@@ -88,7 +85,7 @@ def cases(
         first = rows[0][1]
         stratum = (group_of(first), task_of(first) or "", *outcomes(rows))
         strata.setdefault(stratum, []).append(key)
-    rng = np.random.default_rng([seed, 5])
+    rng = numpy_rng(seed, 5)
     queues = [[keys[i] for i in rng.permutation(len(keys))] for _, keys in sorted(strata.items())]
     chosen: list[str] = []
     while len(chosen) < most and any(queues):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +19,7 @@ from mmedrag.evaluation.metrics import RESAMPLES
 from mmedrag.records import UserError
 from mmedrag.report import gallery, tables, view
 from mmedrag.report.view import Section
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -205,11 +204,8 @@ def save(page: tuple[str, Sequence[tables.Table]], out: Path) -> Path:
     """Write the page and its tables atomically; returns the page's path."""
     html, made = page
     folder = out / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
     for table in made:
-        (folder / f"{table.id}.csv").write_text(table.csv(), encoding="utf-8")
-        (folder / f"{table.id}.tex").write_text(table.latex(), encoding="utf-8")
-    part = out / "report.html.part"
-    part.write_text(html, encoding="utf-8")
-    os.replace(part, out / "report.html")
+        write_text(folder / f"{table.id}.csv", table.csv())
+        write_text(folder / f"{table.id}.tex", table.latex())
+    write_text(out / "report.html", html)
     return out / "report.html"

@@ -1,24 +1,28 @@
 from . import select as select
-from .embeddings import EmbeddingCache as EmbeddingCache
-from .embeddings import embed_images as embed_images
-from .embeddings import embed_texts as embed_texts
-from .index import Filter as Filter
-from .index import Index as Index
-from .index import index_info as index_info
-from .index import verify_index as verify_index
-from .index_build import add_to_index as add_to_index
-from .index_build import build_index as build_index
-from .index_build import remove_from_index as remove_from_index
-from .index_build import update_index as update_index
-from .ranks import DEEPEST as DEEPEST
-from .ranks import KS as KS
-from .ranks import per_query as per_query
-from .ranks import relevant as relevant
-from .search import Exclusion as Exclusion
-from .search import Retriever as Retriever
-from .search import open_retriever as open_retriever
-from .search import released_rows as released_rows
+from .embeddings import (
+    EmbeddingCache as EmbeddingCache,
+    embed_images as embed_images,
+    embed_texts as embed_texts,
+)
+from .index import (
+    Filter as Filter,
+    Index as Index,
+    index_info as index_info,
+    verify_index as verify_index,
+)
+from .index_build import (
+    add_to_index as add_to_index,
+    build_index as build_index,
+    remove_from_index as remove_from_index,
+    update_index as update_index,
+)
+from .ranks import DEEPEST as DEEPEST, KS as KS, per_query as per_query, relevant as relevant
+from .search import (
+    Exclusion as Exclusion,
+    Retriever as Retriever,
+    open_retriever as open_retriever,
+    released_rows as released_rows,
+)
 from .select import RuleSpec as RuleSpec
 from .settings import RetrieverTraining as RetrieverTraining
-from .train import open_tracker as open_tracker
-from .train import train_retriever as train_retriever
+from .train import open_tracker as open_tracker, train_retriever as train_retriever

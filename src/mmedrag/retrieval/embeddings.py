@@ -14,15 +14,16 @@ the same list, so an interrupted run ends with the same bytes as an uninterrupte
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +31,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmedrag.images import decode_image, perceptual_hash, pixel_hash
-from mmedrag.records import Encoder, UserError
+from mmedrag.records import Encoder, Preparing, UserError
+from mmedrag.runtime import append_bytes, lock_file, open_log, replacing
 
 log = logging.getLogger(__name__)
 CHUNK = 128  # contents per frame: bounds the pixels in memory
@@ -68,7 +70,7 @@ class EmbeddingCache:
             [("key", "S32"), ("pixels", "S32"), ("phash", "<u8"), ("vector", "<f4", encoder.dim)]
         )
         self.frames: list[np.ndarray] = []
-        self.at: dict[bytes, tuple[int, int]] = {}
+        self.at: MutableMapping[bytes, tuple[int, int]] = {}
         self.rejected = 0
         self._end = 0
         name = {"fingerprint": encoder.fingerprint, "kind": kind, "dim": encoder.dim}
@@ -102,20 +104,23 @@ class EmbeddingCache:
         if self.path is None:
             self._take(records)
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        payload = records.tobytes()
-        with open(self.path, "a+b") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        frame = _frame(records)
+        with open_log(self.path) as handle:
+            lock_file(handle, wait=True)
             self._replay(handle)  # what others appended, and where the sound part ends
             handle.truncate(self._end)
-            if not self._end:
-                handle.write(self._header)
-            head = struct.pack("<II", len(records), zlib.crc32(payload))
-            handle.write(head + struct.pack("<I", zlib.crc32(head)) + payload)
-            handle.flush()
-            os.fsync(handle.fileno())
-            self._end = handle.tell()
+            data = frame if self._end else self._header + frame
+            try:
+                self._end = append_bytes(handle, data) + len(data)
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
         self._take(records)
+
+    def scratch(self) -> EmbeddingCache:
+        """This cache with additions that end with the copy: none of them reaches the disk."""
+        view = copy(self)
+        view.path, view.frames, view.at = None, list(self.frames), ChainMap({}, self.at)
+        return view
 
     def drop(self, field: str, values: set[bytes]) -> None:
         """Rewrite the file without the records whose ``field`` is one of ``values``."""
@@ -123,16 +128,16 @@ class EmbeddingCache:
         kept = records[[value not in values for value in records[field].tolist()]]
         if self.path is None or len(kept) == len(records):
             return
-        path, self.path = self.path, self.path.with_name(self.path.name + ".part")
-        self.path.unlink(missing_ok=True)
         self.frames, self.at, self._end = [], {}, 0
-        for start in range(0, len(kept), CHUNK):
-            self.append(kept[start : start + CHUNK])
-        if self.path.exists():
-            os.replace(self.path, path)
-        else:
-            path.unlink()
-        self.path = path
+        if not len(kept):
+            self.path.unlink()
+            return
+        with replacing(self.path) as out:
+            out.write(self._header)
+            for start in range(0, len(kept), CHUNK):
+                out.write(_frame(kept[start : start + CHUNK]))
+        with open(self.path, "rb") as handle:
+            self._replay(handle)
 
     def problems(self) -> list[str]:
         """What a full check of the file finds (the constructor has replayed it)."""
@@ -177,6 +182,12 @@ class EmbeddingCache:
         for row in np.flatnonzero(sound).tolist():
             self.at[keys[32 * row : 32 * row + 32]] = (len(self.frames), row)
         self.frames.append(records)
+
+
+def _frame(records: np.ndarray) -> bytes:
+    payload = records.tobytes()
+    head = struct.pack("<II", len(records), zlib.crc32(payload))
+    return head + struct.pack("<I", zlib.crc32(head)) + payload
 
 
 def _sound(records: np.ndarray) -> np.ndarray:
@@ -234,7 +245,7 @@ def embed_images(
     chosen = [list(item[:1] if views == "first" else item) for item in items]
     paths = list(dict.fromkeys(path for item in chosen for path in item))
     key_of: dict[Path, bytes | str] = {}
-    prepare = getattr(encoder, "prepare", None) or (lambda picture: picture)
+    prepare = encoder.prepare if isinstance(encoder, Preparing) else (lambda picture: picture)
     claimed: set[bytes] = set()
 
     def read(path: Path) -> Any:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmedrag.records import Encoder, Reference, UserError, resolve_object
+from mmedrag.records import Encoder, Reference, Reopenable, UserError, Windowing, resolve_object
 from mmedrag.retrieval.embeddings import (
     EmbeddingCache,
     HashOnly,
@@ -71,7 +71,9 @@ def build_index(
     if path.exists() and any(path.iterdir()) and not _is_index(path):
         raise UserError(f"{path}: not empty and no index, expected a new folder or an index")
     model = load_encoder(encoder, device, None, long_text) if isinstance(encoder, str) else encoder
-    spec = encoder if isinstance(encoder, str) else getattr(model, "spec", "")
+    spec = (
+        encoder if isinstance(encoder, str) else model.spec if isinstance(model, Reopenable) else ""
+    )
     manifest = {
         "domain": domain,
         "encoder": {
@@ -289,7 +291,8 @@ def _model(index: Index, encoder: str | Encoder | None, device: str | None) -> E
 
 
 def _result(path: Path, model: Encoder, **counts: Any) -> dict[str, Any]:
-    long = {name: getattr(model, name, 0) for name in ("windowed", "truncated")}
+    cut = (model.windowed, model.truncated) if isinstance(model, Windowing) else (0, 0)
+    long = dict(zip(("windowed", "truncated"), cut, strict=True))
     return {**index_info(path), **counts, **long}
 
 

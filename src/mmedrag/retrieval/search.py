@@ -60,16 +60,24 @@ class Retriever:
         index.check(encoder)
         self.index, self.encoder, self.exclude, self.views = index, encoder, exclude, views
         self.allowed = None if where is None else index.mask(where)
-        self.cache = EmbeddingCache(cache, encoder, "image")
+        self.keeps = cache is not None
+        self.cache = EmbeddingCache(cache or index.path / "cache", encoder, "image")
         self.errors: dict[str, str] = {}
 
     @property
     def domain(self) -> str | None:
         return self.index.domain
 
+    def forget(self) -> None:
+        """Drop what a caller's folder keeps of queries from memory; from now on keep none."""
+        if self.keeps:
+            self.keeps, self.cache = False, EmbeddingCache(None, self.encoder, "image")
+
     def embed(self, examples: Sequence[Example]) -> ImageEmbeddings:
-        """Each distinct image once; images seen before not at all."""
-        return embed_images([e.images for e in examples], self.encoder, self.cache, self.views)
+        """Each distinct image once; images of the index's own cache not at all. Nothing of the
+        others is left, in memory or on disk, unless the caller named a folder for it."""
+        cache = self.cache if self.keeps else self.cache.scratch()
+        return embed_images([e.images for e in examples], self.encoder, cache, self.views)
 
     def search(self, examples: Sequence[Example], k: int) -> tuple[list[list[Hit]], list[int]]:
         """Per example: at most ``k`` hits best first, and how many better ones were excluded.
@@ -168,7 +176,7 @@ def open_retriever(
     exclude: Exclusion = Exclusion(),  # noqa: B008 - frozen
     views: str = "mean",
     where: Filter | None = None,
-    cache: bool = True,
+    cache: Path | None = None,
 ) -> Retriever:
     """The retriever of an index folder, with the encoder the index was built with.
 
@@ -176,13 +184,13 @@ def open_retriever(
         encoder: where that encoder is now, when it was moved; another one is refused.
         views: "mean" of the view embeddings, or the "first" view only (as released).
         where: only references that pass this filter.
-        cache: keep query embeddings in the index's cache folder (if it can be written).
+        cache: folder in which query embeddings are kept for later calls; by default they are kept
+            nowhere.
     """
     index = Index.open(path)
     if encoder is None or isinstance(encoder, str):
         encoder = index.encoder(encoder, device)
-    folder = Path(path) / "cache"
-    return Retriever(index, encoder, exclude, views, where, folder if cache else None)
+    return Retriever(index, encoder, exclude, views, where, cache)
 
 
 def released_rows(

@@ -272,7 +272,7 @@ class RetrieverTrainer(Trainer):
             callbacks=[
                 training.Epochs(self.clock),
                 training.Checkpoints(),
-                training.Progress(progress, ("eval_value", "eval_loss")),
+                training.Steps(progress, ("eval_value", "eval_loss")),
                 _Clamp(),
                 _Validation(self.s),
                 *([_Tracking(tracker)] if tracker else []),

@@ -3,8 +3,9 @@
 Read ``files`` (atomic writes, hashes, JSON Lines), ``journal`` (an append-only log that survives a
 kill), ``run_folder`` (what was run, on what, with which versions), ``data_folder`` (a DATA folder
 of the contract), ``config`` (recipes and settings classes), then the small ones: ``draws`` (seeded
-numbers), ``trained`` (what a model was trained on), ``memory``, ``torchvision_shim``; of every
-training: ``processes``, ``training`` (whose run it is, checkpoints, progress).
+numbers), ``cache`` (the cache folder), ``progress``, ``model_card`` and ``trained`` (what stands
+beside a trained model), ``memory``, ``torchvision_shim``; of every training: ``processes``,
+``training`` (whose run it is, checkpoints, progress).
 """
 
 import lazy_loader

@@ -1,4 +1,7 @@
-"""runtime.data_folder."""
+"""A DATA folder of the contract, read and checked row by row.
+
+Place in the picture: where every command gets its examples, corpus and ground truth from.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Running out of memory: what it looks like on any device, and giving back what is not needed."""
+"""Running out of memory: what it looks like on any device, and giving back what is not needed.
+
+Place in the picture: around batches, which are halved and tried again when it happens.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.records import UserError
-from mmedrag.runtime.files import read_json, sha256, write_json
+from mmedrag.runtime.files import PART, read_json, sha256, write_json
 
 log = logging.getLogger(__name__)
 PACKAGES = (
@@ -110,7 +110,7 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     path = folder / "config.json"
     config = json.loads(json.dumps(config))
     if not path.exists():
-        if folder.is_dir() and any(p.suffix != ".part" for p in folder.iterdir()):
+        if folder.is_dir() and any(p.suffix != PART for p in folder.iterdir()):
             raise UserError(f"{folder}: not empty and no run folder; choose another --out")
         write_json(path, config)
         return config

@@ -22,7 +22,7 @@ import torch
 
 from mmedrag.records import UserError
 from mmedrag.runtime import torchvision_shim
-from mmedrag.runtime.files import read_json, sync_folder
+from mmedrag.runtime.files import read_json, sync, write_json
 from mmedrag.runtime.processes import Processes
 
 torchvision_shim.ready()
@@ -74,10 +74,7 @@ class TrainingFolder:
             if not resume:
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
                 result.unlink(missing_ok=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-            part = file.with_name("run.json.part")
-            part.write_text(json.dumps(identity, indent=2) + "\n", "utf-8")
-            os.replace(part, file)
+            write_json(file, identity, indent=2)
         processes.wait()
         return None
 
@@ -178,15 +175,12 @@ class Checkpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as handle:
-                    os.fsync(handle.fileno())
+        sync(*folder.rglob("*"), folder)
         (folder / COMPLETE).touch()
-        sync_folder(folder)
+        sync(folder)
 
 
-class Progress(TrainerCallback):
+class Steps(TrainerCallback):
     """Tells ``progress(step, steps)``; logged values named in ``shown`` go to the log whenever the
     first of them is there; a loss that is no number ends the training."""
 

@@ -23,7 +23,7 @@ from mmedrag.pipeline import NOTICE, Pipeline, guess_answer_type
 from mmedrag.serve import openai, page, uploads
 from mmedrag.serve.audit import Audit
 from mmedrag.serve.decoder import Decoders
-from mmedrag.serve.engine import COMPARE, NOISE, Action, Asked, Engine, data_url, prepare
+from mmedrag.serve.engine import COMPARE, NOISE, Action, Asked, Engine, data_url, forget
 from mmedrag.serve.errors import Refused
 from mmedrag.serve.metrics import Metrics
 from mmedrag.serve.security import Keys, Rate, SecurityHeaders, same_site
@@ -49,7 +49,7 @@ def create_app(
         versions: names of the parts, for answers and audit log; default: read off the pipeline.
     """
     settings, keys = settings or ServeSettings(), keys or Keys()
-    pipeline = prepare(pipeline)
+    forget(pipeline)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line per odd byte otherwise
 
     @asynccontextmanager

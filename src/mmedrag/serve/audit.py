@@ -7,10 +7,8 @@ line holds the hash of the line before it, so that a changed or removed line is 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.records import UserError
+from mmedrag.runtime import append_bytes, lock_file, open_log
 
 START = "0" * 64
 
@@ -30,15 +29,12 @@ class Audit:
         self._last = START  # hash of the last line
         self._lock = threading.Lock()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            self._file = open_log(self.path, 0o600)
         except OSError as error:
             raise UserError(f"{path}: audit log cannot be opened: {error.strerror}") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise UserError(f"{path}: another service writes this audit log") from None
+        if not lock_file(self._file):
+            self._file.close()
+            raise UserError(f"{path}: another service writes this audit log")
         self._mend()
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -48,35 +44,25 @@ class Audit:
             OSError: the disk is full or gone; nothing of these records stays behind.
         """
         with self._lock:
-            size, last = os.fstat(self._file).st_size, self._last
+            last = self._last
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             lines = []
             for record in records:
                 line = json.dumps({"time": now, **record, "previous": last}, ensure_ascii=False)
                 lines.append(line.encode() + b"\n")
                 last = hashlib.sha256(lines[-1]).hexdigest()
-            try:
-                self._append(b"".join(lines))
-            except OSError:
-                os.ftruncate(self._file, size)  # a half-written record is none
-                raise
+            append_bytes(self._file, b"".join(lines))
             self._last = last
 
     def close(self) -> None:
-        os.close(self._file)
-
-    def _append(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view) :]
-        os.fsync(self._file)
+        self._file.close()
 
     def _mend(self) -> None:
         """Find the last line; cut off what a kill left half-written."""
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            os.ftruncate(self._file, len(whole))
+            self._file.truncate(len(whole))
         lines = whole.splitlines(keepends=True)
         self._last = hashlib.sha256(lines[-1]).hexdigest() if lines else START
 

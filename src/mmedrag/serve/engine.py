@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmedrag.answering import neutralise
-from mmedrag.pipeline import Pipeline, Worker, conditions, evidence
-from mmedrag.records import Condition, Example, Prompt, Trace, UserError
-from mmedrag.retrieval import EmbeddingCache
-from mmedrag.runtime import seeded_int
+from mmedrag.pipeline import Pipeline, Pool, Worker, evidence, notices
+from mmedrag.records import ConditionSpec, Example, Forgetting, Prompt, Trace, UserError
 from mmedrag.serve.audit import Audit
 from mmedrag.serve.decoder import Decoded, png
 from mmedrag.serve.errors import Refused
@@ -73,16 +71,6 @@ class Ticket:
     image: str  # hash of the views
 
 
-class Plan(conditions.Plan):
-    """Noise drawn from the picture's hash: the same request gives the same answer."""
-
-    def condition(self, example: Example, pool: conditions.Pool) -> Condition:
-        made = super().condition(example, pool)
-        if made.noise is not None:
-            made.noise.seed = seeded_int(pool.seed, str(example.meta["image_sha256"]))
-        return made
-
-
 class Stages(Worker):
     """A worker that remembers what kind of failure ended a row."""
 
@@ -117,9 +105,11 @@ class Engine:
         versions: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.pipeline, self.settings, self.audit = pipeline, settings, audit
+        # noise is drawn from the picture's hash: the same request gives the same answer
+        pool = Pool(seed=seed, picture=lambda example: str(example.meta["image_sha256"]))
+        self.pipeline = replace(pipeline, pool=pool)
+        self.settings, self.audit = settings, audit
         self.versions = dict(versions or describe(pipeline))
-        self.pool = conditions.Pool(seed=seed)
         self.batches = self.answered = self.failed = 0
         self._folder = Path(tempfile.mkdtemp(prefix="mmedrag-serve-"))  # mode 0700
         self._lock = threading.Lock()
@@ -129,8 +119,7 @@ class Engine:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        notice = getattr(self.pipeline.domain, "notice", None)
-        return (notice,) if notice else ()
+        return notices(self.pipeline)
 
     def submit(self, asked: Asked) -> Future[dict[str, Any]]:
         """Queue a request; its files are removed when its future is settled.
@@ -193,20 +182,16 @@ class Engine:
             groups.items(), key=lambda item: (not item[0][0], item[0][1] == "report", len(item[1]))
         ):
             log.debug("batch: %d %s under %d conditions", len(group), task, len(plans))
-            self._run(group, dict(plans), "select" if retrieve else "answer")
+            self._run(group, dict(plans), "select" if retrieve else None)
         self._forget()
 
     def _run(
-        self,
-        jobs: list[Job[Ticket]],
-        plans: dict[str, tuple[str, str | None]],
-        last: Literal["select", "answer"],
+        self, jobs: list[Job[Ticket]], plans: dict[str, tuple[str, str | None]], last: str | None
     ) -> None:
         start = time.perf_counter()
         worker = Stages(
             self.pipeline,
-            {n: Plan(r, noise) for n, (r, noise) in plans.items()},
-            self.pool,
+            {name: ConditionSpec(*plan) for name, plan in plans.items()},
             max(self.settings.batch, 1) * len(plans),
             last,
         )
@@ -331,19 +316,14 @@ class Engine:
 
     def _forget(self) -> None:
         """Leave no embedding of a request's picture behind, in memory or on disk."""
-        for retriever in self.pipeline.retrievers.values():
-            if isinstance(getattr(retriever, "cache", None), EmbeddingCache):
-                retriever.cache = EmbeddingCache(None, retriever.encoder, "image")  # type: ignore[attr-defined]
+        forget(self.pipeline)
 
 
-def prepare(pipeline: Pipeline) -> Pipeline:
-    """The pipeline with query embeddings kept nowhere (the command line keeps them on disk)."""
-    private = {}
-    for name, retriever in pipeline.retrievers.items():
-        if isinstance(getattr(retriever, "cache", None), EmbeddingCache):
-            retriever.cache = EmbeddingCache(None, retriever.encoder, "image")  # type: ignore[attr-defined]
-        private[name] = retriever
-    return replace(pipeline, retrievers=private)
+def forget(pipeline: Pipeline) -> None:
+    """Keep nothing of the pictures that were asked about, neither in memory nor on disk."""
+    for retriever in pipeline.retrievers.values():
+        if isinstance(retriever, Forgetting):
+            retriever.forget()
 
 
 def joined_hash(views: Sequence[Decoded]) -> str:

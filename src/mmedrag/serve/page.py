@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from mmedrag.pipeline import NOTICE, Pipeline
+from mmedrag.pipeline import NOTICE, Pipeline, notices
 from mmedrag.serve.errors import Refused
 from mmedrag.serve.security import Keys
 from mmedrag.serve.settings import ServeSettings
@@ -41,10 +41,9 @@ def routes(app: FastAPI, pipeline: Pipeline, settings: ServeSettings, keys: Keys
 
     @app.get("/page-settings", include_in_schema=False)
     async def page_settings() -> Response:
-        notice = getattr(pipeline.domain, "notice", None)
         return JSONResponse(
             {
-                "notices": [NOTICE, *([notice] if notice else [])],
+                "notices": [NOTICE, *notices(pipeline)],
                 "needs_key": bool(keys),
                 "max_bytes": settings.max_bytes,
                 "max_text": settings.max_text,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.records import UserError
+from mmedrag.runtime import append_bytes, open_log
 from mmedrag.serve.errors import Refused
 from mmedrag.serve.settings import KEYS, LOOPBACK
 
@@ -99,9 +100,8 @@ def new_key(path: Path, name: str, scopes: tuple[str, ...]) -> str:
         raise UserError(f"{path}: has a key named {name!r} already")
     secret, salt = secrets.token_urlsafe(32), secrets.token_hex(16)
     line = f"{name}:{','.join(sorted(set(scopes)))}:{salt}:{digest(salt, secret)}\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(handle, "a", encoding="utf-8") as file:
-        file.write(line)
+    with open_log(path, 0o600) as file:
+        append_bytes(file, line.encode())
     return f"mmr_{name}_{secret}"
 
 

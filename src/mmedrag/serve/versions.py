@@ -11,6 +11,7 @@ from typing import Any
 
 from mmedrag.embedded import located
 from mmedrag.pipeline import Pipeline, System
+from mmedrag.records import Indexed
 
 
 def weights(system: System) -> dict[str, Path]:
@@ -36,10 +37,9 @@ def describe(pipeline: Pipeline, weights: Mapping[str, Path] | None = None) -> d
 
     indexes = {}
     for name, retriever in sorted(pipeline.retrievers.items()):
-        index = getattr(retriever, "index", None)
-        if index is not None:
-            manifest = sha256(index.path / "manifest.json")[:16]
-            indexes[name] = {"index": manifest, "encoder": retriever.encoder.fingerprint[:16]}  # type: ignore[attr-defined]
+        if isinstance(retriever, Indexed):
+            manifest = sha256(retriever.index.path / "manifest.json")[:16]
+            indexes[name] = {"index": manifest, "encoder": retriever.encoder.fingerprint[:16]}
     generator = pipeline.generator
     return {
         "mmedrag": __version__,

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from mmedrag.records import UserError
+from mmedrag.runtime import seeded_int, torch_rng
 
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
@@ -50,10 +50,7 @@ class SeededSampler:
     def __init__(self, decoding: Decoding, keys: Sequence[str]) -> None:
         self.decoding = decoding
         self.generators = [
-            torch.Generator().manual_seed(
-                int.from_bytes(hashlib.sha256(f"{decoding.seed}|{key}".encode()).digest()[:8]) >> 1
-            )
-            for key in keys
+            torch_rng(seeded_int(decoding.seed, key, joint="|", bits=63)) for key in keys
         ]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ import torch
 
 from mmedrag.answering.generators.decoding import Decoding, SeededSampler, Verbalizers
 from mmedrag.answering.generators.inputs import Inputs
-from mmedrag.answering.generators.prefix import Begun
+from mmedrag.answering.generators.prefix import PrefixSplit
 from mmedrag.models import attach, load_model
 from mmedrag.records import Answer, Prompt, Request, UserError
 from mmedrag.runtime import memory
@@ -87,13 +87,13 @@ class HFGenerator:
         """
         for request in requests:
             self._check(request)
-        begun = self.inputs.begun(requests) if self.decoding.num_beams == 1 else None
+        splits = self.inputs.splits(requests) if self.decoding.num_beams == 1 else None
         found: dict[int, Answer] = {}
 
         def answer(part: Sequence[Request], rows: Sequence[int]) -> list[Answer]:
-            return self._answer(part, [begun[i] for i in rows] if begun else None)
+            return self._answer(part, [splits[i] for i in rows] if splits else None)
 
-        for group in self._groups(requests, begun):
+        for group in self._groups(requests, splits):
             kinds: dict[Any, list[int]] = {}
             for i in group:
                 kinds.setdefault((requests[i].closed, requests[i].max_new_tokens), []).append(i)
@@ -174,20 +174,20 @@ class HFGenerator:
             )
 
     def _groups(
-        self, requests: Sequence[Request], begun: Sequence[Begun] | None
+        self, requests: Sequence[Request], splits: Sequence[PrefixSplit] | None
     ) -> list[list[int]]:
         """Rows to be answered together: all of a picture, as many pictures as can be kept."""
-        if begun is None or self.inputs.prefixes is None:
+        if splits is None or self.inputs.prefixes is None:
             return [list(range(len(requests)))]
         pictures: dict[str, list[int]] = {}
-        for i, one in enumerate(begun):
+        for i, one in enumerate(splits):
             pictures.setdefault(one.view, []).append(i)
         image = self.inputs.tokens_per_image
         groups: list[list[int]] = [[]]
         held = 0
         for rows in pictures.values():
-            kept = {begun[i].first: begun[i].picture + image for i in rows}
-            kept |= {begun[i].whole: begun[i].common + image for i in rows}
+            kept = {splits[i].first: splits[i].picture + image for i in rows}
+            kept |= {splits[i].whole: splits[i].common + image for i in rows}
             if groups[-1] and held + sum(kept.values()) > self.inputs.prefixes.room:
                 groups.append([])
                 held = 0
@@ -238,8 +238,10 @@ class HFGenerator:
                 kept.clear()
         memory.empty_cache()
 
-    def _answer(self, requests: Sequence[Request], begun: Sequence[Begun] | None) -> list[Answer]:
-        inputs = self.inputs.continued(requests, begun) if begun else self.inputs(requests)
+    def _answer(
+        self, requests: Sequence[Request], splits: Sequence[PrefixSplit] | None
+    ) -> list[Answer]:
+        inputs = self.inputs.continued(requests, splits) if splits else self.inputs(requests)
         closed = requests[0].closed
         sampler = SeededSampler(self.decoding, [self._key(r) for r in requests])
         out = self.model.generate(

@@ -134,7 +134,7 @@ class Inputs:
 
     # --- prompts that begin alike ---------------------------------------------------------------
 
-    def begun(self, requests: Sequence[Request]) -> list[prefix.Begun] | None:
+    def splits(self, requests: Sequence[Request]) -> list[prefix.PrefixSplit] | None:
         """How the prompts are divided so that their common beginnings are computed once; None
         where that is not possible or does not pay."""
         if self.prefixes is None or not requests:
@@ -145,18 +145,18 @@ class Inputs:
             if len(views) != 1:
                 return None
             prompts.append((vision.view_key(views[0]), ids, ids.index(self.image_token_id) + 1))
-        found = prefix.divide(prompts)
-        return found if prefix.saves(found, self.tokens_per_image - 1) else None
+        found = prefix.split_prefixes(prompts)
+        return found if prefix.worth_caching(found, self.tokens_per_image - 1) else None
 
     def continued(
-        self, requests: Sequence[Request], begun: Sequence[prefix.Begun]
+        self, requests: Sequence[Request], splits: Sequence[prefix.PrefixSplit]
     ) -> dict[str, Any]:
         """Inputs whose beginnings come out of a cache; what is not in it yet is computed."""
         assert self.prefixes is not None and self.features is not None
         embed, device = self.model.get_input_embeddings(), self.model.device
         fresh = {
             one.first: (one, self.views(request)[0])
-            for one, request in zip(begun, requests, strict=True)
+            for one, request in zip(splits, requests, strict=True)
             if one.first not in self.prefixes and one.whole not in self.prefixes
         }
         for length in sorted({one.picture for one, _ in fresh.values()}):
@@ -165,16 +165,16 @@ class Inputs:
             text = torch.tensor([one.ids[: length - 1] for one, _ in part.values()])
             before = embed(text.long().to(device))
             self.prefixes.add(list(part), torch.cat([before, torch.stack(features).to(before)], 1))
-        longer = {b.whole: b for b in begun if b.common > b.picture}
+        longer = {b.whole: b for b in splits if b.common > b.picture}
         longer = {key: one for key, one in longer.items() if key not in self.prefixes}
         if longer:
             texts = [one.ids[one.picture : one.common] for one in longer.values()]
             ids, mask = pad_left(texts, self.pad_id, device)
             parents = [one.first for one in longer.values()]
             self.prefixes.extend(list(longer), parents, embed(ids), mask)
-        cache, before = self.prefixes.gather([one.whole for one in begun])
+        cache, before = self.prefixes.gather([one.whole for one in splits])
         self.prefixes.shrink()
-        ids, mask = pad_left([one.ids[one.common :] for one in begun], self.pad_id, device)
+        ids, mask = pad_left([one.ids[one.common :] for one in splits], self.pad_id, device)
         after = embed(ids)
         # generate() wants embeddings of the whole length and cuts off what the cache holds
         unseen = after.new_zeros(*before.shape, after.shape[-1])

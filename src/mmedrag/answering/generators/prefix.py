@@ -35,7 +35,7 @@ def supported(model: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Begun:
+class PrefixSplit:
     """How one prompt is divided: ``ids[:picture]``, ``ids[picture:common]``, the rest.
 
     ``view`` names the picture; ``ids`` hold one image token, the last of ``ids[:picture]``.
@@ -60,7 +60,7 @@ def common_length(a: Ids, b: Ids) -> int:
     return bisect_left(range(min(len(a), len(b))), True, key=lambda i: a[: i + 1] != b[: i + 1])
 
 
-def divide(prompts: Sequence[tuple[str, Ids, int]]) -> list[Begun]:
+def split_prefixes(prompts: Sequence[tuple[str, Ids, int]]) -> list[PrefixSplit]:
     """Where each prompt (view, ids, end of its picture) is best divided.
 
     Prompts of one picture are sorted; neighbours that have at least ``GAIN`` tokens of text in
@@ -90,15 +90,15 @@ def divide(prompts: Sequence[tuple[str, Ids, int]]) -> list[Begun]:
                 close()
         run.append(i)
     close()
-    return [Begun(v, ids, p, c) for (v, ids, p), c in zip(prompts, common, strict=True)]
+    return [PrefixSplit(v, ids, p, c) for (v, ids, p), c in zip(prompts, common, strict=True)]
 
 
-def saves(begun: Sequence[Begun], image_tokens: int) -> bool:
+def worth_caching(splits: Sequence[PrefixSplit], image_tokens: int) -> bool:
     """Whether keeping the beginnings costs clearly less than computing whole prompts."""
-    plain = sum(len(one.ids) + image_tokens for one in begun)
-    kept = sum(len(one.ids) - one.common for one in begun)
-    kept += sum(one.picture + image_tokens for one in {b.first: b for b in begun}.values())
-    kept += sum(one.common - one.picture for one in {b.whole: b for b in begun}.values())
+    plain = sum(len(one.ids) + image_tokens for one in splits)
+    kept = sum(len(one.ids) - one.common for one in splits)
+    kept += sum(one.picture + image_tokens for one in {b.first: b for b in splits}.values())
+    kept += sum(one.common - one.picture for one in {b.whole: b for b in splits}.values())
     return kept <= WORTH * plain
 
 

@@ -14,9 +14,9 @@ from jinja2 import Environment
 from PIL import Image
 
 from mmedrag.data.checks.report import FINDINGS, CheckReport, Finding
-from mmedrag.data.writer import write_atomic
 from mmedrag.images import load_image
 from mmedrag.records import UserError
+from mmedrag.runtime import write_bytes
 
 THUMBNAILS = 60  # pictures on the page
 SIDE = 160
@@ -115,7 +115,7 @@ def write_page(report: CheckReport, path: Path) -> None:
             warnings=report.total("warning"),
         )
     )
-    write_atomic(path, page.encode("utf-8", "replace"))
+    write_bytes(path, page.encode("utf-8", "replace"))
 
 
 def _percent(value: float | None) -> str:

@@ -25,9 +25,9 @@ from typing import Any
 from mmedrag.data.common import answer_type, clean_question, images_of, text_of
 from mmedrag.data.formats.released_pairs import import_released
 from mmedrag.data.rows import Row, parse, read_rows
-from mmedrag.data.writer import Writer, write_atomic
+from mmedrag.data.writer import Writer
 from mmedrag.records import Example, Pair, Reference, Split, UserError
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, write_json, write_text
 
 TEXT_KEYS = ("gpt4_summary", "report", "caption")  # Harvard has two; the summary is the target
 IMAGE_KEYS = ("image_path", "image")
@@ -170,8 +170,7 @@ def load(src: Path, writer: Writer, *, image_root: Path | Mapping[str, Path] | N
         styles[name] = {"rows": len(rows), "style": style}
         if style is None:
             writer.result.notes.append(f"{name}: unusual layout, an export will not be byte-equal")
-    text = json.dumps(styles, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(writer.out / STYLES, text.encode("utf-8"))
+    write_json(writer.out / STYLES, styles, indent=2)
 
 
 def roots_for(image_root: Path | Mapping[str, Path] | None, study: Study) -> list[Path]:
@@ -411,7 +410,7 @@ def export(data: Path, out: Path) -> dict[str, int]:
             "indent": 4,
             "end": "\n" if name.endswith("jsonl") else "",
         }
-        write_atomic(out / name, render(rows, style).encode("utf-8"))
+        write_text(out / name, render(rows, style))
         written[name] = len(rows)
     return written
 

@@ -1,6 +1,4 @@
-from . import questions as questions
-from . import text as text
+from . import questions as questions, text as text
 from .clinical import NAMES as NAMES
-from .questions import CONTRACT_NAMES as CONTRACT_NAMES
-from .questions import LABELS as LABELS
+from .questions import CONTRACT_NAMES as CONTRACT_NAMES, LABELS as LABELS
 from .statistics import RESAMPLES as RESAMPLES

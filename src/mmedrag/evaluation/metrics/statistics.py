@@ -20,6 +20,8 @@ from statistics import NormalDist
 import numpy as np
 from scipy.sparse import csr_array
 
+from mmedrag.runtime import numpy_rng
+
 RESAMPLES = 10_000
 LEVEL = 0.95
 NORMAL = np.array([NormalDist().inv_cdf(q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)])
@@ -224,7 +226,7 @@ def clusters(patients: Sequence[str | None]) -> np.ndarray:
 def draws(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Multinomial weights [b, count] of bootstrap resamples, each row summing to count, in
     chunks of about a million weights."""
-    rng = np.random.default_rng(seed)
+    rng = numpy_rng(seed)
     chunk = max(1, 1_000_000 // count)
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
@@ -391,7 +393,7 @@ def sign_flip(
         bits = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
         totals = (1 - 2 * bits) @ sums
         return float(np.mean(np.abs(totals) >= abs(sums.sum()) - 1e-9))
-    rng = np.random.default_rng(seed)
+    rng = numpy_rng(seed)
     hits = 0
     for start in range(0, resamples, 1000):
         size = min(1000, resamples - start)

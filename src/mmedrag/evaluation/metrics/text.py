@@ -28,6 +28,7 @@ import numpy as np
 from mmedrag.evaluation.metrics.questions import average
 from mmedrag.evaluation.metrics.statistics import AnyStat, Stat, ratio
 from mmedrag.records import UserError
+from mmedrag.runtime import cache_folder, write_bytes, write_text
 
 ORDERS = (1, 2, 3, 4)
 METEOR_HELP = (
@@ -163,10 +164,9 @@ def rouge(texts: Sequence[str], targets: Sequence[str]) -> dict[str, AnyStat]:
 
 
 def wordnet_folder() -> Path:
-    """Where METEOR's WordNet lies: ``$NLTK_DATA/corpora/wordnet``, else under the home cache."""
+    """Where METEOR's WordNet lies: ``$NLTK_DATA/corpora/wordnet``, else in the cache folder."""
     first = os.environ.get("NLTK_DATA", "").split(os.pathsep)[0]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(first) if first else Path(cache) / "mmedrag" / "nltk_data") / "corpora/wordnet"
+    return (Path(first) if first else cache_folder("nltk_data")) / "corpora/wordnet"
 
 
 def prepare_wordnet(source: Path | None = None, folder: Path | None = None) -> Path:
@@ -190,14 +190,12 @@ def prepare_wordnet(source: Path | None = None, folder: Path | None = None) -> P
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(found[0].iterdir()):
         if file.is_file() and file.name != "lexnames":
-            (folder / file.name).write_bytes(file.read_bytes())
+            write_bytes(folder / file.name, file.read_bytes())
     for name in ("index.sense", *(f"{p}.exc" for p in ("adj", "adv", "noun", "verb"))):
         (folder / name).touch()
     part_of_speech = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
     lines = [f"{i:02d}\t{n}\t{part_of_speech[n.split('.')[0]]}\n" for i, n in enumerate(LEXNAMES)]
-    part = folder / "lexnames.part"
-    part.write_text("".join(lines))
-    part.replace(folder / "lexnames")  # last: its presence says that the folder is complete
+    write_text(folder / "lexnames", "".join(lines))  # its presence says that all is there
     return folder
 
 

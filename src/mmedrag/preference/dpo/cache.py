@@ -10,10 +10,8 @@ computed again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +22,15 @@ import torch
 from torch import Tensor
 
 from mmedrag.records import UserError
+from mmedrag.runtime import (
+    append_bytes,
+    cache_folder,
+    journal,
+    lock_file,
+    open_log,
+    sha256_of,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 VERSION = 1  # of the cached quantities: raised when the computation changes
@@ -31,79 +38,60 @@ _WEIGHTS = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
 def default_folder() -> Path:
-    """``$MMEDRAG_CACHE/dpo``, else ``~/.cache/mmedrag/dpo``."""
-    base = os.environ.get("MMEDRAG_CACHE")
-    return (Path(base) if base else Path.home() / ".cache" / "mmedrag") / "dpo"
+    """``dpo`` in the cache folder."""
+    return cache_folder("dpo")
 
 
 def folder_fingerprint(folder: Path) -> str:
     """sha256 over names and bytes of a model's or adapter's files (weights, config, processor)."""
-    total = hashlib.sha256()
-    files = sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS and p.is_file())
+    files = [p for p in folder.iterdir() if p.suffix in _WEIGHTS and p.is_file()]
     if not any(p.suffix in (".safetensors", ".bin") for p in files):
         raise UserError(f"{folder}: no weights here, expected *.safetensors")
-    for path in files:
-        with open(path, "rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        total.update(f"{path.name}\0{digest}\n".encode())
-    return total.hexdigest()
+    return sha256_of(folder, files)
 
 
 class Journal:
-    """Append-only JSON Lines of ``key → value``, each line with a checksum.
-
-    Several processes may fill one journal: each appends to its own file and reads all.
-    """
+    """``key → value`` of a folder that several processes fill: each appends to a journal of its
+    own and reads all."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], writer: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         if writer == 0:
-            (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+            write_json(folder / "about.json", about, indent=2)
         self.folder, self.writer = folder, writer
-        self.entries: dict[str, Any] = {}
-        self.damaged = 0
+        self._own = self._open(folder / f"index-{writer}.jsonl")
         self.reload()
 
+    def _open(self, path: Path) -> journal.Journal:
+        return journal.Journal(path, shared=True, older=_older)
+
     def reload(self) -> None:
-        self.entries, self.damaged = {}, 0
+        """Read all, with what other processes have added."""
+        self.entries: dict[str, Any] = {}
+        self.damaged = 0
         for path in sorted(self.folder.glob("index-*.jsonl")):
-            for line in path.read_bytes().split(b"\n"):
-                if not line:
-                    continue
-                try:
-                    key, value, check = json.loads(line)
-                    sound = check == _checksum(key, value)
-                except (ValueError, TypeError):
-                    sound = False
-                if sound:
-                    self.entries[key] = value
-                else:
-                    self.damaged += 1
+            found = self._open(path)
+            self.entries |= zip(found.where, map(json.loads, found.rows(found.where)), strict=True)
+            self.damaged += found.damaged
         if self.damaged:
             log.warning("%s: %d damaged entries will be computed again", self.folder, self.damaged)
 
     def append(self, items: Sequence[tuple[str, Any]]) -> None:
-        path = self.folder / f"index-{self.writer}.jsonl"
-        lines = [json.dumps([k, v, _checksum(k, v)]) + "\n" for k, v in items]
-        with open(path, "ab") as handle:
-            torn = handle.tell() > 0 and _last_byte(path) != b"\n"
-            handle.write(("\n" * torn + "".join(lines)).encode())
-            handle.flush()
-            os.fsync(handle.fileno())
+        self._own.append({key: json.dumps(value) for key, value in items})
         self.entries.update(items)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         return [key for key in dict.fromkeys(keys) if key not in self.entries]
 
 
-def _checksum(key: str, value: Any) -> int:
-    return zlib.crc32(json.dumps([key, value]).encode())
-
-
-def _last_byte(path: Path) -> bytes:
-    with open(path, "rb") as handle:
-        handle.seek(-1, os.SEEK_END)
-        return handle.read()
+def _older(line: bytes) -> tuple[str, bytes]:
+    """A line as it was before: the JSON list ``[key, value, checksum]``."""
+    try:
+        key, value, check = json.loads(line)
+    except TypeError:
+        raise ValueError("not a list of three") from None
+    if check != zlib.crc32(json.dumps([key, value]).encode()):
+        raise ValueError("its checksum differs")
+    return key, json.dumps(value).encode()
 
 
 class FeatureStore:
@@ -128,11 +116,9 @@ class FeatureStore:
         raw = _as_bytes(features)
         name = f"features-{self.journal.writer}.bin"
         path = self.journal.folder / name
-        with open(path, "ab") as handle:
-            start = handle.tell()
-            handle.write(raw.tobytes())
-            handle.flush()
-            os.fsync(handle.fileno())
+        with open_log(path) as handle:
+            lock_file(handle, wait=True)
+            start = append_bytes(handle, raw.tobytes())
         size = raw.shape[1]
         shape, number = list(features.shape[1:]), str(features.dtype).removeprefix("torch.")
         items = [

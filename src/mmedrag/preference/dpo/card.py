@@ -6,8 +6,6 @@ Place in the picture: the end of train_dpo. ``README.md`` (model card), ``traini
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from mmedrag.preference.dpo.encode import file_hash
 from mmedrag.preference.dpo.policy import REFERENCE
 from mmedrag.preference.dpo.settings import DpoTraining
 from mmedrag.records import Pair
+from mmedrag.runtime import Figures, ModelCard, write_json, write_jsonl
 
 _TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
 
@@ -34,11 +33,10 @@ def write(
     (out / "training_args.bin").unlink(missing_ok=True)  # a pickle, and of no use here
     shutil.rmtree(out / REFERENCE, ignore_errors=True)  # PEFT saves the frozen twin too
     rows = [{k: v for k, v in row.items() if k not in _TIMES} for row in history]
-    _put(out / "training_log.jsonl", "".join(json.dumps(row) + "\n" for row in rows if row))
-    _put(out / "train_ids.jsonl", "".join(json.dumps(row) + "\n" for row in _ids(pairs)))
-    _put(out / "README.md", _card(result, settings, identity, model))
-    stored = {**result, "adapter": out.name}
-    _put(out / "result.json", json.dumps(stored, indent=2) + "\n")
+    write_jsonl(out / "training_log.jsonl", filter(None, rows))
+    write_jsonl(out / "train_ids.jsonl", _ids(pairs))
+    _card(result, settings, identity, model).write(out)
+    write_json(out / "result.json", {**result, "adapter": out.name}, indent=2)
 
 
 def _ids(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -51,58 +49,36 @@ def _ids(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     return [rows[key] for key in sorted(rows)]
 
 
-def _put(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def _card(
     result: Mapping[str, Any], settings: DpoTraining, identity: Mapping[str, Any], model: str
-) -> str:
+) -> ModelCard:
     metrics = result["metrics"]
-    kinds = [k for k in result["kinds"] if f"rewards/accuracies/{k}" in metrics]
-    table = [
-        f"| {name} | {count} | "
-        + " | ".join(
-            f"{metrics[f'{metric}{suffix}']:.4f}" if f"{metric}{suffix}" in metrics else "–"
-            for metric in ("rewards/accuracies", "rewards/margins", "rewards/chosen")
-        )
-        + " |"
-        for name, count, suffix in [
-            ("all", result["pairs"], ""),
-            *((k, result["kinds"][k], f"/{k}") for k in kinds),
-        ]
-    ]
-    frozen = "adapters off" if result["reference"] == "base" else "the initial adapter"
-    return "\n".join(
+    groups = [("all", result["pairs"], "")]
+    for kind, count in result["kinds"].items():
+        if f"rewards/accuracies/{kind}" in metrics:
+            groups.append((kind, count, f"/{kind}"))
+    columns = ("rewards/accuracies", "rewards/margins", "rewards/chosen")
+    measured = Figures(
+        "Metrics of the last logging interval on training pairs (they say that the loss was "
+        "followed, not that the model is better):",
+        ("pairs", "n", "accuracy", "margin", "chosen reward"),
         [
-            "---",
-            "library_name: peft",
-            "tags: [rag-pt, dpo, medical, research]",
-            "---",
-            "",
-            f"# RAG-PT adapter of `{model}`",
-            "",
-            "Preference-tuned against copying and over-reliance on retrieved references. Research "
-            "software, not a medical device.",
-            "",
-            f"- {result['pairs']} preference pairs, {result['steps']} steps; reference policy: "
+            (name, count, *(metrics.get(f"{column}{suffix}") for column in columns))
+            for name, count, suffix in groups
+        ],
+    )
+    frozen = "adapters off" if result["reference"] == "base" else "the initial adapter"
+    return ModelCard(
+        title=f"RAG-PT adapter of `{model}`",
+        what="Preference-tuned against copying and over-reliance on retrieved references.",
+        facts=(
+            f"{result['pairs']} preference pairs, {result['steps']} steps; reference policy: "
             f"{frozen}; answers cut to fit: {result['truncated_answers']}",
-            f"- base model sha256 `{identity['model'][:16]}…`, pairs sha256 "
+            f"Base model sha256 `{identity['model'][:16]}…`, pairs sha256 "
             f"`{identity['pairs'][:16]}…`",
-            "- what it was trained on: `train_ids.jsonl`; every logged step: `training_log.jsonl`",
-            "",
-            "Metrics of the last logging interval on training pairs (they say that the loss was "
-            "followed, not that the model is better):",
-            "",
-            "| pairs | n | accuracy | margin | chosen reward |",
-            "|---|---|---|---|---|",
-            *table,
-            "",
-            "| setting | value |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in settings.to_dict().items()),
-            "",
-        ]
+            "Every logged step: `training_log.jsonl`",
+        ),
+        figures=(measured,),
+        settings=settings.to_dict(),
+        head={"library_name": "peft", "tags": "[rag-pt, dpo, medical, research]"},
     )

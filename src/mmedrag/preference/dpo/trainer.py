@@ -106,7 +106,7 @@ class DpoTrainer(Trainer):
             callbacks=[
                 training.Epochs(self.clock),
                 training.Checkpoints(),
-                training.Progress(progress, ("loss", "rewards/accuracies", "rewards/margins")),
+                training.Steps(progress, ("loss", "rewards/accuracies", "rewards/margins")),
             ],
         )
         self.model_accepts_loss_kwargs = False

@@ -8,25 +8,17 @@ answering again; a killed call goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmedrag.embedded import located
-from mmedrag.pipeline import TRACES, Pipeline, Plan, RunSettings, run_plans
+from mmedrag.pipeline import TRACES, Pipeline, Pool, RunSettings, run_conditions
 from mmedrag.preference.pairs.construct import Mode, build_pairs
 from mmedrag.preference.pairs.files import write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
-from mmedrag.records import PAPER_KINDS, PairKind, Trace, by_condition
+from mmedrag.records import CONDITIONS, KINDS, PAPER_KINDS, Encoding, PairKind, Reopenable, Trace
 from mmedrag.runtime import DataFolder, read_jsonl
-
-NEEDS: Mapping[str, tuple[str, ...]] = {  # kind → run folders it compares
-    "cross_modal": ("clean-references", "noise-references"),
-    "copy": ("clean", "clean-references"),
-    "resist": ("clean", "clean-references"),
-    "stage1": ("clean", "noise"),
-    "unaided": ("clean",),
-}
 
 
 @dataclass(frozen=True)
@@ -73,33 +65,40 @@ def make_pairs(
     Returns:
         ``out``, ``pairs`` per kind, ``dropped``, ``refused``, ``failed`` (rows with an error).
     """
-    needed = sorted({name for kind in settings.kinds for name in NEEDS[kind]})
-    plans = {name: _plan(name, settings) for name in needed}
+    needed = dict.fromkeys(spec for kind in settings.kinds for spec in KINDS[kind].conditions)
+    conditions = {
+        spec.slug: spec
+        if spec.noise is None
+        else replace(spec, noise=settings.noise, params=settings.noise_params)
+        for spec in CONDITIONS
+        if spec in needed
+    }
     run_settings = RunSettings(
         split=settings.split, task=settings.task, limit=settings.limit, chunk=settings.chunk
     )
     described = system.describe() if system else {}
-    asked = pipeline()
-    counts = run_plans(
+    asked, pool = pipeline(), Pool.of(data, seed)
+    counts = run_conditions(
         asked,
         data,
-        plans,
+        conditions,
         out / "traces",
         run_settings,
         seed,
         described,
         system.inputs() if system else {},
         progress,
+        pool,
     )
     traces: list[Trace] = []
-    for name in needed:
+    for name in conditions:
         traces += read_jsonl(out / "traces" / name / TRACES, Trace)
-    guard = HeldOut().add_test(data.examples("test"))
+    guard = HeldOut().add_test(pool.examples)
     trained = list(dict.fromkeys([*held_out, *_trained(asked)]))
     for folder in trained:
         guard.add_trained(folder)
     found = build_pairs(
-        by_condition(traces),
+        traces,
         settings.mode,
         settings.kinds,
         settings.balance_seed,
@@ -121,16 +120,7 @@ def make_pairs(
 
 def _trained(pipeline: Pipeline) -> list[Path]:
     """Folders of the pipeline's encoders that say what they were trained on."""
-    encoders = [getattr(searcher, "encoder", None) for searcher in pipeline.retrievers.values()]
-    specs = {getattr(encoder, "spec", None) or "" for encoder in encoders}
+    encoders = [s.encoder for s in pipeline.retrievers.values() if isinstance(s, Encoding)]
+    specs = {encoder.spec or "" for encoder in encoders if isinstance(encoder, Reopenable)}
     folders = [located(spec) for spec in sorted(specs - {""})]
     return [folder for folder in folders if (folder / "train_ids.jsonl").is_file()]
-
-
-def _plan(name: str, settings: PairSettings) -> Plan:
-    image, _, references = name.partition("-")
-    return Plan(
-        "selected" if references else "none",
-        settings.noise if image == "noise" else None,
-        settings.noise_params if image == "noise" else {},
-    )

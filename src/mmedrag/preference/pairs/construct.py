@@ -2,40 +2,31 @@
 
 Place in the picture: traces × {clean, noise} × {with, without references} ─► pairs ─► train_dpo.
 
-Paper, Algorithm 1 (x* is the noisy image, x_r the references, y the ground truth):
-
-    cross_modal  M(x, q+x_r) = y  and  M(x*, q+x_r) = y   (x, y) ≻ (x*, M(x*, q+x_r))    D_cm
-    copy         M(x, q+x_r) = y  and  M(x, q) ≠ y               y ≻ M(x, q)              D_oa1
-    resist       M(x, q) = y      and  M(x, q+x_r) ≠ y           y ≻ M(x, q+x_r)          D_oa2
-    stage1       M(x, q) = y      and  M(x*, q) ≠ y       (x, y) ≻ (x*, M(x*, q))    released only
-    unaided      M(x, q) = y      and  M(x, q) ≠ y        y ≻ M(x, q), two draws  ours, optional
-
-``unaided`` pairs hold what the model can without references; the paper's three sets never ask so.
-
-The kinds differ only in the table ``KINDS``. ``mode="paper"`` prefers the ground truth and
-reads answers strictly; ``mode="released"`` follows the released construction script: the chosen
-text is the model's own right answer (reports: the ground truth), its permissive parser, reports
-right by first-sentence BLEU against the mean, and D_cm sampled down to half of the rest.
+What is compared with what is the table ``records.KINDS`` (paper, Algorithm 1). ``mode="paper"``
+prefers the ground truth and reads answers strictly; ``mode="released"`` follows the released
+construction script: the chosen text is the model's own right answer (reports: the ground truth),
+its permissive parser, reports right by first-sentence BLEU against the mean, and D_cm sampled down
+to half of the rest.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mmedrag.preference.pairs.even import even_answers
 from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.judge import Criterion, judge
-from mmedrag.preference.pairs.sampling import can_draw, draw_answer
+from mmedrag.preference.pairs.sampling import can_draw, draw_answer, even_answers
 from mmedrag.records import (
     CLEAN,
     CONDITIONS,
     KINDS,
     PAPER_KINDS,
+    ConditionSpec,
     Kind,
     Noise,
     Pair,
@@ -45,9 +36,11 @@ from mmedrag.records import (
     Side,
     Trace,
     UserError,
-    condition_of,
+    by_condition,
+    target_of,
     trace_id,
 )
+from mmedrag.runtime import python_rng
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +48,7 @@ Mode = Literal["paper", "released"]
 
 
 def build_pairs(
-    traces_by_condition: Mapping[str, Sequence[Trace]],
+    traces: Mapping[str, Sequence[Trace]] | Iterable[Trace],
     mode: Mode = "paper",
     kinds: Sequence[PairKind] = PAPER_KINDS,
     seed: int = 42,
@@ -71,8 +64,9 @@ def build_pairs(
     """Build preference pairs from traces, joined by example id (never by position).
 
     Args:
-        traces_by_condition: keys of ``CONDITIONS`` → traces (see :func:`by_condition`). Only
-            the conditions that the asked ``kinds`` compare need to be there.
+        traces: of any number of conditions, or slug of a condition → traces (see
+            :func:`mmedrag.records.by_condition`). Only the conditions that the asked ``kinds``
+            compare need to be there.
         mode: ``paper`` or ``released`` (see the module's text).
         kinds: which sets to build, in output order.
         seed: of the D_cm sample and of drawn answers.
@@ -83,9 +77,9 @@ def build_pairs(
         balance: D_cm is sampled down to this share of the other two sets together; ``"mode"``:
             0.5 in ``released``, no sampling in ``paper``.
         drawn: kinds of which only closed questions are taken, answers drawn by the model's p(yes)
-            (see :mod:`mmedrag.preference.pairs.sampling`); ``unaided`` always is.
+            (see ``sampling``); ``unaided`` always is.
         even: first draw ``copy`` and ``resist`` pairs whose answers give nothing away (see
-            :func:`mmedrag.preference.pairs.even.even_answers`), by ``seed``.
+            :func:`sampling.even_answers`), by ``seed``.
         root: DATA folder that image paths are relative to.
 
     Raises:
@@ -95,67 +89,93 @@ def build_pairs(
         raise UserError(f"pairs: mode {mode!r} is not known, expected paper or released")
     if stray := [kind for kind in drawn if kind not in kinds]:
         raise UserError(f"pairs: drawn has {stray[0]!r}, expected some of {', '.join(kinds)}")
-    index = _index(traces_by_condition, kinds)
-    criterion = criterion or Criterion()
-    dropped: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    refused: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    means: dict[str, dict[str, float]] = {}
-    built: dict[PairKind, list[Pair]] = {}
-    for kind in kinds:
-        rule = KINDS[kind]
-        better, worse = _aligned(index[rule.better], index[rule.worse], dropped[kind])
-        if rule.drawn or kind in drawn:
-            both = [two for two in zip(better, worse, strict=True) if all(map(can_draw, two))]
-            if undrawn := len(better) - len(both):
-                dropped[kind]["no_probability"] += undrawn
-            better = [draw_answer(trace, f"{seed}/{kind}/better") for trace, _ in both]
-            worse = [draw_answer(trace, f"{seed}/{kind}/worse") for _, trace in both]
-        verdicts, means[kind] = judge(better, worse, mode, criterion)
-        built[kind] = []
-        for first, second, verdict in zip(better, worse, verdicts, strict=True):
-            if "unclear" in verdict:
-                dropped[kind]["unclear"] += 1
-                continue
-            if verdict != ("right", rule.verdict):
-                continue
-            source = index[rule.prompt][first.example_id]
-            pair = _pair(kind, rule, first, second, source, mode, prompts, root)
-            reason = _unusable(pair, kind, first, second)
-            if reason is not None:
-                dropped[kind][reason] += 1
-                continue
-            violation = _violation(first, pair, held_out)
-            if violation is not None:
-                refused[kind][violation] += 1
-                continue
-            built[kind].append(pair)
+    groups = traces if isinstance(traces, Mapping) else by_condition(traces)
+    index = _index(groups, kinds)
+    build = _Construction(mode, index, criterion or Criterion(), held_out, prompts, root, seed)
+    built = {kind: build.pairs(kind, KINDS[kind].drawn or kind in drawn) for kind in kinds}
     if even:
-        shuffled = [pair for kind in kinds for pair in built[kind]]
-        random.Random(seed).shuffle(shuffled)
-        kept = {pair.id for pair in even_answers(shuffled)}
-        for kind in kinds:
-            if uneven := sum(pair.id not in kept for pair in built[kind]):
-                dropped[kind]["uneven"] = uneven
-            built[kind] = [pair for pair in built[kind] if pair.id in kept]
+        build.even(built)
     share = (0.5 if mode == "released" else None) if balance == "mode" else balance
     if share is not None and "cross_modal" in built:
-        rest = sum(len(built.get(kind, [])) for kind in ("resist", "copy"))
-        keep = int(share * rest)
-        have = built["cross_modal"]
-        if len(have) > keep:
-            dropped["cross_modal"]["balance"] = len(have) - keep
-            built["cross_modal"] = random.Random(seed).sample(have, keep)
-    pairs = [pair for kind in kinds for pair in built[kind]]
+        build.balance(built, share)
     counts = {
         "mode": mode,
         "examples": len({i for group in index.values() for i in group}),
         "pairs": {kind: len(built[kind]) for kind in kinds},
-        "dropped": _sorted(dropped),
-        "refused": _sorted(refused),
-        "score_means": {kind: value for kind, value in means.items() if value},
+        "dropped": _sorted(build.dropped),
+        "refused": _sorted(build.refused),
+        "score_means": {kind: value for kind, value in build.means.items() if value},
     }
     log.info("pairs: %s", counts)
-    return PairSet(pairs, counts)
+    return PairSet([pair for kind in kinds for pair in built[kind]], counts)
+
+
+@dataclass
+class _Construction:
+    """Kind by kind: align, draw, judge, make; and what was dropped or refused on the way."""
+
+    mode: Mode
+    index: Mapping[str, Mapping[str, Trace]]  # slug of a condition → example id → trace
+    criterion: Criterion
+    held_out: HeldOut | None
+    prompts: str
+    root: Path | None
+    seed: int
+    dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    refused: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    means: dict[str, dict[str, float]] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)  # pair id → what its chosen side says
+
+    def pairs(self, kind: PairKind, drawn: bool) -> list[Pair]:
+        """All pairs of one kind."""
+        rule, dropped = KINDS[kind], self.dropped[kind]
+        better, worse = _aligned(self._traces(rule.better), self._traces(rule.worse), dropped)
+        if drawn:
+            both = [two for two in zip(better, worse, strict=True) if all(map(can_draw, two))]
+            if undrawn := len(better) - len(both):
+                dropped["no_probability"] += undrawn
+            better = [draw_answer(trace, f"{self.seed}/{kind}/better") for trace, _ in both]
+            worse = [draw_answer(trace, f"{self.seed}/{kind}/worse") for _, trace in both]
+        verdicts, self.means[kind] = judge(better, worse, self.mode, self.criterion)
+        built = []
+        for first, second, verdict in zip(better, worse, verdicts, strict=True):
+            if "unclear" in verdict:
+                dropped["unclear"] += 1
+                continue
+            if verdict != ("right", rule.verdict):
+                continue
+            source = self._traces(rule.prompt)[first.example_id]
+            pair = _pair(kind, rule, first, second, source, self.mode, self.prompts, self.root)
+            if reason := _unusable(pair, kind, first, second):
+                dropped[reason] += 1
+            elif violation := _violation(first, pair, self.held_out):
+                self.refused[kind][violation] += 1
+            else:
+                built.append(pair)
+                if first.answer_type == "closed":
+                    self.labels[pair.id] = target_of(first)  # what is right is chosen
+        return built
+
+    def even(self, built: dict[PairKind, list[Pair]]) -> None:
+        """Leave pairs out until answers tell nothing, drawn by the seed."""
+        shuffled = [pair for pairs in built.values() for pair in pairs]
+        python_rng(self.seed).shuffle(shuffled)
+        kept = {pair.id for pair in even_answers(shuffled, self.labels)}
+        for kind, pairs in built.items():
+            if uneven := sum(pair.id not in kept for pair in pairs):
+                self.dropped[kind]["uneven"] = uneven
+            built[kind] = [pair for pair in pairs if pair.id in kept]
+
+    def balance(self, built: dict[PairKind, list[Pair]], share: float) -> None:
+        """Sample D_cm down to ``share`` of the other two sets together."""
+        keep = int(share * sum(len(built.get(kind, [])) for kind in ("resist", "copy")))
+        have = built["cross_modal"]
+        if len(have) > keep:
+            self.dropped["cross_modal"]["balance"] = len(have) - keep
+            built["cross_modal"] = python_rng(self.seed).sample(have, keep)
+
+    def _traces(self, spec: ConditionSpec) -> Mapping[str, Trace]:
+        return self.index[spec.slug]
 
 
 def _sorted(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
@@ -171,21 +191,18 @@ def _index(
         raise UserError(
             f"pairs: kinds {list(kinds)!r} not understood, expected some of {', '.join(KINDS)}"
         )
-    needed = {name for kind in kinds for name in (KINDS[kind].better, KINDS[kind].worse)}
+    needed = dict.fromkeys(spec for kind in kinds for spec in KINDS[kind].conditions)
     index: dict[str, dict[str, Trace]] = {}
-    for name in CONDITIONS:
-        if name not in needed:
-            continue
+    for name in [spec.slug for spec in CONDITIONS if spec in needed]:
         if not groups.get(name):
             raise UserError(
                 f"pairs: no traces under condition {name!r}, needed for {', '.join(kinds)}"
             )
         index[name] = {}
         for trace in groups[name]:
-            if condition_of(trace) != name:
+            if (own := ConditionSpec.of(trace).slug) != name:
                 raise UserError(
-                    f"pairs: {trace.example_id}: trace of condition {condition_of(trace)!r} "
-                    f"given as {name!r}"
+                    f"pairs: {trace.example_id}: trace of condition {own!r} given as {name!r}"
                 )
             if trace.example_id in index[name]:
                 raise UserError(f"pairs: {trace.example_id}: two traces under condition {name!r}")

@@ -8,7 +8,6 @@ Training folders list what they saw in ``train_ids.jsonl`` (id, patient, image s
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.records import Example, Trace, UserError, _Row
+from mmedrag.runtime import sha256
 
 HASH_FIELDS = ("image_sha256", "sha256", "image")
 
@@ -72,8 +72,8 @@ def image_hashes(path: Path) -> tuple[str, ...]:
     from mmedrag.images import files, pixel_hash
 
     try:
-        of_bytes = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        of_bytes = sha256(path)
+    except UserError:
         return ()
     try:
         return of_bytes, pixel_hash(files.load_image(path))

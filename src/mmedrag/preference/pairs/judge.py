@@ -3,8 +3,9 @@
 Place in the picture: traces ─► *judge* ─► pairs. Three verdicts, right, wrong and unclear;
 an unclear answer makes no pair in ``paper`` mode.
 
-* Closed questions: strict parser (``paper``: hedges and non-answers are unclear) or the released
-  parser (never unclear: everything without no/not in the first sentence is a yes).
+* Closed questions, ``paper``: the label that evaluation goes by too (hedges and non-answers are
+  unclear); ``released``: the released parser (never unclear: everything without no/not in the first
+  sentence is a yes).
 * Reports, ``released``: nltk sentence BLEU (whitespace tokens, smoothing method 7) of the first
   sentence only; right iff at least the mean over the two conditions that are compared.
 * Reports, ``paper``: the paper leaves "= y" open for reports. Ours: right iff the score reaches
@@ -16,12 +17,11 @@ an unclear answer makes no pair in ``paper`` mode.
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmedrag.records import Trace, Truth, UserError, Verdict, answers
+from mmedrag.records import Trace, Truth, UserError, Verdict, parse_released, token_f1, verdict
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def judge(
             pooled[_domain(trace)].append(scores[id(trace)])
     means = {name: sum(values) / len(values) for name, values in sorted(pooled.items())}
 
-    def verdict(trace: Trace) -> Verdict:
+    def judged(trace: Trace) -> Verdict:
         if trace.task == "report":
             right, wrong = criterion.report_right, criterion.report_wrong
             if mode == "released" or right is None:
@@ -99,7 +99,7 @@ def judge(
             return "wrong" if score < (right if wrong is None else wrong) else "unclear"
         return _question(trace, mode, criterion)
 
-    return [(verdict(a), verdict(b)) for a, b in zip(first, second, strict=True)], means
+    return [(judged(a), judged(b)) for a, b in zip(first, second, strict=True)], means
 
 
 def _question(trace: Trace, mode: str, criterion: Criterion) -> Verdict:
@@ -109,20 +109,8 @@ def _question(trace: Trace, mode: str, criterion: Criterion) -> Verdict:
             return "unclear"
         return "right" if token_f1(text, target) >= criterion.open_right else "wrong"
     if mode == "released":
-        return (
-            "right" if answers.parse_released(text) == answers.parse_released(target) else "wrong"
-        )
-    given, truth = answers.parse_strict(text), answers.parse_strict(target)
-    if "unclear" in (given, truth):
-        return "unclear"
-    return "right" if given == truth else "wrong"
-
-
-def token_f1(prediction: str, target: str) -> float:
-    """Harmonic mean of precision and recall over the bags of lower-case words (SQuAD's F1)."""
-    words = [re.findall(r"\w+", text.lower()) for text in (prediction, target)]
-    shared = sum((Counter(words[0]) & Counter(words[1])).values())
-    return 2 * shared / (len(words[0]) + len(words[1])) if shared else 0.0
+        return "right" if parse_released(text) == parse_released(target) else "wrong"
+    return verdict(trace)
 
 
 def _text_f1(trace: Trace) -> float:

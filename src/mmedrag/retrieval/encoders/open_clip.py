@@ -10,7 +10,7 @@ import torch
 
 from mmedrag.records import UserError
 from mmedrag.retrieval.encoders.base import Towers
-from mmedrag.runtime import torchvision_shim
+from mmedrag.runtime import torchvision_shim, write_text
 
 
 def load_parts(target: str) -> tuple[Any, Any, Any]:
@@ -59,7 +59,7 @@ def _save(model: Any, tokenizer: Any, name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": settings, "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
     text = json.dumps(config, indent=1, sort_keys=True)
-    (folder / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "open_clip_config.json", text + "\n")
     save_model(model, str(folder / "open_clip_model.safetensors"))
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(str(folder))

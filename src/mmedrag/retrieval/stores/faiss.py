@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmedrag.records import UserError
+from mmedrag.runtime import numpy_rng
 
 log = logging.getLogger(__name__)
 # One query over 100,000 x 512 takes 15 ms exactly and 100 queries 0.8 s on one slow core; cells
@@ -108,7 +109,7 @@ class FaissStore:
         faiss = _faiss()
         vectors = self.vectors()
         if queries is None or len(queries) == 0:
-            rng = np.random.default_rng(0)
+            rng = numpy_rng(0)
             queries = vectors[rng.choice(len(vectors), min(256, len(vectors)), replace=False)]
         queries, k = queries[:1000], min(10, len(vectors))
         _, truth = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
@@ -184,7 +185,7 @@ class FaissStore:
         self._index = _new(self._kind, self.dim, len(vectors))
         self._trained_on = 0
         if self._kind == "ivf":
-            rng = np.random.default_rng(0)
+            rng = numpy_rng(0)
             sample = min(len(vectors), 64 * self._index.nlist)
             self._index.train(vectors[np.sort(rng.choice(len(vectors), sample, replace=False))])
             self._trained_on = len(vectors)

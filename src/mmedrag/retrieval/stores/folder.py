@@ -8,16 +8,15 @@ if a writer has replaced it in between. One writer at a time, by a lock that die
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmedrag.records import UserError
+from mmedrag.runtime import PART, lock_file, open_log, sha256, sync, write_json
 
 MANIFEST, LOCK, FORMAT = "manifest.json", ".lock", 1
 REPAIR = "build it again with the same command (embeddings in its cache are reused)"
@@ -26,11 +25,6 @@ T = TypeVar("T")
 
 class Damaged(UserError):
     """The folder does not hold what its manifest says."""
-
-
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _seal(manifest: dict[str, Any]) -> str:
@@ -70,7 +64,7 @@ def check_files(folder: Path, manifest: dict[str, Any], limit: int | None = None
             wrong.append(f"{name}: missing")
         elif path.stat().st_size != entry["bytes"]:
             wrong.append(f"{name}: {path.stat().st_size} bytes, expected {entry['bytes']}")
-        elif (limit is None or entry["bytes"] <= limit) and sha256_file(path) != entry["sha256"]:
+        elif (limit is None or entry["bytes"] <= limit) and sha256(path) != entry["sha256"]:
             wrong.append(f"{name}: sha256 differs from the manifest")
     return wrong
 
@@ -89,12 +83,9 @@ def consistent(folder: Path, load: Callable[[dict[str, Any]], T]) -> T:
 @contextmanager
 def writer(folder: Path) -> Iterator[None]:
     """Hold the folder's write lock; it is released when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+b") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is writing here, try again later") from None
+    with open_log(folder / LOCK) as handle:
+        if not lock_file(handle):
+            raise UserError(f"{folder}: another process is writing here, try again later")
         yield
 
 
@@ -116,18 +107,13 @@ def commit(
         stem, _, suffix = name.partition(".")
         path = folder / f"{stem}-{generation:06d}.{suffix}"
         settings = write(path)
-        _fsync(path)
-        entries[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        entries[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
         if settings is not None:
             manifest = {**manifest, stem: settings}
-    _fsync(folder)
+    sync(*(folder / name for name in entries), folder)
     manifest = {**manifest, "format": FORMAT, "generation": generation, "files": entries}
     manifest["seal"] = _seal(manifest)
-    part = folder / (MANIFEST + ".part")
-    part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    _fsync(part)
-    os.replace(part, current)
-    _fsync(folder)
+    write_json(current, manifest, sort_keys=True)
     sweep(folder)
     return manifest
 
@@ -137,13 +123,5 @@ def sweep(folder: Path) -> None:
     named = set(read_manifest(folder)["files"]) if (folder / MANIFEST).exists() else set()
     for path in folder.iterdir():
         numbered = path.stem.rpartition("-")[2].isdigit() and path.name not in named
-        if path.is_file() and (numbered or path.name.endswith(".part")):
+        if path.is_file() and (numbered or path.suffix == PART):
             path.unlink()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
