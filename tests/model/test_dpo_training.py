@@ -183,6 +183,30 @@ def test_batches_cut_into_passes_take_the_same_steps(home: Path, first) -> None:
     assert losses(home / "cut") == pytest.approx(losses(home / "first"), abs=1e-5)
 
 
+def test_killed_while_the_result_is_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint stands and no step is taken again, also where it is inside an epoch."""
+    from mmedrag.preference.dpo import card
+
+    pairs, settings = make_pairs(home / "data", 10), quick(max_steps=4)  # 3 steps an epoch
+    train(home, "unbroken", pairs, settings=settings)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(card, "write", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(home, "broken", pairs, settings=settings)
+    seen: list[int] = []
+    result = train(
+        home, "broken", pairs, settings=settings, progress=lambda done, total: seen.append(done)
+    )
+    assert not seen and result["steps"] == 4 and result["resumed_from"] == "checkpoint-4"
+    assert losses(home / "broken") == losses(home / "unbroken")
+    weights = [load_file(home / n / "adapter_model.safetensors") for n in ("broken", "unbroken")]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
 def test_second_stage(home: Path, first) -> None:
     """`init`: ln 2 again, against the first stage; `base`: the loss goes on from where it was."""
     pairs, _, folder = first

@@ -148,6 +148,6 @@ def dpo(
         init_adapter=located(init_adapter) if init_adapter else None,
         reference=reference,  # type: ignore[arg-type]
         prepare_only=prepare_only,
+        progress=call.progress("steps"),
     )
-    result.pop("history", None)
     call.finish(result)
