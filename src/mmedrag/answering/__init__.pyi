@@ -1,1 +1,1 @@
-from .prompts import (TemplateSet as TemplateSet, neutralise as neutralise)
+from .prompts import TemplateSet as TemplateSet, neutralise as neutralise

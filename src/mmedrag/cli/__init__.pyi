@@ -1,1 +1,1 @@
-from . import (options as options)
+from . import options as options

@@ -1,3 +1,7 @@
-from . import (llava_layout as llava_layout)
-from .convert import (convert_checkpoint as convert_checkpoint, merge_adapter as merge_adapter, model_info as model_info)
-from .load import (Loaded as Loaded, attach as attach, load_model as load_model)
+from . import llava_layout as llava_layout
+from .convert import (
+    convert_checkpoint as convert_checkpoint,
+    merge_adapter as merge_adapter,
+    model_info as model_info,
+)
+from .load import Loaded as Loaded, attach as attach, load_model as load_model

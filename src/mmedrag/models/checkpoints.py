@@ -76,6 +76,21 @@ class Shard:
         return found  # type: ignore[no-any-return]
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in one of a model folder's small files.
+
+    Raises:
+        UserError: unreadable, or something else than an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return found
+
+
 def _torch_load(path: Path) -> dict[str, torch.Tensor]:
     try:
         try:
@@ -102,8 +117,8 @@ def shard_paths(folder: Path) -> list[Path]:
         path = folder / index
         if path.exists():
             try:
-                names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+                names = sorted(set(read_object(path)["weight_map"].values()))
+            except (KeyError, AttributeError) as error:
                 raise UserError(f"{path}: index cannot be read: {error}") from None
             for name in names:
                 if Path(name).name != name:

@@ -12,13 +12,12 @@ tokenizer and processor that go with them (``llava_layout``).
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from mmedrag.models import llava_layout as source_of
-from mmedrag.models.checkpoints import NAMES, Shard, shard_paths
+from mmedrag.models.checkpoints import NAMES, Shard, read_object, shard_paths
 from mmedrag.models.llava_tensors import Conversion, Report
 from mmedrag.records import UserError
 from mmedrag.runtime import new_folder, torchvision_shim, write_json
@@ -95,7 +94,7 @@ def model_info(model: str | Path) -> dict[str, Any]:
     folder = Path(model)
     if (folder / "adapter_config.json").exists():
         return _adapter_info(folder)
-    settings = _json(folder / "config.json")
+    settings = read_object(folder / "config.json")
     facts: dict[str, Any] = {"model_type": settings.get("model_type")}
     if "text_config" not in settings and facts["model_type"] in source_of.LAYOUTS:
         facts["layout"] = "official LLaVA, to be converted with `mmedrag model convert`"
@@ -109,12 +108,12 @@ def model_info(model: str | Path) -> dict[str, Any]:
     facts["chat_template"] = (folder / "chat_template.jinja").exists()
     for extra in ("conversion.json", "merge.json"):
         if (folder / extra).exists():
-            facts[extra.removesuffix(".json")] = _json(folder / extra)
+            facts[extra.removesuffix(".json")] = read_object(folder / extra)
     return facts
 
 
 def _adapter_info(folder: Path) -> dict[str, Any]:
-    settings = _json(folder / "adapter_config.json")
+    settings = read_object(folder / "adapter_config.json")
     keys = "peft_type r lora_alpha target_modules modules_to_save base_model_name_or_path".split()
     return {"adapter": True, **{k: settings.get(k) for k in keys}, **_weights(folder)}
 
@@ -133,13 +132,3 @@ def _weights(folder: Path) -> dict[str, Any]:
                 raise UserError(f"{path}: number type {spec.dtype} is not supported")
     main = max(types, key=lambda name: types[name]) if types else None
     return {"parameters": parameters, "bytes": size, "dtype": main}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return found

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedrag.models.checkpoints import read_object
 from mmedrag.records import UserError
 from mmedrag.runtime import torchvision_shim
 
 LAYOUTS = {"llava_mistral": "mistral", "llava_llama": "llama", "llava": "llama"}
-CLIP_L = dict(
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    patch_size=14,
-    projection_dim=768,
-    hidden_act="quick_gelu",
-)
+CLIP_L = {
+    **{"hidden_size": 1024, "intermediate_size": 4096, "projection_dim": 768, "patch_size": 14},
+    **{"num_hidden_layers": 24, "num_attention_heads": 16, "hidden_act": "quick_gelu"},
+}
 TOWERS = {  # vision towers that checkpoints name without carrying their configuration
     "openai/clip-vit-large-patch14-336": {**CLIP_L, "image_size": 336},
     "openai/clip-vit-large-patch14": {**CLIP_L, "image_size": 224},
@@ -47,10 +42,7 @@ def read_config(source: Path) -> dict[str, Any]:
     path = source / "config.json"
     if (source / "adapter_config.json").exists():
         raise UserError(f"{source}: a LoRA adapter, expected full weights (see `model merge`)")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    settings = read_object(path)
     if "text_config" in settings:
         raise UserError(f"{source}: already a Hugging Face folder, nothing to convert")
     if settings.get("model_type") not in LAYOUTS:
@@ -98,9 +90,9 @@ def find_tower(
                 "with --vision-tower"
             )
         return Tower(name, TOWERS[name], None, {})
-    config = json.loads((folder / "config.json").read_text())
+    config = read_object(folder / "config.json")
     preprocessor = folder / "preprocessor_config.json"
-    found = json.loads(preprocessor.read_text()) if preprocessor.exists() else {}
+    found = read_object(preprocessor) if preprocessor.exists() else {}
     return Tower(name, config.get("vision_config", config), folder, found)
 
 
@@ -173,13 +165,11 @@ def llava_config(settings: Mapping[str, Any], tower: Tower, tokenizer: Any, voca
     kind = LAYOUTS[settings["model_type"]]
     text_class = MistralConfig if kind == "mistral" else LlamaConfig
     known = set(text_class().to_dict()) | {"rope_theta", "rope_scaling"}
-    text = {k: v for k, v in settings.items() if k in known and not k.startswith("_")}
-    for unwanted in ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype"):
-        text.pop(unwanted, None)
+    unwanted = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype"}
+    text = {k: v for k, v in settings.items() if k in known - unwanted and not k.startswith("_")}
     text["vocab_size"] = vocabulary
-    vision = {k: v for k, v in tower.settings.items() if k in CLIPVisionConfig().to_dict()}
-    for unwanted in ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype"):
-        vision.pop(unwanted, None)
+    seen = set(CLIPVisionConfig().to_dict()) - unwanted
+    vision = {k: v for k, v in tower.settings.items() if k in seen}
     linear = settings.get("mm_projector_type", "linear") == "linear"
     whole = settings.get("mm_vision_select_feature") == "cls_patch"
     return LlavaConfig(  # type: ignore[call-arg]  # unknown fields are kept

@@ -1,7 +1,79 @@
-from . import (answers as answers, protocols as protocols)
-from .answers import (Verdict as Verdict, label_of as label_of, normalise as normalise, parse_released as parse_released, parse_strict as parse_strict, read_answer as read_answer, read_target as read_target, read_text as read_text, target_of as target_of, token_f1 as token_f1, verdict as verdict)
-from .conditions import (CLEAN as CLEAN, CLEAN_REFERENCES as CLEAN_REFERENCES, CONDITIONS as CONDITIONS, ConditionSpec as ConditionSpec, NOISE as NOISE, NOISE_REFERENCES as NOISE_REFERENCES, by_condition as by_condition, trace_id as trace_id)
-from .pair_kinds import (KINDS as KINDS, Kind as Kind, PairSet as PairSet)
-from .protocols import (Adaptable as Adaptable, Cautioned as Cautioned, Describable as Describable, DomainIdentifier as DomainIdentifier, Encoder as Encoder, Encoding as Encoding, Faulting as Faulting, Forgetting as Forgetting, Generator as Generator, Indexed as Indexed, Preparing as Preparing, Reopenable as Reopenable, Request as Request, Rule as Rule, Searcher as Searcher, Shrinking as Shrinking, Store as Store, TextScorer as TextScorer, Windowing as Windowing, resolve_object as resolve_object)
-from .records import (Answer as Answer, Condition as Condition, Domain as Domain, Example as Example, Finding as Finding, Hit as Hit, Noise as Noise, Pair as Pair, Prompt as Prompt, Record as Record, Reference as Reference, Row as Row, Score as Score, Selection as Selection, Side as Side, Trace as Trace, Truth as Truth, _Row as _Row, group_of as group_of)
-from .vocabulary import (AnswerType as AnswerType, NoiseKind as NoiseKind, PAPER_KINDS as PAPER_KINDS, PairKind as PairKind, ReferenceMode as ReferenceMode, Split as Split, Task as Task, UNKNOWN as UNKNOWN, UserError as UserError)
+from . import answers as answers, protocols as protocols
+from .answers import (
+    Verdict as Verdict,
+    label_of as label_of,
+    normalise as normalise,
+    parse_released as parse_released,
+    parse_strict as parse_strict,
+    read_answer as read_answer,
+    read_target as read_target,
+    read_text as read_text,
+    target_of as target_of,
+    token_f1 as token_f1,
+    verdict as verdict,
+)
+from .conditions import (
+    CLEAN as CLEAN,
+    CLEAN_REFERENCES as CLEAN_REFERENCES,
+    CONDITIONS as CONDITIONS,
+    NOISE as NOISE,
+    NOISE_REFERENCES as NOISE_REFERENCES,
+    ConditionSpec as ConditionSpec,
+    by_condition as by_condition,
+    trace_id as trace_id,
+)
+from .pair_kinds import KINDS as KINDS, Kind as Kind, PairSet as PairSet
+from .protocols import (
+    Adaptable as Adaptable,
+    Cautioned as Cautioned,
+    Describable as Describable,
+    DomainIdentifier as DomainIdentifier,
+    Encoder as Encoder,
+    Encoding as Encoding,
+    Faulting as Faulting,
+    Forgetting as Forgetting,
+    Generator as Generator,
+    Indexed as Indexed,
+    Preparing as Preparing,
+    Reopenable as Reopenable,
+    Request as Request,
+    Rule as Rule,
+    Searcher as Searcher,
+    Shrinking as Shrinking,
+    Store as Store,
+    TextScorer as TextScorer,
+    Windowing as Windowing,
+    resolve_object as resolve_object,
+)
+from .records import (
+    Answer as Answer,
+    Condition as Condition,
+    Domain as Domain,
+    Example as Example,
+    Finding as Finding,
+    Hit as Hit,
+    Noise as Noise,
+    Pair as Pair,
+    Prompt as Prompt,
+    Record as Record,
+    Reference as Reference,
+    Row as Row,
+    Score as Score,
+    Selection as Selection,
+    Side as Side,
+    Trace as Trace,
+    Truth as Truth,
+    _Row as _Row,
+    group_of as group_of,
+)
+from .vocabulary import (
+    PAPER_KINDS as PAPER_KINDS,
+    UNKNOWN as UNKNOWN,
+    AnswerType as AnswerType,
+    NoiseKind as NoiseKind,
+    PairKind as PairKind,
+    ReferenceMode as ReferenceMode,
+    Split as Split,
+    Task as Task,
+    UserError as UserError,
+)

@@ -1,2 +1,2 @@
-from . import (text as text)
-from .report import (FINDINGS as FINDINGS)
+from . import text as text
+from .report import FINDINGS as FINDINGS

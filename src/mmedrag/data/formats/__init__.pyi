@@ -1,2 +1,2 @@
-from . import (released as released)
-from .released_pairs import (import_released as import_released)
+from . import released as released
+from .released_pairs import import_released as import_released

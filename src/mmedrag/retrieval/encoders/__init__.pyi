@@ -1,2 +1,2 @@
-from .base import (ahead as ahead)
-from .load import (load_encoder as load_encoder, load_towers as load_towers)
+from .base import ahead as ahead
+from .load import load_encoder as load_encoder, load_towers as load_towers

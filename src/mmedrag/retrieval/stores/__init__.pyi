@@ -1,2 +1,2 @@
-from . import (folder as folder)
-from .folder import (read_manifest as read_manifest)
+from . import folder as folder
+from .folder import read_manifest as read_manifest
