@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from mmedrag.answering.generators import load_generator
-from mmedrag.evaluation import evaluate, label, right, truth
+from mmedrag.evaluation import EvaluationResult, evaluate, label, right, truth
 from mmedrag.phantom import DOMAINS, build_benchmark, label_report
 from mmedrag.pipeline import Plan, RunSettings, run_plans
 from mmedrag.records import Trace
-from mmedrag.runtime import DataFolder, read_jsonl
+from mmedrag.runtime import DataFolder, as_dict, read_jsonl
 from training.embedded import preference
 
 log = logging.getLogger(__name__)
@@ -112,15 +112,15 @@ def _some(data: DataFolder) -> tuple[str, ...]:
     return tuple(rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:SOME])
 
 
-def report_scores(evaluation: dict[str, Any]) -> dict[str, Any]:
+def report_scores(evaluation: EvaluationResult) -> dict[str, Any]:
     """Finding F1 of the reports per condition and domain, beside the best constant report's."""
     out: dict[str, Any] = {}
-    for name, run in evaluation["runs"].items():
-        for domain, found in run["tasks"].get("report", {}).items():
-            own = found["metrics"].get("finding_f1")
+    for name, run in evaluation.runs.items():
+        for domain, found in run.tasks.get("report", {}).items():
+            own = found.metrics.get("finding_f1")
             if own:
-                constant = found["controls"].get("constant_findings", {}).get("finding_f1")
-                out.setdefault(domain, {})[name] = {"model": own, "constant": constant}
+                constant = found.controls.get("constant_findings", {}).get("finding_f1")
+                out.setdefault(domain, {})[name] = as_dict({"model": own, "constant": constant})
     return out
 
 
@@ -143,7 +143,7 @@ def check(
     return {
         "figures": measure(folders),
         "reports": report_scores(evaluation),
-        "reliance": evaluation["reliance"],
+        "reliance": as_dict(evaluation.reliance),
     }
 
 

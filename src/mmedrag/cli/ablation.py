@@ -35,7 +35,5 @@ def noun(
     from mmedrag.runtime import DataFolder
 
     settings = call.settings(AblationSettings, split=split, studies=studies, generic=generic)
-    result = ablate(
-        call.system(flags), DataFolder(data), out, settings, call.seed, call.progresses()
-    )
-    call.finish(result, headline(result), ok=not result["failed"])
+    made = ablate(call.system(flags), DataFolder(data), out, settings, call.seed, call.progresses())
+    call.finish(made.to_json(), headline(made), ok=not made.failed)

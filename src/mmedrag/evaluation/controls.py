@@ -21,18 +21,16 @@ rows, so that the same metrics and the same resamples apply and differences are 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from mmedrag.evaluation import controls as ctrl
-from mmedrag.evaluation.arms import Arm
 from mmedrag.evaluation.metrics import text as metrics_text
 from mmedrag.evaluation.metrics.questions import normalise, read_target
-from mmedrag.evaluation.predictions import Prediction, said_by
+from mmedrag.evaluation.runs import SystemRun
 from mmedrag.phantom import present_in, read_reference
 from mmedrag.records import Example, Reference, Trace, Truth, group_of
 from mmedrag.runtime import DataFolder
@@ -40,6 +38,22 @@ from mmedrag.runtime import DataFolder
 NEEDS_DATA = "needs training data: give --data"
 NEEDS_HITS = "no references were retrieved in this run"
 NOT_READABLE = "reading a reference for a question needs the benchmark (meta.finding)"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answers of a predictor, in the order of the rows."""
+
+    texts: list[str]
+    p_yes: list[float | None] | None = None
+
+    @classmethod
+    def of_model(cls, traces: Sequence[Trace]) -> Prediction:
+        """The model's own answers; a failed row answers nothing."""
+        answers = [None if t.error else t.answer for t in traces]
+        return cls(
+            [a.text if a else "" for a in answers], [a.p_yes if a else None for a in answers]
+        )
 
 
 @dataclass
@@ -301,9 +315,9 @@ def best_findings(domain: str, rows: Sequence[tuple[str, Truth | None]]) -> str 
     names = sorted(known[0].findings)
     truth = np.array([[t.findings[n].present for n in names] for t in known], dtype=float)
     texts = sorted({text for text, _ in rows})[:2000]
-    said = np.array([[n in present_in(domain, text) for n in names] for text in texts], float)
-    hits = (said @ truth.T).sum(axis=1)
-    f1 = 2 * hits / np.maximum(said.sum(1) * len(truth) + truth.sum(), 1)
+    stated = np.array([[n in present_in(domain, text) for n in names] for text in texts], float)
+    hits = (stated @ truth.T).sum(axis=1)
+    f1 = 2 * hits / np.maximum(stated.sum(1) * len(truth) + truth.sum(), 1)
     return texts[int(np.argmax(f1))]
 
 
@@ -324,7 +338,7 @@ def _by(rows: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[int]]:
     return dict(sorted(out.items()))
 
 
-def _counts(pairs: Any) -> dict[str, Counter[str]]:
+def _counts(pairs: Iterable[tuple[str, str]]) -> dict[str, Counter[str]]:
     out: dict[str, Counter[str]] = defaultdict(Counter)
     for key, value in pairs:
         out[key][value] += 1
@@ -332,41 +346,42 @@ def _counts(pairs: Any) -> dict[str, Counter[str]]:
 
 
 def control_predictions(
-    arm: Arm, task: str, arms: Sequence[Arm], train: TrainingData | None, seed: int
-) -> ctrl.Controls:
-    """All controls of an arm: from data and hits, and from other runs of the same system."""
-    traces = arm.of_task(task)
-    make = {
-        "vqa_closed": ctrl.closed_controls,
-        "vqa_open": ctrl.open_controls,
-        "report": ctrl.report_controls,
-    }[task]
-    found, missing_ = make(traces, train, seed)
-    if not arm.plain:  # itself a control, or a probe, of the plain arms
-        return found, missing_
-    references = arm.references
-    missing_ |= {
+    run: SystemRun, task: str, runs: Sequence[SystemRun], train: TrainingData | None, seed: int
+) -> Controls:
+    """All controls of a run: from data and hits, and from other runs of the same system."""
+    traces = run.of_task(task)
+    make = {"vqa_closed": closed_controls, "vqa_open": open_controls, "report": report_controls}
+    found, missing = make[task](traces, train, seed)
+    if not run.plain:  # itself a control, or a probe, of the plain runs
+        return found, missing
+    missing |= {
         "noise_image": "needs a run of this system with --noise",
         "blank_image": "needs a run of this system with --noise blank",
     }
-    if references in ("selected", "all"):
-        missing_["run_shuffled"] = "needs a run of this system with --references shuffled"
-        missing_["run_random"] = "needs a run of this system with --references random"
-    for other in arms:
-        if other is arm or not arm.belongs(other):
-            continue
-        noise, theirs, name = other.image, other.references, None
-        if noise != "clean" and theirs == references:
-            name = "blank_image" if noise == "noise:blank" else "noise_image"
-        elif noise == "clean" and theirs in ("shuffled", "random") and references != theirs:
-            name = f"run_{theirs}" if references in ("selected", "all") else None
+    if run.references in ("selected", "all"):
+        missing["run_shuffled"] = "needs a run of this system with --references shuffled"
+        missing["run_random"] = "needs a run of this system with --references random"
+    for other in runs:
+        name = _control_name(run, other)
         if not name or name in found:
             continue
         rows = {t.example_id: t for t in other.of_task(task)}
         covered = sum(t.example_id in rows for t in traces)
         if covered == len(traces):
-            found[name] = said_by([rows[t.example_id] for t in traces])
-            missing_.pop(name, None)
+            found[name] = Prediction.of_model([rows[t.example_id] for t in traces])
+            missing.pop(name, None)
         elif covered:
-            missing_[name] = f"{other.name} covers {covered} of {len(traces)} rows"
-    return found, missing_
+            missing[name] = f"{other.name} covers {covered} of {len(traces)} rows"
+    return found, missing
+
+
+def _control_name(run: SystemRun, other: SystemRun) -> str | None:
+    """Which control of a run another one is; None where it is none."""
+    if other is run or not run.belongs(other):
+        return None
+    if other.image != "clean" and other.references == run.references:
+        return "blank_image" if other.image == "noise:blank" else "noise_image"
+    theirs = other.references
+    if other.image == "clean" and theirs in ("shuffled", "random"):
+        return f"run_{theirs}" if run.references in ("selected", "all") else None
+    return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmedrag.domain import DomainModel, embed, standardise
 from mmedrag.domain import features as domain_features
 from mmedrag.domain import outliers as domain_outliers
 from mmedrag.evaluation.metrics.questions import calibration_rows, ece_of, proportion
-from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, intervals
+from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, estimates
 from mmedrag.images import apply_noise, load_image
 from mmedrag.records import UNKNOWN, Noise, Row, UserError
 from mmedrag.runtime import DataFolder
@@ -101,11 +102,11 @@ def evaluate_domain(
             biased=True,
         ),
     }
-    said = sorted({*answer, *labels})
+    answers = sorted({*answer, *labels})
     confusion = {}
     for domain in sorted(set(labels)):
         own = np.flatnonzero(labels == domain)
-        shares = {name: proportion(answer[own] == name) for name in said}
+        shares = {name: proportion(answer[own] == name) for name in answers}
         confusion[domain] = _cells(shares, [patients[i] for i in own], seed)
     result: dict[str, Any] = {
         "n": len(labels),
@@ -124,7 +125,7 @@ def evaluate_domain(
 def _cells(
     stats: Mapping[str, AnyStat], patients: Sequence[str | None], seed: int
 ) -> dict[str, dict[str, Any]]:
-    return {name: cell.as_dict() for name, cell in intervals(stats, patients, seed=seed).items()}
+    return {name: asdict(cell) for name, cell in estimates(stats, patients, seed=seed).items()}
 
 
 def _outliers(

@@ -5,5 +5,4 @@ from . import view as view
 from .tables import LEADING as LEADING
 from .tables import SECOND as SECOND
 from .tables import beside as beside
-from .write import read_metrics as read_metrics
 from .write import write_report as write_report
