@@ -10,6 +10,7 @@ from .reliance import truth as truth
 from .result import EvaluationResult as EvaluationResult
 from .result import NamedControl as NamedControl
 from .result import NotComputed as NotComputed
+from .result import ReliabilityPoint as ReliabilityPoint
 from .result import RunResult as RunResult
 from .result import Scores as Scores
 from .result import SystemReliance as SystemReliance

@@ -19,6 +19,7 @@ import numpy as np
 from mmedrag.embedded import located
 from mmedrag.evaluation import (
     EvaluationResult,
+    ReliabilityPoint,
     SystemReliance,
     SystemRun,
     best_control,
@@ -97,17 +98,7 @@ def calibration(result: EvaluationResult) -> list[Figure]:
     """Reliability diagram of the closed questions: the first row and the last ones."""
     found = [run for run in result.runs.values() if run.reliability]
     shown = found if len(found) <= MOST_LINES else [found[0], *found[1 - MOST_LINES :]]
-    series = [
-        (
-            run.title,
-            [
-                (x, y)
-                for p in run.reliability or ()
-                if (x := p.p_yes.value) is not None and (y := p.share_yes.value) is not None
-            ],
-        )
-        for run in shown
-    ]
+    series = [(run.title, [_point(bin_) for bin_ in run.reliability or ()]) for run in shown]
     if not series:
         return []
     drawn = svg.lines(
@@ -118,6 +109,12 @@ def calibration(result: EvaluationResult) -> list[Figure]:
         "probabilities can be taken at their word."
     )
     return [(caption, drawn)]
+
+
+def _point(found: ReliabilityPoint) -> tuple[float, float]:
+    x, y = found.p_yes.value, found.share_yes.value
+    assert x is not None and y is not None  # a bin holds at least one question
+    return x, y
 
 
 def by_domain(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
