@@ -196,11 +196,12 @@ class Clock:
 def start_up() -> None:
     """Imports of everything that is measured: they belong to no measurement."""
     import faiss  # noqa: F401
-    import mmedrag.index_write
-    import mmedrag.retrieve
-    import mmedrag.retriever  # noqa: F401
     import pyarrow.compute  # noqa: F401
     import pyarrow.parquet  # noqa: F401
+
+    import mmedrag.pipeline.retrieve
+    import mmedrag.retrieval.index_build
+    import mmedrag.retrieval.search  # noqa: F401
 
 
 class Counted:

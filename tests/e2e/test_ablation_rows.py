@@ -212,7 +212,7 @@ THEIRS = '''
 """A third party's encoder and generator."""
 import numpy as np
 from mmedrag.images import load_image
-from mmedrag.types import Answer
+from mmedrag.records import Answer
 
 class Grid:
     dim, fingerprint, spec = 48, "grid-1", "their_parts:Grid"

@@ -22,7 +22,7 @@ ENCODER = '''
 import zlib
 import numpy as np
 from mmedrag.images import load_image
-from mmedrag.types import Answer
+from mmedrag.records import Answer
 
 class Grid:
     dim, fingerprint, spec = 192, "grid-1", "grid_encoder:Grid"

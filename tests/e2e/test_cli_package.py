@@ -33,7 +33,7 @@ def test_every_data_file_is_in_the_wheel(wheel: set[str]) -> None:
         for path in (source / "mmedrag").rglob("*")
         if path.suffix in DATA and "__pycache__" not in path.parts
     }
-    assert {"mmedrag/recipes/default.toml", "mmedrag/prompt_sets.toml"} <= needed
+    assert {"mmedrag/recipes/default.toml", "mmedrag/answering/prompt_sets.toml"} <= needed
     assert needed <= wheel
 
 

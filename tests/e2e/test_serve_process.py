@@ -26,7 +26,7 @@ from serve_tools import encoded, picture  # noqa: E402
 RUN = [sys.executable, "-m", "mmedrag.cli.main", "serve"]
 SLOW = """
 import time
-from mmedrag.generators.scripted import ScriptedGenerator
+from mmedrag.answering.generators import ScriptedGenerator
 
 class Slow(ScriptedGenerator):
     def generate(self, requests):

@@ -18,11 +18,11 @@ from mmedrag.runtime.data_folder import DataFolder
 CHILD = """
 import sys, time
 from pathlib import Path
-from mmedrag.conditions import Plan
-from mmedrag.generators.scripted import ScriptedGenerator
+from mmedrag.pipeline import Plan
+from mmedrag.answering.generators import ScriptedGenerator
 from mmedrag.pipeline import Pipeline
-from mmedrag.run import RunSettings, run_plans
-from mmedrag.types import DataFolder
+from mmedrag.pipeline import RunSettings, run_plans
+from mmedrag.runtime import DataFolder
 
 def say(request):
     time.sleep(0.004)

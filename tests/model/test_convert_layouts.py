@@ -520,17 +520,17 @@ def test_names():
 MEASURE = """
 import sys, json
 from pathlib import Path
-from mmedrag.encoders import torchvision_shim; torchvision_shim.ready()
-import mmedrag.convert as c
+from mmedrag.runtime import torchvision_shim; torchvision_shim.ready()
+import mmedrag.models.convert as c
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, LlamaTokenizer
 def status(key):
     return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) * 1024
 def warm():
-    c.convert(sys.argv[1], sys.argv[1] + '-warm')
+    c.convert_checkpoint(sys.argv[1], sys.argv[1] + '-warm')
 warm()
 Path('/proc/self/clear_refs').write_text('5')
 before = status('VmRSS')
-c.convert(sys.argv[2], sys.argv[2] + '-hf')
+c.convert_checkpoint(sys.argv[2], sys.argv[2] + '-hf')
 print(json.dumps([before, status('VmHWM')]))
 """
 
