@@ -16,6 +16,7 @@ from .result import Scores as Scores
 from .result import SystemReliance as SystemReliance
 from .runs import OVERALL as OVERALL
 from .runs import SystemRun as SystemRun
+from .runs import by_domain as by_domain
 from .runs import load_runs as load_runs
 from .runs import one_per_image as one_per_image
 from .runs import task_of as task_of

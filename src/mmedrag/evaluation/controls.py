@@ -3,7 +3,7 @@
 Place in the picture: beside every score. Each control is a :class:`Prediction` for the same
 rows, so that the same metrics and the same resamples apply and differences are paired.
 
-| control | says | needs |
+| control | answers | needs |
 |---|---|---|
 | always_yes, always_no | one word | nothing |
 | constant | the best single answer or report, chosen on train (by ROUGE-L) | --data |
@@ -21,7 +21,7 @@ rows, so that the same metrics and the same resamples apply and differences are 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -91,25 +91,38 @@ def closed_controls(traces: Sequence[Trace], train: TrainingData | None, seed: i
         "always_no": Prediction(["no"] * n),
         "question_prior_loo": leave_one_out_prior([t.question or "" for t in traces], truth),
     }
-    missing: dict[str, str] = {}
-    rows = (
-        [e for e in train.examples if e.task == "vqa" and e.answer_type == "closed" and e.answer]
-        if train
-        else []
-    )
+    rows, missing = _train_questions(train, "closed")
     if rows:
         known = [read_target(e.answer, e.question) for e in rows]
-        best = {
-            g: Counter(known[i] for i in ids).most_common(1)[0][0]
-            for g, ids in _by(rows, lambda e: e.domain or "unspecified").items()
-        }
-        overall = Counter(known).most_common(1)[0][0]
-        out["constant"] = Prediction([best.get(group_of(t), overall) for t in traces])
+        out["constant"] = Prediction(_commonest(rows, known, traces))
         out["question_prior"] = question_prior(rows, known, traces)
-    else:
-        why = NEEDS_DATA if train is None else "the data has no closed train questions"
-        missing |= {"constant": why, "question_prior": why}
     return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
+
+
+def _train_questions(
+    train: TrainingData | None, answer_type: str
+) -> tuple[list[Example], dict[str, str]]:
+    """Train questions of a type; without any, why the controls that learn from them are not
+    computed."""
+    rows = [
+        e
+        for e in (train.examples if train else ())
+        if e.task == "vqa" and e.answer_type == answer_type and e.answer
+    ]
+    why = NEEDS_DATA if train is None else f"the data has no {answer_type} train questions"
+    return rows, {} if rows else {"constant": why, "question_prior": why}
+
+
+def _commonest(
+    rows: Sequence[Example], values: Sequence[str], traces: Sequence[Trace]
+) -> list[str]:
+    """The commonest train value of each trace's domain; of all where its domain has none."""
+    best = {
+        domain: Counter(values[i] for i in ids).most_common(1)[0][0]
+        for domain, ids in _by(rows, lambda e: e.domain or "unspecified").items()
+    }
+    overall = Counter(values).most_common(1)[0][0]
+    return [best.get(group_of(t), overall) for t in traces]
 
 
 def _readable(traces: Sequence[Trace]) -> bool:
@@ -119,35 +132,21 @@ def _readable(traces: Sequence[Trace]) -> bool:
 
 def open_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
     """Controls of open questions: most common train answer, question prior, references."""
-    rows = (
-        [e for e in train.examples if e.task == "vqa" and e.answer_type == "open" and e.answer]
-        if train
-        else []
-    )
+    rows, missing = _train_questions(train, "open")
     out: dict[str, Prediction] = {}
-    missing: dict[str, str] = {}
     if rows:
-        out = _open_priors(rows, traces)
-    else:
-        why = NEEDS_DATA if train is None else "the data has no open train questions"
-        missing = {"constant": why, "question_prior": why}
+        answers = [e.answer or "" for e in rows]
+        constant = _commonest(rows, answers, traces)
+        seen: dict[str, Counter[str]] = defaultdict(Counter)
+        for example, answer in zip(rows, answers, strict=True):
+            seen[normalise(example.question or "")][answer] += 1
+        keys = [normalise(t.question or "") for t in traces]
+        prior = [
+            seen[key].most_common(1)[0][0] if key in seen else other
+            for key, other in zip(keys, constant, strict=True)
+        ]
+        out = {"constant": Prediction(constant), "question_prior": Prediction(prior)}
     return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
-
-
-def _open_priors(rows: Sequence[Example], traces: Sequence[Trace]) -> dict[str, Prediction]:
-    """The commonest train answer of the domain, and to the same question text."""
-    best = {
-        g: Counter(rows[i].answer or "" for i in ids).most_common(1)[0][0]
-        for g, ids in _by(rows, lambda e: e.domain or "unspecified").items()
-    }
-    overall = Counter(e.answer or "" for e in rows).most_common(1)[0][0]
-    seen = _counts((normalise(e.question or ""), e.answer or "") for e in rows)
-    constant = [best.get(group_of(t), overall) for t in traces]
-    prior = [
-        seen[key].most_common(1)[0][0] if (key := normalise(t.question or "")) in seen else other
-        for t, other in zip(traces, constant, strict=True)
-    ]
-    return {"constant": Prediction(constant), "question_prior": Prediction(prior)}
 
 
 def report_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
@@ -336,13 +335,6 @@ def _by(rows: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[int]]:
     for i, row in enumerate(rows):
         out[key(row)].append(i)
     return dict(sorted(out.items()))
-
-
-def _counts(pairs: Iterable[tuple[str, str]]) -> dict[str, Counter[str]]:
-    out: dict[str, Counter[str]] = defaultdict(Counter)
-    for key, value in pairs:
-        out[key][value] += 1
-    return dict(out)
 
 
 def control_predictions(

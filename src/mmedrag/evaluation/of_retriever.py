@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import numpy as np
 
 from mmedrag.evaluation.metrics.questions import average
 from mmedrag.evaluation.metrics.retrieval import chance, hubness
-from mmedrag.evaluation.metrics.statistics import AnyStat, estimates
+from mmedrag.evaluation.metrics.statistics import AnyStat, cells
 from mmedrag.records import Encoder, Reference, Truth, UserError
 from mmedrag.retrieval import EmbeddingCache, embed_images, embed_texts, per_query, relevant
 from mmedrag.retrieval.encoders import load_encoder
@@ -71,7 +70,7 @@ def evaluate_retriever(
     patients = [r.patient for r in rows]
     right = relevant([r.text for r in rows], range(len(rows)))
 
-    paired = _cells(_means(per_query(images @ own_texts.T, right)), patients, resamples, seed)
+    paired = cells(_means(per_query(images @ own_texts.T, right)), patients, resamples, seed)
     order = np.random.default_rng(seed).permutation(len(rows))
     beside = {"chance": chance(right), "shuffled": per_query(images[order] @ own_texts.T, right)}
     if untrained and hasattr(model, "towers"):
@@ -81,7 +80,7 @@ def evaluate_retriever(
             )
         beside["untrained"] = per_query(blind, right)
     for control, values in beside.items():
-        for name, cell in _cells(_means(values), patients, resamples, seed).items():
+        for name, cell in cells(_means(values), patients, resamples, seed).items():
             paired[name][control] = cell
 
     result: dict[str, Any] = {
@@ -99,7 +98,7 @@ def evaluate_retriever(
         scores = np.where(allowed, scores, -np.inf)
         top = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(gallery))]
         top = np.where(np.take_along_axis(allowed, top, axis=1), top, -1)
-        result["hubness"] = _cells(hubness(top, len(gallery)), patients, resamples, seed)
+        result["hubness"] = cells(hubness(top, len(gallery)), patients, resamples, seed)
         result["agreement"] = {
             name: _agreement(matrix, top[:, 0], allowed, patients, resamples, seed)
             for name, matrix in agreements(data, rows, gallery).items()
@@ -180,12 +179,6 @@ def rows_of(data: Sequence[DataFolder], split: str, domain: str | None) -> list[
     return [r for r in rows if r.images and r.text.strip() and "twin" not in r.meta]
 
 
-def _cells(
-    stats: Mapping[str, AnyStat], patients: Sequence[str | None], resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    return {n: asdict(i) for n, i in estimates(stats, patients, resamples, seed).items()}
-
-
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, AnyStat]:
     return {name: average(row) for name, row in values.items()}
 
@@ -219,7 +212,7 @@ def _agreement(
         "random": average(random),
         "difference": average(best[known] - random, unit=False),
     }
-    found = _cells(stats, chosen, resamples, seed)
+    found = cells(stats, chosen, resamples, seed)
     return {**found.pop("value"), **found}
 
 

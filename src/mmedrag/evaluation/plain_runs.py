@@ -17,9 +17,9 @@ from mmedrag.evaluation.metrics.retrieval import usage
 from mmedrag.evaluation.metrics.statistics import AnyStat, estimates
 from mmedrag.evaluation.reliance import label, truth
 from mmedrag.evaluation.result import ReliabilityPoint, Scores, Shares
-from mmedrag.evaluation.runs import OVERALL, SystemRun, one_per_image
+from mmedrag.evaluation.runs import OVERALL, SystemRun, by_domain, one_per_image
 from mmedrag.evaluation.scoring import GroundTruth, Scored, tables
-from mmedrag.records import Trace, group_of
+from mmedrag.records import Trace
 
 
 def retrieval(run: SystemRun, known: GroundTruth, resamples: int, seed: int) -> dict[str, Scores]:
@@ -89,9 +89,6 @@ def _agreement(trace: Trace, reference: str, known: GroundTruth) -> float:
 def confusion(run: SystemRun, resamples: int, seed: int) -> dict[str, dict[str, Shares]]:
     """overall or domain -> truth -> answer -> share, of the closed questions (strict parser)."""
     closed = run.of_task("vqa_closed")
-    groups = {OVERALL: closed} | {d: [] for d in sorted({group_of(t) for t in closed})}
-    for trace in closed:
-        groups[group_of(trace)].append(trace)
     return {
         group: {
             side: _shares(
@@ -99,7 +96,7 @@ def confusion(run: SystemRun, resamples: int, seed: int) -> dict[str, dict[str, 
             )
             for side in questions.LABELS[:2]
         }
-        for group, own in groups.items()
+        for group, own in {OVERALL: closed, **by_domain(closed)}.items()
         if own
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.evaluation.reliance import WITH_REFERENCES
-from mmedrag.records import Trace, UserError
+from mmedrag.records import Trace, UserError, group_of
 from mmedrag.runtime import read_jsonl
 
 TASKS = ("vqa_closed", "vqa_open", "report")
@@ -96,6 +96,14 @@ def one_per_image(traces: Sequence[Trace]) -> list[Trace]:
         if not trace.meta.get("twin_of"):
             seen.setdefault(str(trace.image or trace.example_id), trace)
     return list(seen.values())
+
+
+def by_domain(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
+    """domain -> its traces, in alphabetical order of domains."""
+    out: dict[str, list[Trace]] = {}
+    for trace in traces:
+        out.setdefault(group_of(trace), []).append(trace)
+    return dict(sorted(out.items()))
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[SystemRun]:

@@ -135,15 +135,8 @@ class Common:
 
 
 SAME = frozenset(
-    {
-        "always_yes",
-        "always_no",
-        "constant",
-        "constant_findings",
-        "question_prior",
-        "question_prior_loo",
-        "random_reference",
-    }
+    """always_yes always_no constant constant_findings question_prior question_prior_loo
+    random_reference""".split()
 )
 
 

@@ -27,17 +27,9 @@ from mmedrag.evaluation.metrics import LABELS
 MARK = "†"
 TASK_NAMES = {"vqa_closed": "Closed questions", "vqa_open": "Open questions", "report": "Reports"}
 HEADLINE = {
-    "vqa_closed": (
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "mcc",
-        "auroc",
-        "ece",
-        "parse_rate",
-    ),
-    "vqa_open": ("exact_match", "token_f1"),
-    "report": ("finding_f1", "bleu_1", "bleu_4", "rouge_l", "meteor"),
+    "vqa_closed": "accuracy balanced_accuracy macro_f1 mcc auroc ece parse_rate".split(),
+    "vqa_open": ["exact_match", "token_f1"],
+    "report": ["finding_f1", "bleu_1", "bleu_4", "rouge_l", "meteor"],
 }
 LEADING = {"vqa_closed": "balanced_accuracy", "vqa_open": "token_f1", "report": "finding_f1"}
 SECOND = {"report": "rouge_l", "vqa_closed": "accuracy", "vqa_open": "exact_match"}

@@ -23,12 +23,13 @@ from mmedrag.evaluation import (
     SystemReliance,
     SystemRun,
     best_control,
+    by_domain,
     label,
     one_per_image,
     truth,
 )
 from mmedrag.evaluation.metrics import LABELS, Estimate
-from mmedrag.records import Trace, UserError, group_of
+from mmedrag.records import UserError
 from mmedrag.report import svg
 from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Table
 
@@ -115,13 +116,6 @@ def _point(found: ReliabilityPoint) -> tuple[float, float]:
     x, y = found.p_yes.value, found.share_yes.value
     assert x is not None and y is not None  # a bin holds at least one question
     return x, y
-
-
-def by_domain(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
-    out: dict[str, list[Trace]] = {}
-    for trace in traces:
-        out.setdefault(group_of(trace), []).append(trace)
-    return dict(sorted(out.items()))
 
 
 def similarity(runs: Sequence[SystemRun]) -> list[Figure]:

@@ -14,7 +14,7 @@ of one table share the weights, so that differences between them are paired.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Self
 
@@ -353,6 +353,17 @@ def estimates(
     """:func:`intervals` as results hold them."""
     found = intervals(stats, patients, resamples, seed)
     return {name: Estimate.of(cell) for name, cell in found.items()}
+
+
+def cells(
+    stats: Mapping[str, AnyStat],
+    patients: Sequence[str | None],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """:func:`estimates` as plain data {value, low, high, n}."""
+    found = estimates(stats, patients, resamples, seed)
+    return {name: asdict(cell) for name, cell in found.items()}
 
 
 def difference(
