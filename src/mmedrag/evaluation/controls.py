@@ -40,6 +40,9 @@ NEEDS_HITS = "no references were retrieved in this run"
 NOT_READABLE = "reading a reference for a question needs the benchmark (meta.finding)"
 
 
+AnswerCounts = Mapping[tuple[str | None, str | None], Counter[str]]  # domain, question text
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The answers of a predictor, in the order of the rows."""
@@ -65,6 +68,25 @@ class TrainingData:
     truth: Mapping[str, Truth] = field(default_factory=dict)
 
     @cached_property
+    def closed(self) -> AnswerCounts:
+        """The labels of the closed questions."""
+        rows = self._questions("closed")
+        return count_answers(rows, [read_target(e.answer, e.question) for e in rows])
+
+    @cached_property
+    def open(self) -> AnswerCounts:
+        """The answers to the open questions."""
+        rows = self._questions("open")
+        return count_answers(rows, [e.answer or "" for e in rows])
+
+    def _questions(self, answer_type: str) -> list[Example]:
+        return [
+            e
+            for e in self.examples
+            if e.task == "vqa" and e.answer_type == answer_type and e.answer
+        ]
+
+    @cached_property
     def constants(self) -> dict[str, tuple[str, str | None]]:
         """domain -> (best constant by ROUGE-L, by finding F1), chosen on the train reports."""
         return {
@@ -79,6 +101,16 @@ class TrainingData:
         return cls(data.examples(split="train"), data.corpus(split="train"), data.truth())
 
 
+def count_answers(rows: Sequence[Example], answers: Sequence[str]) -> AnswerCounts:
+    """How often each answer was given: by domain and question text, by one of them, and at all."""
+    counts: dict[tuple[str | None, str | None], Counter[str]] = defaultdict(Counter)
+    for row, answer in zip(rows, answers, strict=True):
+        domain, question = row.domain or "unspecified", normalise(row.question or "")
+        for key in ((domain, question), (domain, None), (None, question), (None, None)):
+            counts[key][answer] += 1
+    return dict(counts)
+
+
 Controls = tuple[dict[str, Prediction], dict[str, str]]
 
 
@@ -91,38 +123,23 @@ def closed_controls(traces: Sequence[Trace], train: TrainingData | None, seed: i
         "always_no": Prediction(["no"] * n),
         "question_prior_loo": leave_one_out_prior([t.question or "" for t in traces], truth),
     }
-    rows, missing = _train_questions(train, "closed")
-    if rows:
-        known = [read_target(e.answer, e.question) for e in rows]
-        out["constant"] = Prediction(_commonest(rows, known, traces))
-        out["question_prior"] = question_prior(rows, known, traces)
+    known = train.closed if train else {}
+    if known:
+        out["constant"] = Prediction(_commonest(known, traces))
+        out["question_prior"] = question_prior(known, traces)
+    missing = {} if known else _nothing_to_learn(train, "closed")
     return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
 
 
-def _train_questions(
-    train: TrainingData | None, answer_type: str
-) -> tuple[list[Example], dict[str, str]]:
-    """Train questions of a type; without any, why the controls that learn from them are not
-    computed."""
-    rows = [
-        e
-        for e in (train.examples if train else ())
-        if e.task == "vqa" and e.answer_type == answer_type and e.answer
-    ]
+def _nothing_to_learn(train: TrainingData | None, answer_type: str) -> dict[str, str]:
     why = NEEDS_DATA if train is None else f"the data has no {answer_type} train questions"
-    return rows, {} if rows else {"constant": why, "question_prior": why}
+    return {"constant": why, "question_prior": why}
 
 
-def _commonest(
-    rows: Sequence[Example], values: Sequence[str], traces: Sequence[Trace]
-) -> list[str]:
-    """The commonest train value of each trace's domain; of all where its domain has none."""
-    best = {
-        domain: Counter(values[i] for i in ids).most_common(1)[0][0]
-        for domain, ids in _by(rows, lambda e: e.domain or "unspecified").items()
-    }
-    overall = Counter(values).most_common(1)[0][0]
-    return [best.get(group_of(t), overall) for t in traces]
+def _commonest(known: AnswerCounts, traces: Sequence[Trace]) -> list[str]:
+    """The commonest train answer of each trace's domain; of all where its domain has none."""
+    best = {key: counts.most_common(1)[0][0] for key, counts in known.items() if key[1] is None}
+    return [best.get((group_of(t), None), best[None, None]) for t in traces]
 
 
 def _readable(traces: Sequence[Trace]) -> bool:
@@ -132,20 +149,17 @@ def _readable(traces: Sequence[Trace]) -> bool:
 
 def open_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
     """Controls of open questions: most common train answer, question prior, references."""
-    rows, missing = _train_questions(train, "open")
+    known = train.open if train else {}
     out: dict[str, Prediction] = {}
-    if rows:
-        answers = [e.answer or "" for e in rows]
-        constant = _commonest(rows, answers, traces)
-        seen: dict[str, Counter[str]] = defaultdict(Counter)
-        for example, answer in zip(rows, answers, strict=True):
-            seen[normalise(example.question or "")][answer] += 1
-        keys = [normalise(t.question or "") for t in traces]
+    if known:
+        constant = _commonest(known, traces)
+        keys = [(None, normalise(t.question or "")) for t in traces]
         prior = [
-            seen[key].most_common(1)[0][0] if key in seen else other
+            known[key].most_common(1)[0][0] if key in known else other
             for key, other in zip(keys, constant, strict=True)
         ]
         out = {"constant": Prediction(constant), "question_prior": Prediction(prior)}
+    missing = {} if known else _nothing_to_learn(train, "open")
     return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
 
 
@@ -249,22 +263,15 @@ def leave_one_out_prior(
     return Prediction(texts, shares)
 
 
-def question_prior(
-    rows: Sequence[Example], known: Sequence[str], traces: Sequence[Trace]
-) -> Prediction:
+def question_prior(known: AnswerCounts, traces: Sequence[Trace]) -> Prediction:
     """Train majority per (domain, question text), else of the domain; p_yes is the share of
     yes with one pseudo-count of the domain's share."""
-    table: dict[Any, Counter[str]] = defaultdict(Counter)
-    for example, label in zip(rows, known, strict=True):
-        domain = example.domain or "unspecified"
-        for key in ((domain, normalise(example.question or "")), (domain,), ()):
-            table[key][label] += 1
     shares: list[float | None] = []
     for trace in traces:
         domain = group_of(trace)
-        base = table[(domain,)] or table[()]
+        base = known.get((domain, None)) or known[None, None]
         prior = base["yes"] / base.total()
-        own = table.get((domain, normalise(trace.question or "")), Counter())
+        own = known.get((domain, normalise(trace.question or "")), Counter())
         shares.append((own["yes"] + prior) / (own.total() + 1))
     return Prediction(["yes" if (s or 0) >= 0.5 else "no" for s in shares], shares)
 

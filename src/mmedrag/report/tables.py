@@ -288,60 +288,40 @@ HUBNESS = {
 }
 
 
+PER_IMAGE = {
+    "retrieval": "Retrieved references: agreement of their study's findings with the image's, "
+    "shuffled references below it; recall of the image's own report",
+    "selection": "Selection: how many references are kept, and what was left out",
+    "hubness": "Hubness: do a few references come up for everyone?",
+    "similarity": "Similarity of retrieved references by rank: mean over images",
+}
+
+
 def retrieval(result: EvaluationResult) -> list[Table]:
     """What the references of each row are worth, how many are kept, whether a few come up for
     everyone, and how similar they are; by domain."""
     groups = [group for run in result.runs.values() for group in run.retrieval.values()]
     found = {metric: metric for group in groups for metric in group.metrics}
     similar = {m: m for m in found if m.startswith("similarity@")}
-    worth = {m: m for m in found if m not in {*SELECTION, *HUBNESS, *similar}}
-    return [
-        _per_image(
-            result,
-            "retrieval",
-            "Retrieved references: agreement of their study's "
-            "findings with the image's, shuffled references below it; recall of the "
-            "image's own report",
-            worth,
-        ),
-        _per_image(
-            result,
-            "selection",
-            "Selection: how many references are kept, and what was left out",
-            {m: name for m, name in SELECTION.items() if m in found},
-            True,
-        ),
-        _per_image(
-            result,
-            "hubness",
-            "Hubness: do a few references come up for everyone?",
-            {m: name for m, name in HUBNESS.items() if m in found},
-        ),
-        _per_image(
-            result,
-            "similarity",
-            "Similarity of retrieved references by rank: mean over images",
-            similar,
-        ),
-    ]
+    columns = {
+        "retrieval": {m: m for m in found if m not in {*SELECTION, *HUBNESS, *similar}},
+        "selection": {m: name for m, name in SELECTION.items() if m in found},
+        "hubness": {m: name for m, name in HUBNESS.items() if m in found},
+        "similarity": similar,
+    }
+    return [_per_image(result, name, metrics) for name, metrics in columns.items()]
 
 
-def _per_image(
-    result: EvaluationResult,
-    name: str,
-    caption: str,
-    metrics: Mapping[str, str],
-    rules: bool = False,
-) -> Table:
+def _per_image(result: EvaluationResult, name: str, metrics: Mapping[str, str]) -> Table:
     """Metrics of ``retrieval`` under the given names; empty without any."""
-    extra = ["rule"] if rules else []
-    table = Table(name, caption, ["row", "domain", *extra, "images", *metrics.values()], heads=2)
+    extra = ["rule"] if name == "selection" else []
+    columns = ["row", "domain", *extra, "images", *metrics.values()]
+    table = Table(name, PER_IMAGE[name], columns, heads=2)
     for run in result.runs.values():
         for domain, group in run.retrieval.items() if metrics else ():
-            start = [Cell(run.title), Cell(domain)]
-            rule = [Cell("; ".join(group.rules or []))] if rules else []
+            rule = [Cell("; ".join(group.rules or [])) for _ in extra]
             cells = [metric_cell(group, m) for m in metrics]
-            table.rows.append([*start, *rule, count(group.n), *cells])
+            table.rows.append([Cell(run.title), Cell(domain), *rule, count(group.n), *cells])
     return table
 
 
