@@ -7,6 +7,7 @@ from .of_retriever import evaluate_retriever as evaluate_retriever
 from .reliance import label as label
 from .reliance import right as right
 from .reliance import truth as truth
+from .result import Comparison as Comparison
 from .result import EvaluationResult as EvaluationResult
 from .result import NamedControl as NamedControl
 from .result import NotComputed as NotComputed

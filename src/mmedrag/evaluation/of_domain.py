@@ -1,10 +1,6 @@
 """``domain eval``: accuracy, calibration, and whether *unknown* is known.
 
-Place in the picture: beside ``domain.py``.
-
-Public function (stable)::
-
-    evaluate_domain(model, data, split="test", outliers=True, leave_one_out=True) -> dict
+Place in the picture: beside :mod:`mmedrag.domain`.
 """
 
 from __future__ import annotations

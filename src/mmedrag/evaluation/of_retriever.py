@@ -1,6 +1,6 @@
 """``retriever eval``: is the retriever better than chance, and are its references alike?
 
-Place in the picture: beside ``retriever.py``. Two questions over the rows of one split:
+Place in the picture: beside :mod:`mmedrag.retrieval`. Two questions over the rows of one split:
 
 - *paired*: each picture's own report among all reports of the split (recall@k, MRR, nDCG);
 - *gallery*: what retrieval from the training corpus returns, own patient excluded: how far the
@@ -8,11 +8,6 @@ Place in the picture: beside ``retriever.py``. Two questions over the rows of on
 
 Beside every value stand chance (computed), the same encoder with its pictures shuffled, and the
 same architecture untrained. All have n and a 95 % interval (bootstrap over patients).
-
-Public function (stable)::
-
-    evaluate_retriever(data, encoder, domain=None, split="test", gallery_split="train",
-                       k=10, untrained=True, ...) -> dict
 """
 
 from __future__ import annotations

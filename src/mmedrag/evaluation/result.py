@@ -192,22 +192,13 @@ class EvaluationResult:
         found: dict[str, Any] = _adapter().dump_python(self, exclude_defaults=True)
         return found
 
-    @classmethod
-    def of_json(cls, found: Any) -> EvaluationResult:
-        """From plain JSON data; keys that are not known are left out.
-
-        Raises:
-            pydantic.ValidationError: a field is missing or of another type.
-        """
-        return _adapter().validate_python(found)
-
     def write(self, path: str | Path) -> None:
         """Write ``metrics.json``, atomically."""
         write_json(Path(path), self.to_json())
 
     @classmethod
     def read(cls, path: str | Path) -> EvaluationResult:
-        """Read a ``metrics.json``, also one that an earlier version wrote.
+        """Read a ``metrics.json``, also of an earlier version; unknown keys are left out.
 
         Raises:
             UserError: it cannot be read, or is something else.

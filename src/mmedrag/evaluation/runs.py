@@ -15,7 +15,7 @@ from typing import Any
 
 from mmedrag.evaluation.reliance import WITH_REFERENCES
 from mmedrag.records import Trace, UserError, group_of
-from mmedrag.runtime import read_jsonl
+from mmedrag.runtime import read_json, read_jsonl
 
 TASKS = ("vqa_closed", "vqa_open", "report")
 OVERALL = "overall"
@@ -170,10 +170,7 @@ def _set_titles(runs: Sequence[SystemRun]) -> None:
 def read_config(run: Path) -> dict[str, Any]:
     """The run's ``config.json``; {} where there is none."""
     path = run / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+    found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
 
 

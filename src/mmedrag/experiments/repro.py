@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +36,7 @@ from mmedrag.evaluation.metrics import CONTRACT_NAMES
 from mmedrag.experiments import repro_checks
 from mmedrag.experiments.repro_checks import NoData, Rows
 from mmedrag.records import UserError
+from mmedrag.runtime import read_json, read_toml, write_json
 
 OK, NEAR, FAIL, NO_DATA = "OK", "near", "FAIL", "no data"
 HEAD = "45ceed3"
@@ -99,13 +99,8 @@ def load_matrix(files: Sequence[str | Path]) -> list[Row]:
     """
     rows: list[Row] = []
     for file in files:
-        try:
-            found = tomllib.loads(Path(file).read_text(encoding="utf-8")).get("row", [])
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{file}: not valid TOML: {error}") from None
-        rows += [_row(str(file), number, table) for number, table in enumerate(found, 1)]
+        tables = read_toml(file).get("row", [])
+        rows += [_row(str(file), number, table) for number, table in enumerate(tables, 1)]
     twice = [name for name, n in Counter(r.id for r in rows).items() if n > 1]
     if twice:
         raise UserError(f"matrix: row {twice[0]!r} stands twice, expected unique ids")
@@ -306,13 +301,13 @@ def run_matrix(
             if r.measured is not None
         }
         recorded = {r.id: recorded[r.id] for r in rows if r.id in recorded}
-        _write(latest, json.dumps(recorded, indent=1) + "\n")
+        write_json(latest, recorded)
         _write(root / "docs/reproduce.md", page(rows, recorded))
     return report
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _write(path: Path, text: str) -> None:

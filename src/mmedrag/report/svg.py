@@ -103,6 +103,17 @@ def shorten(words: str, most: int) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
+def _grid(frame: Frame) -> list[str]:
+    """Vertical lines with their values below, for horizontal charts."""
+    parts = []
+    bottom = frame.top + frame.height
+    for value in ticks(frame.x0, frame.x1):
+        x = frame.x(value)
+        parts += [line(x, frame.top, x, bottom, "grid")]
+        parts += [text(x, bottom + 16, f"{value:g}", "middle", "tick")]
+    return parts
+
+
 @dataclass(frozen=True)
 class Dot:
     """One row of a dot plot: a value with its interval, and its best control."""
@@ -120,11 +131,7 @@ def dots(rows: Sequence[Dot], title: str, x_label: str) -> str:
     known = [v for r in rows for v in (r.value, r.low, r.high, r.control) if v is not None]
     low, high = min([0.0, *known]), max([*known, 1e-9])
     frame = Frame(20, 8, WIDTH - 40, 44.0 * len(rows), low, max(high, low + 1e-9))
-    parts = []
-    for value in ticks(frame.x0, frame.x1):
-        x = frame.x(value)
-        parts += [line(x, frame.top, x, frame.top + frame.height, "grid")]
-        parts += [text(x, frame.top + frame.height + 16, f"{value:g}", "middle", "tick")]
+    parts = _grid(frame)
     for i, row in enumerate(rows):
         y = frame.top + 44 * i + 32
         label = f"{shorten(row.name, 48)}: {row.value:.3f}{' †' if row.marked else ''}"
@@ -155,11 +162,7 @@ def bars(
     gap, thick = 26.0, 14.0
     block = gap + thick * len(names)
     frame = Frame(20, 4, WIDTH - 40, block * len(groups), low, high)
-    parts = []
-    for value in ticks(low, high):
-        x = frame.x(value)
-        parts += [line(x, frame.top, x, frame.top + frame.height, "grid")]
-        parts += [text(x, frame.top + frame.height + 16, f"{value:g}", "middle", "tick")]
+    parts = _grid(frame)
     zero = frame.x(0)
     for g, group in enumerate(groups):
         top = frame.top + block * g

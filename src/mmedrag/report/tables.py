@@ -10,11 +10,12 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 from mmedrag.evaluation import (
     OVERALL,
+    Comparison,
     EvaluationResult,
     NamedControl,
     NotComputed,
@@ -22,7 +23,7 @@ from mmedrag.evaluation import (
     Scores,
     best_control,
 )
-from mmedrag.evaluation.metrics import LABELS
+from mmedrag.evaluation.metrics import LABELS, Difference, Estimate
 
 MARK = "†"
 TASK_NAMES = {"vqa_closed": "Closed questions", "vqa_open": "Open questions", "report": "Reports"}
@@ -142,17 +143,7 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
-class Value(Protocol):
-    """What a cell is made of: an estimate, a difference, a comparison."""
-
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
-    @property
-    def n(self) -> int: ...
+Value = Estimate | Difference | Comparison
 
 
 def number(

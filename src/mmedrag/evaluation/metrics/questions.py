@@ -190,14 +190,11 @@ def open_answers(texts: Sequence[str], targets: Sequence[str | None]) -> dict[st
     }
 
 
-def recall_at(ranks: Sequence[int | None], k: int) -> Stat:
-    """Share of queries with a relevant reference among the first k; None = none was found."""
-    return proportion([rank is not None and rank < k for rank in ranks])
-
-
 def retrieval(ranks: Sequence[int | None], at: Sequence[int] = (1, 5, 10)) -> dict[str, AnyStat]:
-    """recall@k and MRR from the rank (from 0) of the first relevant reference."""
-    out: dict[str, AnyStat] = {f"recall@{k}": recall_at(ranks, k) for k in at}
+    """recall@k and MRR from the rank (from 0) of the first relevant reference, None for none."""
+    out: dict[str, AnyStat] = {
+        f"recall@{k}": proportion([rank is not None and rank < k for rank in ranks]) for k in at
+    }
     out["mrr"] = average([0.0 if rank is None else 1 / (rank + 1) for rank in ranks])
     return out
 
