@@ -29,9 +29,9 @@ import numpy as np
 from mmedrag.evaluation.metrics.questions import proportion, read, read_target
 from mmedrag.evaluation.metrics.statistics import RESAMPLES, Stat, intervals, ratio
 from mmedrag.evaluation.result import Rate
+from mmedrag.evaluation.runs import WITH_REFERENCES
 from mmedrag.records import Trace
 
-WITH_REFERENCES = ("selected", "all")  # conditions that count as "with references", by preference
 DENOMINATORS = {
     "copy_reference_rate": "closed questions answered on the noise image both with and without "
     "references (all such rows; the paper's own denominator is not stated)",

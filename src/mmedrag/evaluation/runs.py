@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmedrag.evaluation.reliance import WITH_REFERENCES
 from mmedrag.records import Trace, UserError, group_of
 from mmedrag.runtime import read_json, read_jsonl
 
 TASKS = ("vqa_closed", "vqa_open", "report")
 OVERALL = "overall"
+WITH_REFERENCES = ("selected", "all")  # conditions that count as "with references", by preference
 
 
 @dataclass

@@ -102,7 +102,7 @@ class Scored:
     traces: list[Trace]
     stats: dict[str, dict[str, AnyStat]]
     not_computed: dict[str, str]
-    keys: dict[str, Hashable] = field(default_factory=dict)  # controls that are in common
+    numbers: dict[str, int] = field(default_factory=dict)  # of controls that are in common
 
     @property
     def model(self) -> dict[str, AnyStat]:
@@ -122,16 +122,13 @@ class Common:
     """What runs have in common. A control that does not look at the run (a constant, the question
     prior) says the same on the same rows for each of them: it is scored and resampled once.
 
-    ``drawn``: (control's key, metric, group) -> its bootstrap values and interval.
+    ``stats``: number of the control -> its metrics. ``drawn``: (number, metric, group) -> its
+    bootstrap values and interval.
     """
 
-    stats: dict[Hashable, dict[str, AnyStat]] = field(default_factory=dict)
+    numbers: dict[Hashable, int] = field(default_factory=dict)
+    stats: dict[int, dict[str, AnyStat]] = field(default_factory=dict)
     drawn: dict[Hashable, tuple[np.ndarray, Interval]] = field(default_factory=dict)
-
-    def score(self, key: Hashable, scorer: Scorer, answers: Prediction) -> dict[str, AnyStat]:
-        if key not in self.stats:
-            self.stats[key] = scorer(answers)
-        return self.stats[key]
 
 
 SAME = frozenset(
@@ -154,8 +151,11 @@ def score_all(
     rows = tuple((t.example_id, t.question, t.target, t.patient, group_of(t)) for t in traces)
     for name, answers in found.items():
         if name in SAME:
-            out.keys[name] = (task, rows, tuple(answers.texts), tuple(answers.p_yes or ()))
-            out.stats[name] = common.score(out.keys[name], scorer, answers)
+            key = (task, rows, tuple(answers.texts), tuple(answers.p_yes or ()))
+            number = common.numbers.setdefault(key, len(common.numbers))
+            if number not in common.stats:
+                common.stats[number] = scorer(answers)
+            out.numbers[name], out.stats[name] = number, common.stats[number]
         else:
             out.stats[name] = scorer(answers)
     out.not_computed |= scorer.missing
@@ -264,7 +264,9 @@ def _drawn(
     """(model or control, metric) -> bootstrap values and interval, from one set of weights."""
     names = [(who, name) for who, own in scored.stats.items() for name in own]
     known = {
-        (who, name): (scored.keys[who], name, group) for who, name in names if who in scored.keys
+        (who, name): (scored.numbers[who], name, group)
+        for who, name in names
+        if who in scored.numbers
     }
     fresh = [pair for pair in names if known.get(pair) not in common.drawn]
     shared: dict[int, np.ndarray] = {}
