@@ -20,7 +20,7 @@ from mmedrag.evaluation.result import (
     SystemReliance,
 )
 from mmedrag.evaluation.runs import SystemRun
-from mmedrag.evaluation.scoring import GroundTruth
+from mmedrag.evaluation.scoring import Common
 from mmedrag.records.records import Answer, Condition, Domain, Hit, Prompt, Selection, Trace
 from mmedrag.report import gallery, svg, tables, view
 from mmedrag.report.tables import Cell, Table
@@ -178,14 +178,15 @@ def test_cases_are_spread_over_outcomes_and_seeded():
 
 def scored(rows):
     """What the tables of retrieval and of classes read, measured."""
+    common = Common(resamples=200)
     return evaluation(
         {
             run.name: result_of(
                 run.title,
-                retrieval=plain_runs.retrieval(run, GroundTruth(), 200, 0),
-                confusion=plain_runs.confusion(run, 200, 0),
-                routing=plain_runs.routing(run, 200, 0),
-                reliability=plain_runs.reliability(run, 200, 0),
+                retrieval=plain_runs.retrieval(run, common),
+                confusion=plain_runs.confusion(run, common),
+                routing=plain_runs.routing(run, common),
+                reliability=plain_runs.reliability(run, common),
             )
             for run in rows
         }

@@ -13,7 +13,6 @@ from itertools import combinations
 import numpy as np
 
 from mmedrag.evaluation.metrics.statistics import (
-    RESAMPLES,
     clean,
     clusters,
     difference,
@@ -23,7 +22,7 @@ from mmedrag.evaluation.metrics.statistics import (
 )
 from mmedrag.evaluation.result import Comparison
 from mmedrag.evaluation.runs import SystemRun
-from mmedrag.evaluation.scoring import Scored
+from mmedrag.evaluation.scoring import Common, Scored
 
 # one or two metrics per task carry the tests: every further one costs power
 PRIMARY = {
@@ -51,10 +50,7 @@ def planned_comparisons(runs: Sequence[SystemRun]) -> list[tuple[str, str]]:
 
 
 def compare_runs(
-    scored: Mapping[str, Mapping[str, Scored]],
-    pairs: Sequence[tuple[str, str]],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scored: Mapping[str, Mapping[str, Scored]], pairs: Sequence[tuple[str, str]], common: Common
 ) -> list[Comparison]:
     """Paired tests between runs on the rows that both answered.
 
@@ -71,15 +67,13 @@ def compare_runs(
         family: list[Comparison] = []
         for a, b in pairs:
             if task in scored[a] and task in scored[b]:
-                family += _pair(a, b, scored[a][task], scored[b][task], resamples, seed)
+                family += _pair(a, b, scored[a][task], scored[b][task], common)
         adjusted = holm([row.p for row in family])
         out += [replace(row, p_holm=clean(p)) for row, p in zip(family, adjusted, strict=True)]
     return out
 
 
-def _pair(
-    a: str, b: str, left: Scored, right: Scored, resamples: int, seed: int
-) -> list[Comparison]:
+def _pair(a: str, b: str, left: Scored, right: Scored, common: Common) -> list[Comparison]:
     where = {t.example_id: i for i, t in enumerate(right.traces)}
     shared = [(i, where[t.example_id]) for i, t in enumerate(left.traces) if t.example_id in where]
     if not shared:
@@ -91,10 +85,10 @@ def _pair(
         if metric not in left.model or metric not in right.model:
             continue
         mine, theirs = left.model[metric].take(ia), right.model[metric].take(ib)
-        one, two = resample([mine, theirs], groups, resamples, seed)
+        one, two = resample([mine, theirs], groups, common.resamples, common.seed)
         gap = difference(theirs.point() - mine.point(), two, one, len(ia), int(groups.max()) + 1)
         if metric in MEANS and gap.p is not None:
-            p = sign_flip(theirs.values - mine.values, groups, resamples, seed)
+            p = sign_flip(theirs.values - mine.values, groups, common.resamples, common.seed)
             gap = replace(gap, p=clean(p), test="sign-flip permutation by patient")
         rows.append(Comparison(left.task, metric, a, b, **asdict(gap), p_holm=None))
     return rows

@@ -28,7 +28,7 @@ from mmedrag.evaluation.result import (
     SystemReliance,
 )
 from mmedrag.evaluation.runs import TASKS, SystemRun, load_runs, system_groups
-from mmedrag.evaluation.scoring import Common, GroundTruth, Scored, Scorer, score_all, tables
+from mmedrag.evaluation.scoring import Common, GroundTruth, Scored, score_all, tables
 from mmedrag.evaluation.subgroups import subgroup_tables
 from mmedrag.records import Score, UserError
 from mmedrag.runtime import DataFolder, environment, write_jsonl
@@ -68,17 +68,17 @@ def evaluate(
         result.runs["base"].scores("vqa_closed").metrics["accuracy"].value
     """
     systems = load_runs(runs)
-    train, known, common = TrainingData.of(data), GroundTruth.of(data), Common()
+    train, common = TrainingData.of(data), Common(GroundTruth.of(data), resamples, seed)
     log.info("scoring %d runs", len(systems))
     scored: dict[str, dict[str, Scored]] = {}
     results: dict[str, RunResult] = {}
     for run in systems:
         scored[run.name] = {
-            task: _score(run, task, systems, train, known, common, seed, clinical)
+            task: _score(run, task, systems, train, common, clinical)
             for task in TASKS
             if run.of_task(task)
         }
-        results[run.name] = _result(run, scored[run.name], known, common, resamples, seed)
+        results[run.name] = _result(run, scored[run.name], common)
     if not any(scored.values()):
         raise UserError(f"{', '.join(map(str, runs))}: no trace has a target, nothing to score")
     plain = [run for run in systems if run.plain]
@@ -94,10 +94,10 @@ def evaluate(
             name: _reliance(name, own, resamples, seed)
             for name, own in system_groups(systems).items()
         },
-        comparisons=compare_runs(scored, planned_comparisons(plain), resamples, seed),
+        comparisons=compare_runs(scored, planned_comparisons(plain), common),
         subgroups={
             run.name: {
-                task: subgroup_tables(found, subgroups, resamples, seed)
+                task: subgroup_tables(found, subgroups, common)
                 for task, found in scored[run.name].items()
             }
             for run in plain
@@ -118,30 +118,19 @@ def _score(
     task: str,
     runs: Sequence[SystemRun],
     train: TrainingData | None,
-    known: GroundTruth,
     common: Common,
-    seed: int,
     clinical: bool,
 ) -> Scored:
     """Every metric of the run's answers to a task, and of its controls."""
     log.debug("scoring %s: %s", run.name, task)
-    traces = run.of_task(task)
-    controls, why = control_predictions(run, task, runs, train, seed)
-    scorer = Scorer(task, traces, known, clinical)
-    found = score_all(task, traces, scorer, controls, why, common)
+    controls, why = control_predictions(run, task, runs, train, common.seed)
+    found = score_all(task, run.of_task(task), controls, why, common, clinical)
     if task == "report" and "finding_f1" not in found.model:
         found.not_computed["finding_f1"] = "needs the benchmark's truth: give --data"
     return found
 
 
-def _result(
-    run: SystemRun,
-    scored: Mapping[str, Scored],
-    known: GroundTruth,
-    common: Common,
-    resamples: int,
-    seed: int,
-) -> RunResult:
+def _result(run: SystemRun, scored: Mapping[str, Scored], common: Common) -> RunResult:
     """One run, resampled: its tasks, and where it is a plain one its references and classes."""
     return RunResult(
         title=run.title,
@@ -149,11 +138,11 @@ def _result(
         plain=run.plain,
         n=len(run.traces),
         failed=sum(t.error is not None for t in run.traces),
-        tasks={task: tables(found, resamples, seed, common) for task, found in scored.items()},
-        retrieval=retrieval(run, known, resamples, seed) if run.plain else {},
-        confusion=confusion(run, resamples, seed) if run.plain else None,
-        routing=routing(run, resamples, seed) if run.plain else None,
-        reliability=reliability(run, resamples, seed) if run.plain else None,
+        tasks={task: tables(found, common) for task, found in scored.items()},
+        retrieval=retrieval(run, common) if run.plain else {},
+        confusion=confusion(run, common) if run.plain else None,
+        routing=routing(run, common) if run.plain else None,
+        reliability=reliability(run, common) if run.plain else None,
     )
 
 

@@ -18,11 +18,11 @@ from mmedrag.evaluation.metrics.statistics import AnyStat, estimates
 from mmedrag.evaluation.reliance import label, truth
 from mmedrag.evaluation.result import ReliabilityPoint, Scores, Shares
 from mmedrag.evaluation.runs import OVERALL, SystemRun, by_domain, one_per_image
-from mmedrag.evaluation.scoring import GroundTruth, Scored, tables
+from mmedrag.evaluation.scoring import Common, GroundTruth, Scored, tables
 from mmedrag.records import Trace
 
 
-def retrieval(run: SystemRun, known: GroundTruth, resamples: int, seed: int) -> dict[str, Scores]:
+def retrieval(run: SystemRun, common: Common) -> dict[str, Scores]:
     """What the references of a run are worth and which are used, per domain, one row per
     distinct image.
 
@@ -32,7 +32,7 @@ def retrieval(run: SystemRun, known: GroundTruth, resamples: int, seed: int) -> 
     of the image's own report, where that may be retrieved at all. Selection, hubness and
     similarity: see :func:`mmedrag.evaluation.metrics.retrieval.usage`. ``rules``: that selected.
     """
-    traces = [t for t in one_per_image(run.traces) if t.hits]
+    traces, known = [t for t in one_per_image(run.traces) if t.hits], common.known
     if not traces:
         return {}
     stats: dict[str, dict[str, AnyStat]] = {"model": {}, "shuffled_references": {}}
@@ -49,7 +49,7 @@ def retrieval(run: SystemRun, known: GroundTruth, resamples: int, seed: int) -> 
                 [float(np.mean(row)) if row else np.nan for row in chosen]
             ),
         }
-        others = shuffled(traces, [t.hits[0].id for t in traces], seed)
+        others = shuffled(traces, [t.hits[0].id for t in traces], common.seed)
         stats["shuffled_references"]["label_agreement"] = questions.average(
             [_agreement(t, other, known) for t, other in zip(traces, others, strict=True)]
         )
@@ -60,7 +60,7 @@ def retrieval(run: SystemRun, known: GroundTruth, resamples: int, seed: int) -> 
     scored = Scored("retrieval", traces, stats, {})
     return {
         group: replace(found, rules=sorted({_rule(traces[i]) for i in scored.rows(group)} - {""}))
-        for group, found in tables(scored, resamples, seed).items()
+        for group, found in tables(scored, common).items()
     }
 
 
@@ -86,14 +86,12 @@ def _agreement(trace: Trace, reference: str, known: GroundTruth) -> float:
     return sum(same) / len(same)
 
 
-def confusion(run: SystemRun, resamples: int, seed: int) -> dict[str, dict[str, Shares]]:
+def confusion(run: SystemRun, common: Common) -> dict[str, dict[str, Shares]]:
     """overall or domain -> truth -> answer -> share, of the closed questions (strict parser)."""
     closed = run.of_task("vqa_closed")
     return {
         group: {
-            side: _shares(
-                [t for t in own if truth(t) == side], label, questions.LABELS, resamples, seed
-            )
+            side: _shares([t for t in own if truth(t) == side], label, questions.LABELS, common)
             for side in questions.LABELS[:2]
         }
         for group, own in {OVERALL: closed, **by_domain(closed)}.items()
@@ -101,7 +99,7 @@ def confusion(run: SystemRun, resamples: int, seed: int) -> dict[str, dict[str, 
     }
 
 
-def routing(run: SystemRun, resamples: int, seed: int) -> dict[str, Shares]:
+def routing(run: SystemRun, common: Common) -> dict[str, Shares]:
     """domain -> identified domain -> share of images."""
     routed = [t for t in one_per_image(run.traces) if t.target_domain and t.domain]
 
@@ -110,31 +108,27 @@ def routing(run: SystemRun, resamples: int, seed: int) -> dict[str, Shares]:
 
     names = sorted({identified(t) for t in routed})
     return {
-        domain: _shares(
-            [t for t in routed if t.target_domain == domain], identified, names, resamples, seed
-        )
+        domain: _shares([t for t in routed if t.target_domain == domain], identified, names, common)
         for domain in sorted({str(t.target_domain) for t in routed})
     }
 
 
-def reliability(run: SystemRun, resamples: int, seed: int) -> list[ReliabilityPoint]:
+def reliability(run: SystemRun, common: Common) -> list[ReliabilityPoint]:
     """Points of the reliability diagram of the closed questions."""
     closed = run.of_task("vqa_closed")
     patients = [t.patient for t in closed]
     points = questions.reliability(
         [t.answer.p_yes if t.answer else None for t in closed], [truth(t) for t in closed]
     )
-    return [ReliabilityPoint(**estimates(p, patients, resamples, seed)) for p in points]
+    return [
+        ReliabilityPoint(**estimates(p, patients, common.resamples, common.seed)) for p in points
+    ]
 
 
 def _shares(
-    traces: Sequence[Trace],
-    of: Callable[[Trace], str],
-    names: Sequence[str],
-    resamples: int,
-    seed: int,
+    traces: Sequence[Trace], of: Callable[[Trace], str], names: Sequence[str], common: Common
 ) -> Shares:
     """Share of the traces in each of the named classes."""
     found = [of(t) for t in traces]
     stats = {name: questions.proportion([f == name for f in found]) for name in names}
-    return estimates(stats, [t.patient for t in traces], resamples, seed)
+    return estimates(stats, [t.patient for t in traces], common.resamples, common.seed)

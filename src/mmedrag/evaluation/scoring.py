@@ -18,6 +18,7 @@ from mmedrag.evaluation.metrics import questions
 from mmedrag.evaluation.metrics import text as metrics_text
 from mmedrag.evaluation.metrics.clinical import clinical as clinical_metrics
 from mmedrag.evaluation.metrics.statistics import (
+    RESAMPLES,
     AnyStat,
     Estimate,
     Interval,
@@ -119,13 +120,16 @@ class Scored:
 
 @dataclass
 class Common:
-    """What runs have in common. A control that does not look at the run (a constant, the question
-    prior) says the same on the same rows for each of them: it is scored and resampled once.
+    """What the runs of one evaluation have in common: the truth, how to resample, and controls.
 
-    ``stats``: number of the control -> its metrics. ``drawn``: (number, metric, group) -> its
-    bootstrap values and interval.
+    A control that does not look at the run (a constant, the question prior) says the same on the
+    same rows for each of them: it is scored and resampled once. ``stats``: number of the control
+    -> its metrics. ``drawn``: (number, metric, group) -> its bootstrap values and interval.
     """
 
+    known: GroundTruth = field(default_factory=GroundTruth)
+    resamples: int = RESAMPLES
+    seed: int = 0
     numbers: dict[Hashable, int] = field(default_factory=dict)
     stats: dict[int, dict[str, AnyStat]] = field(default_factory=dict)
     drawn: dict[Hashable, tuple[np.ndarray, Interval]] = field(default_factory=dict)
@@ -140,13 +144,13 @@ SAME = frozenset(
 def score_all(
     task: str,
     traces: list[Trace],
-    scorer: Scorer,
     found: Mapping[str, Prediction],
     why: dict[str, str],
-    common: Common | None = None,
+    common: Common,
+    clinical: bool = False,
 ) -> Scored:
     """All metrics of the model and of the controls ``found``, before any resampling."""
-    common = common or Common()
+    scorer = Scorer(task, traces, common.known, clinical)
     out = Scored(task, traces, {"model": scorer(Prediction.of_model(traces))}, why)
     rows = tuple((t.example_id, t.question, t.target, t.patient, group_of(t)) for t in traces)
     for name, answers in found.items():
@@ -162,28 +166,18 @@ def score_all(
     return out
 
 
-def tables(
-    scored: Scored, resamples: int, seed: int, common: Common | None = None
-) -> dict[str, Scores]:
+def tables(scored: Scored, common: Common) -> dict[str, Scores]:
     """Overall and per domain: metrics, controls, paired differences and marks."""
-    common = common or Common()
     return {
-        domain: table(scored, scored.rows(domain), resamples, seed, common, domain)
+        domain: table(scored, scored.rows(domain), common, domain)
         for domain in (OVERALL, *scored.domains)
     }
 
 
-def table(
-    scored: Scored,
-    rows: np.ndarray,
-    resamples: int,
-    seed: int,
-    common: Common | None = None,
-    group: str = "",
-) -> Scores:
+def table(scored: Scored, rows: np.ndarray, common: Common, group: str = "") -> Scores:
     """One group of rows: every metric with interval, each control with its difference."""
     groups = clusters([scored.traces[i].patient for i in rows])
-    drawn = _drawn(scored, rows, groups, resamples, seed, common or Common(), group)
+    drawn = _drawn(scored, rows, groups, common, group)
     controls: dict[str, dict[str, ControlScore]] = {}
     for (who, name), (samples, cell) in drawn.items():
         if who == "model" or ("model", name) not in drawn:
@@ -253,13 +247,7 @@ def marked(
 
 
 def _drawn(
-    scored: Scored,
-    rows: np.ndarray,
-    groups: np.ndarray,
-    resamples: int,
-    seed: int,
-    common: Common,
-    group: str,
+    scored: Scored, rows: np.ndarray, groups: np.ndarray, common: Common, group: str
 ) -> dict[tuple[str, str], tuple[np.ndarray, Interval]]:
     """(model or control, metric) -> bootstrap values and interval, from one set of weights."""
     names = [(who, name) for who, own in scored.stats.items() for name in own]
@@ -271,11 +259,10 @@ def _drawn(
     fresh = [pair for pair in names if known.get(pair) not in common.drawn]
     shared: dict[int, np.ndarray] = {}
     stats = [scored.stats[who][name].take(rows, shared) for who, name in fresh]
+    values = resample(stats, groups, common.resamples, common.seed)
     made = {
         pair: (samples, interval(stat, samples, groups))
-        for pair, stat, samples in zip(
-            fresh, stats, resample(stats, groups, resamples, seed), strict=True
-        )
+        for pair, stat, samples in zip(fresh, stats, values, strict=True)
     }
     common.drawn |= {known[pair]: found for pair, found in made.items() if pair in known}
     return {pair: made[pair] if pair in made else common.drawn[known[pair]] for pair in names}

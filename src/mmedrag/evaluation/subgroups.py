@@ -12,7 +12,6 @@ import numpy as np
 
 from mmedrag.evaluation.compare import PRIMARY
 from mmedrag.evaluation.metrics.statistics import (
-    RESAMPLES,
     AnyStat,
     Interval,
     RankStat,
@@ -24,7 +23,7 @@ from mmedrag.evaluation.metrics.statistics import (
     unbias,
 )
 from mmedrag.evaluation.result import Breakdown, Gap, NotComputed, Scores, Subgroups, SubgroupScore
-from mmedrag.evaluation.scoring import Scored, best_control, table
+from mmedrag.evaluation.scoring import Common, Scored, best_control, table
 from mmedrag.records import Trace
 
 SMALLEST = 10  # a subgroup with fewer rows is listed, but gives no gap
@@ -41,9 +40,7 @@ def value_of(trace: Trace, path: str) -> str | None:
     return str(found)
 
 
-def subgroup_tables(
-    scored: Scored, fields: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
-) -> Subgroups:
+def subgroup_tables(scored: Scored, fields: Sequence[str], common: Common) -> Subgroups:
     """Primary metrics per value of each field, with the fairness gap.
 
     The gap is the best minus the worst value over subgroups of at least 10 rows. It is never
@@ -61,14 +58,12 @@ def subgroup_tables(
             continue
         names = sorted({v for v in values if v is not None})
         member = np.array([names.index(v) if v is not None else -1 for v in values])
-        found = [
-            table(part, np.flatnonzero(member == i), resamples, seed) for i in range(len(names))
-        ]
+        found = [table(part, np.flatnonzero(member == i), common) for i in range(len(names))]
         large = [i for i in range(len(names)) if np.sum(member == i) >= SMALLEST]
         out[path] = {
             metric: Breakdown(
                 {name: _score(own, metric) for name, own in zip(names, found, strict=True)},
-                _fairness(part, metric, member, large, resamples, seed) if large[1:] else None,
+                _fairness(part, metric, member, large, common) if large[1:] else None,
                 None if large[1:] else f"fewer than two groups of {SMALLEST} rows",
             )
             for metric in primary
@@ -86,17 +81,18 @@ def _score(group: Scores, metric: str) -> SubgroupScore:
 
 
 def _fairness(
-    scored: Scored, metric: str, member: np.ndarray, large: Sequence[int], resamples: int, seed: int
+    scored: Scored, metric: str, member: np.ndarray, large: Sequence[int], common: Common
 ) -> Gap:
     """The gap between the ``large`` subgroups, with its p."""
     stat = scored.model[metric]
     groups = clusters([t.patient for t in scored.traces])
-    draws = resample([_masked(stat, member == i) for i in large], groups, resamples, seed)
+    masked = [_masked(stat, member == i) for i in large]
+    draws = resample(masked, groups, common.resamples, common.seed)
     spread = draws.max(axis=0) - draws.min(axis=0)
     gap = _gap(stat, member, large)
     low, high = percentile(unbias(spread, gap))
     found = Interval(gap, low, high, int(np.isin(member, large).sum()))
-    return Gap.of(found, p=clean(_gap_p(stat, member, groups, large, gap, seed)))
+    return Gap.of(found, p=clean(_gap_p(stat, member, groups, large, gap, common.seed)))
 
 
 def _masked(stat: AnyStat, keep: np.ndarray) -> AnyStat:
