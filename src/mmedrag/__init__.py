@@ -7,7 +7,7 @@ Importing this package imports nothing heavy; each name below loads what it need
     Pipeline                                         the whole system; every part can be replaced
     Example, Reference, Trace                        what is asked, found, and recorded
     Index                                            Index.build, Index.open, index.search
-    evaluate(runs, data=None) -> dict                metrics with intervals and controls
+    evaluate(runs, data=None) -> EvaluationResult    metrics with intervals and controls
     build_pairs(data, out, system=None) -> dict      preference pairs for RAG-PT
 
 docs/python.md shows them at work.

@@ -12,7 +12,7 @@ import pytest
 from mmedrag.cli.main import main
 from mmedrag.evaluation.evaluate_runs import evaluate
 from mmedrag.experiments.ablation import AGAINST, OWN, PAIRWISE, SETS, Parts, rows, run_rows, sample
-from mmedrag.experiments.demo import headline
+from mmedrag.experiments.demo import Ablation, headline
 from mmedrag.phantom.build import build_benchmark
 from mmedrag.records.records import Answer, Hit, Trace, UserError
 from mmedrag.retrieval.select import RuleSpec
@@ -156,17 +156,17 @@ def test_all_controls_stand_beside_every_score(data, tmp_path):
     result = evaluate(folders, data, resamples=100)
     always = {"constant", "random_reference"}
     images, hits = {"blank_image", "noise_image"}, {"copied_reference", "shuffled_references"}
-    names = set(result["runs"])
+    names = set(result.runs)
     assert {"base/none", "beam/none", "naive/references", "pt-all/none"} <= names
-    for name, arm in result["runs"].items():
-        wanted = always | (images if arm["plain"] else set())
-        if arm["plain"] and name.endswith("references"):
+    for name, run in result.runs.items():
+        wanted = always | (images if run.plain else set())
+        if run.plain and name.endswith("references"):
             wanted |= hits | {"run_shuffled", "run_random"}
-        for task, groups in arm["tasks"].items():
+        for task, groups in run.tasks.items():
             for group in groups.values():
-                assert wanted <= set(group["controls"]), (name, task)
+                assert wanted <= set(group.controls), (name, task)
                 assert task != "vqa_closed" or {"always_yes", "always_no", "question_prior"} <= set(
-                    group["controls"]
+                    group.controls
                 )
 
 
@@ -181,11 +181,11 @@ def test_always_the_same_answer_is_chance_and_is_marked(data, tmp_path):
     made = parts(reader)
     folders = run_rows(rows(made, {})[:1], made, data, sample(data, 6), tmp_path)
     result = evaluate(folders, data, resamples=200, not_run={"+ RAG-PT": "no such adapter"})
-    closed = result["runs"]["none"]["tasks"]["vqa_closed"]["overall"]
-    assert closed["metrics"]["balanced_accuracy"]["value"] == pytest.approx(0.5)
-    assert "balanced_accuracy" in closed["marked"] or "accuracy" in closed["marked"]
-    assert result["not_computed"]["+ RAG-PT"] == "no such adapter"
-    text = headline({**result, "examples": 1, "report": "page", "not_run": {"+ RAG-PT": "why"}})
+    closed = result.runs["none"].scores("vqa_closed")
+    assert closed.metrics["balanced_accuracy"].value == pytest.approx(0.5)
+    assert "balanced_accuracy" in closed.marked or "accuracy" in closed.marked
+    assert result.not_computed["+ RAG-PT"] == "no such adapter"
+    text = headline(Ablation(result, Path("page"), 1, {"+ RAG-PT": "why"}))
     assert "0.500" in text and "*" in text and "not run: why" in text
 
 

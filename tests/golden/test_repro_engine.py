@@ -2,9 +2,19 @@
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 
+from mmedrag.evaluation.result import (
+    Environment,
+    Estimate,
+    EvaluationResult,
+    Rate,
+    RunResult,
+    Scores,
+    SystemReliance,
+)
 from mmedrag.experiments import repro, repro_checks
 from mmedrag.records.records import UserError
 
@@ -168,28 +178,26 @@ def test_judgement():
 
 
 def test_our_own_ablation_becomes_rows_that_hold_on_the_run_they_came_from(tmp_path):
-    cell = {"value": 0.75, "low": 0.7, "high": 0.8, "n": 10}
-    groups = {"overall": {"metrics": {"accuracy": cell, "balanced_accuracy": cell}}}
-    result = {
-        "runs": {
-            "base/none": {
-                "title": "base",
-                "condition": "clean/none",
-                "plain": True,
-                "tasks": {"vqa_closed": groups},
-            },
-            "base/noise": {
-                "title": "base",
-                "condition": "noise:blank/none",
-                "plain": False,
-                "tasks": {"vqa_closed": groups},
-            },
+    found, rate = Estimate(0.75, 0.7, 0.8, 10), Rate(0.75, 0.7, 0.8, 10, "rows")
+    scores = {"accuracy": found, "balanced_accuracy": found}
+    tasks = {"vqa_closed": {"overall": Scores(10, 10, 0, scores, {}, {}, {})}}
+    result = EvaluationResult(
+        schema=1,
+        seed=0,
+        resamples=100,
+        runs={
+            "base/none": RunResult("base", "clean/none", True, 10, 0, tasks, {}),
+            "base/noise": RunResult("base", "noise:blank/none", False, 10, 0, tasks, {}),
         },
-        "reliance": {"base": {"title": "base", "metrics": {"excess_copying": cell}}},
-    }
+        reliance={"base": SystemReliance("base", "m", {"excess_copying": rate}, {})},
+        comparisons=[],
+        subgroups={},
+        signatures={},
+        environment=Environment({}, None, "linux", 2, {}),
+    )
     demo = tmp_path / "demo"
     demo.mkdir()
-    (demo / "metrics.json").write_text(json.dumps(result))
+    result.write(demo / "metrics.json")
     root = checkout(tmp_path, "")
     with pytest.raises(UserError, match=r"sample.json is not in .*expected the output of"):
         repro.adopt(demo, root / "repro/ablation.toml")
@@ -197,8 +205,8 @@ def test_our_own_ablation_becomes_rows_that_hold_on_the_run_they_came_from(tmp_p
     assert repro.adopt(demo, root / "repro/ablation.toml") == 3
     report = repro.run_matrix(root, folders={"demo": demo})
     assert [r.status for r in report.results] == ["OK"] * 3
-    result["reliance"]["base"]["metrics"]["excess_copying"] = {**cell, "value": 0.2}
-    (demo / "metrics.json").write_text(json.dumps(result))
+    result.reliance["base"].metrics["excess_copying"] = replace(rate, value=0.2)
+    result.write(demo / "metrics.json")
     assert repro.run_matrix(root, folders={"demo": demo}).counts["FAIL"] == 1
     (demo / "sample.json").write_text(json.dumps({"studies_per_domain": 0}))
     other = repro.run_matrix(root, folders={"demo": demo})

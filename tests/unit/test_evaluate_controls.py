@@ -60,7 +60,8 @@ def test_question_prior_learns_from_train_alone_and_backs_off():
 
     rows = [train("Is it?", "yes")] * 3 + [train("Was it?", "no")] * 9
     traces = [row(0), row(1, question="was it"), row(2, question="new?")]
-    said = controls.question_prior(rows, [r.answer for r in rows], traces)
+    known = controls.count_answers(rows, [r.answer for r in rows])
+    said = controls.question_prior(known, traces)
     assert said.texts == ["yes", "no", "no"]
     assert said.p_yes[2] == pytest.approx(0.25)
 

@@ -35,24 +35,24 @@ def test_rates_of_the_contract_by_hand():
     rows += condition(["yes", "no", "no", "no"], image="noise")
     rows += condition(["yes", "yes", "yes", "no"], image="noise", references="selected")
     found = reliance(rows, resamples=200)
-    value = {name: cell["value"] for name, cell in found.items()}
+    value = {name: cell.value for name, cell in found.items()}
     assert value["copy_reference_rate"] == 0.75
     assert value["noise_floor"] == 0.25
     assert value["excess_copying"] == 0.5
-    assert value["over_reliance_rate"] == 0.5 and found["over_reliance_rate"]["n"] == 2
+    assert value["over_reliance_rate"] == 0.5 and found["over_reliance_rate"].n == 2
     assert value["reference_gain"] == 0.25 and value["reference_harm"] == 0.25
     assert value["oracle_accuracy"] == 0.75
     # right on noise with references, of the two that were right on the clean image with them
     assert value["copy_reference_rate_still_right"] == 1.0
     assert set(found) <= set(DENOMINATORS)
-    assert all(cell["denominator"] for cell in found.values())
+    assert all(cell.denominator for cell in found.values())
     assert set(missing(found)) == {"follow_rate", "image_sensitivity"}
 
 
 def test_gain_minus_harm_is_the_change_of_accuracy():
     without, with_ = ["yes", "no", "no", "no", "yes"], ["yes", "yes", "yes", "no", "no"]
     rows = condition(without) + condition(with_, references="all")
-    value = {name: cell["value"] for name, cell in reliance(rows, 50).items()}
+    value = {name: cell.value for name, cell in reliance(rows, 50).items()}
     change = (with_.count("yes") - without.count("yes")) / 5
     assert value["reference_gain"] - value["reference_harm"] == pytest.approx(change)
     # the identity of the docstring
@@ -68,9 +68,9 @@ def test_follow_rate_counts_only_shown_contradictions_and_unclear_does_not_follo
         trace(4, "yes", truth="no", references="contradicting", shown=["r"]),
     ]
     found = reliance(rows, 50)
-    assert found["follow_rate"]["value"] == 0.5 and found["follow_rate"]["n"] == 4
+    assert found["follow_rate"].value == 0.5 and found["follow_rate"].n == 4
     rows += condition(["no", "yes", "yes", "yes"]) + [trace(4, "no", truth="no")]
-    assert reliance(rows, 50)["follow_floor"]["value"] == 0.25
+    assert reliance(rows, 50)["follow_floor"].value == 0.25
 
 
 def test_image_sensitivity_separates_asked_and_other_findings():
@@ -81,8 +81,8 @@ def test_image_sensitivity_separates_asked_and_other_findings():
         trace(12, "no", truth="yes", twin_of="e2", flipped="nodule"),
     ]
     found = reliance(rows, 50)
-    assert (found["image_sensitivity"]["value"], found["image_sensitivity"]["n"]) == (0.5, 2)
-    assert (found["image_false_flips"]["value"], found["image_false_flips"]["n"]) == (1.0, 1)
+    assert (found["image_sensitivity"].value, found["image_sensitivity"].n) == (0.5, 2)
+    assert (found["image_false_flips"].value, found["image_false_flips"].n) == (1.0, 1)
 
 
 def test_conditions_join_by_id_and_failed_rows_are_wrong():
@@ -90,7 +90,7 @@ def test_conditions_join_by_id_and_failed_rows_are_wrong():
     with_ = condition(["yes", "yes"], references="selected")  # e2 was not run
     with_[1].answer, with_[1].error = None, "out of memory"
     found = reliance(rows + with_, 50)
-    assert found["over_reliance_rate"]["n"] == 2 and found["over_reliance_rate"]["value"] == 0.5
+    assert found["over_reliance_rate"].n == 2 and found["over_reliance_rate"].value == 0.5
 
 
 def test_reports_and_open_questions_have_no_reliance():

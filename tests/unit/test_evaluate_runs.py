@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from mmedrag.cli.eval import headline
-from mmedrag.evaluation.arms import load_arms, system_groups
-from mmedrag.evaluation.compare import marked
 from mmedrag.evaluation.evaluate_runs import evaluate, scores_path
+from mmedrag.evaluation.metrics.statistics import Difference
+from mmedrag.evaluation.result import ControlScore, NotComputed
+from mmedrag.evaluation.runs import load_runs, system_groups
+from mmedrag.evaluation.scoring import marked
 from mmedrag.records.records import (
     Answer,
     Condition,
@@ -84,25 +86,25 @@ def skilled(tmp_path):
 def test_metrics_json_has_what_the_contract_says(skilled, tmp_path):
     out = tmp_path / "metrics.json"
     result = evaluate([skilled], out=out, resamples=400)
-    assert json.loads(out.read_text()) == result
-    group = result["runs"]["skilled"]["tasks"]["vqa_closed"]
+    assert json.loads(out.read_text()) == result.to_json()
+    group = result.runs["skilled"].tasks["vqa_closed"]
     assert set(group) == {"overall", "radiology", "pathology"}
     overall = group["overall"]
-    assert (overall["n"], overall["patients"], overall["failed"]) == (80, 40, 0)
-    cell = overall["metrics"]["accuracy"]
-    assert cell["value"] == 0.9 and cell["low"] < 0.9 < cell["high"] and cell["n"] == 80
+    assert (overall.n, overall.patients, overall.failed) == (80, 40, 0)
+    cell = overall.metrics["accuracy"]
+    assert cell.value == 0.9 and cell.low < 0.9 < cell.high and cell.n == 80
     assert {"always_yes", "always_no", "copied_reference"} <= {
-        *overall["controls"],
-        *overall["not_computed"],
+        *overall.controls,
+        *overall.not_computed,
     }
     for name in ("constant", "question_prior", "random_reference"):
-        assert "--data" in overall["not_computed"][name] or name == "random_reference"
-    assert result["environment"]["versions"]["numpy"] == np.__version__
-    assert "sacrebleu" in result["signatures"]["bleu_n"]
-    assert "accuracy" not in overall["marked"]
-    report = result["runs"]["skilled"]["tasks"]["report"]["overall"]
-    assert report["metrics"]["rouge_l"]["value"] == 1.0
-    assert report["controls"]["copied_reference"]["rouge_l"]["value"] < 0.6
+        assert "--data" in overall.not_computed[name] or name == "random_reference"
+    assert result.environment.versions["numpy"] == np.__version__
+    assert "sacrebleu" in result.signatures["bleu_n"]
+    assert "accuracy" not in overall.marked
+    report = result.runs["skilled"].tasks["report"]["overall"]
+    assert report.metrics["rouge_l"].value == 1.0
+    assert report.controls["copied_reference"]["rouge_l"].value < 0.6
 
 
 def test_per_example_scores_lie_beside_and_average_to_the_metric(skilled, tmp_path):
@@ -113,8 +115,8 @@ def test_per_example_scores_lie_beside_and_average_to_the_metric(skilled, tmp_pa
     rows = list(read_jsonl(scores_path(out), Score))
     values = [r.value for r in rows if r.metric == "accuracy"]
     assert len(values) == 80
-    metrics = result["runs"]["skilled"]["tasks"]["vqa_closed"]["overall"]["metrics"]
-    assert np.mean(values) == pytest.approx(metrics["accuracy"]["value"])
+    metrics = result.runs["skilled"].tasks["vqa_closed"]["overall"].metrics
+    assert np.mean(values) == pytest.approx(metrics["accuracy"].value)
 
 
 def test_the_command_s_lines_have_the_best_control_and_bear_one_patient(skilled, tmp_path):
@@ -139,19 +141,19 @@ def test_same_seed_same_bytes(skilled, tmp_path):
 def test_a_system_that_always_says_yes_is_marked(tmp_path):
     rows = [closed_trace(i, "yes", "yes" if i % 7 else "no") for i in range(70)]
     result = evaluate([write_run(tmp_path / "yes", rows)], resamples=300)
-    overall = result["runs"]["yes"]["tasks"]["vqa_closed"]["overall"]
-    assert overall["metrics"]["accuracy"]["value"] > 0.85
-    assert overall["marked"]["accuracy"] == "always_yes"
-    assert overall["marked"]["auroc"] == "chance"
-    assert overall["controls"]["always_yes"]["accuracy"]["difference"]["value"] == 0.0
+    overall = result.runs["yes"].tasks["vqa_closed"]["overall"]
+    assert overall.metrics["accuracy"].value > 0.85
+    assert overall.marked["accuracy"] == "always_yes"
+    assert overall.marked["auroc"] == "chance"
+    assert overall.controls["always_yes"]["accuracy"].difference.value == 0.0
 
 
 def test_a_reporter_that_copies_is_marked(tmp_path):
     rows = [report_trace(i, REPORTS[(i + 1) % 3]) for i in range(12)]
     result = evaluate([write_run(tmp_path / "copier", rows)], resamples=300)
-    overall = result["runs"]["copier"]["tasks"]["report"]["overall"]
-    assert {"rouge_l", "bleu_1"} <= set(overall["marked"])
-    assert "finding_f1" in overall["not_computed"]
+    overall = result.runs["copier"].tasks["report"]["overall"]
+    assert {"rouge_l", "bleu_1"} <= set(overall.marked)
+    assert "finding_f1" in overall.not_computed
 
 
 def test_training_data_brings_its_controls(skilled, tmp_path):
@@ -185,15 +187,15 @@ def test_training_data_brings_its_controls(skilled, tmp_path):
         [Reference(id="c", text=REPORTS[2], domain="radiology", split="train")],
     )
     result = evaluate([skilled], DataFolder(data), resamples=50)
-    tasks = result["runs"]["skilled"]["tasks"]
-    controls = tasks["vqa_closed"]["overall"]["controls"]
+    tasks = result.runs["skilled"].tasks
+    controls = tasks["vqa_closed"]["overall"].controls
     assert {"constant", "question_prior", "question_prior_loo"} <= set(controls)
     # the majority answer on train is no; half of the rows are no
-    assert controls["constant"]["accuracy"]["value"] == 0.5
-    reports_found = tasks["report"]["overall"]["controls"]
+    assert controls["constant"]["accuracy"].value == 0.5
+    reports_found = tasks["report"]["overall"].controls
     # constant = REPORTS[0], the most common: right for a third of the rows
-    assert reports_found["constant"]["bleu_nltk_1"]["value"] > 1 / 3
-    assert reports_found["random_reference"]["rouge_l"]["n"] == 9
+    assert reports_found["constant"]["bleu_nltk_1"].value > 1 / 3
+    assert reports_found["random_reference"]["rouge_l"].n == 9
 
 
 def test_a_noise_run_becomes_a_control_of_the_same_system(tmp_path, skilled):
@@ -209,10 +211,10 @@ def test_a_noise_run_becomes_a_control_of_the_same_system(tmp_path, skilled):
         for i in range(80)
     ]
     result = evaluate([skilled, write_run(tmp_path / "blank", rows)], resamples=50)
-    overall = result["runs"]["skilled"]["tasks"]["vqa_closed"]["overall"]
-    assert overall["controls"]["blank_image"]["accuracy"]["value"] == 0.5
-    assert "blank_image" not in overall["not_computed"]
-    assert "noise_image" in overall["not_computed"]
+    overall = result.runs["skilled"].tasks["vqa_closed"]["overall"]
+    assert overall.controls["blank_image"]["accuracy"].value == 0.5
+    assert "blank_image" not in overall.not_computed
+    assert "noise_image" in overall.not_computed
 
 
 def test_comparisons_are_paired_and_corrected(tmp_path, skilled):
@@ -221,22 +223,22 @@ def test_comparisons_are_paired_and_corrected(tmp_path, skilled):
         t.answer.text = "unsure"
     worse = write_run(tmp_path / "worse", rows, label="worse")
     result = evaluate([skilled, worse], resamples=500)
-    row = next(r for r in result["comparisons"] if r["metric"] == "accuracy")
-    assert (row["a"], row["b"], row["n"]) == ("skilled", "worse", 80)
-    assert row["high"] < 0 and row["p"] < 0.01
-    assert row["p_holm"] >= row["p"]
+    row = next(r for r in result.comparisons if r.metric == "accuracy")
+    assert (row.a, row.b, row.n) == ("skilled", "worse", 80)
+    assert row.high < 0 and row.p < 0.01
+    assert row.p_holm >= row.p
 
 
 def test_of_many_rows_the_tuned_ones_are_compared_with_what_they_were_tuned_from(tmp_path):
-    def arm(name, references, adapter=None):
+    def run(name, references, adapter=None):
         rows = [closed_trace(i, "yes", "yes", references=references) for i in range(4)]
         system = {"row": name, "generator": {"model": "m", "adapter": adapter}}
         return write_run(tmp_path / name, rows, system=system)
 
-    runs = [arm("base", "none"), arm("naive", "selected"), arm("chosen", "selected")]
-    runs += [arm(f"{a}-{r}", r, a) for a in ("one", "two", "all") for r in ("none", "selected")]
-    found = evaluate(runs, resamples=20)["comparisons"]
-    pairs = {(row["a"], row["b"]) for row in found}
+    runs = [run("base", "none"), run("naive", "selected"), run("chosen", "selected")]
+    runs += [run(f"{a}-{r}", r, a) for a in ("one", "two", "all") for r in ("none", "selected")]
+    found = evaluate(runs, resamples=20).comparisons
+    pairs = {(row.a, row.b) for row in found}
     assert {a for a, b in pairs if b == "all-selected"} == {"base", "chosen", "two-selected"}
     assert {a for a, b in pairs if b == "all-none"} == {"base", "two-none"}
     assert {a for a, b in pairs if b == "chosen"} == {"base", "naive"}
@@ -251,17 +253,17 @@ def test_subgroups_show_the_gap(tmp_path):
         rows[-1].patient = f"p{i}"
     run = write_run(tmp_path / "run", rows)
     result = evaluate([run], resamples=300, subgroups=["meta.sex", "meta.age"])
-    found = result["subgroups"]["run"]["vqa_closed"]
-    assert found["meta.age"] == {"not_computed": "no row has meta.age"}
+    found = result.subgroups["run"]["vqa_closed"]
+    assert found["meta.age"] == NotComputed("no row has meta.age")
     cell = found["meta.sex"]["accuracy"]
-    assert cell["values"]["m"]["value"] == 1.0 and cell["values"]["f"]["value"] == 0.5
-    assert cell["gap"]["value"] == 0.5 and cell["gap"]["p"] < 0.01
+    assert cell.values["m"].value == 1.0 and cell.values["f"].value == 0.5
+    assert cell.gap.value == 0.5 and cell.gap.p < 0.01
     # the score of a group is held against its controls as in every other table
-    control = cell["values"]["m"]["control"]
-    assert (control["name"], control["value"]) == ("always_yes", 1.0)
-    assert control["low"] < control["high"] == 1.0 and control["n"] == cell["values"]["m"]["n"]
-    assert cell["gap"]["n"] == sum(group["n"] for group in cell["values"].values())
-    assert cell["values"]["m"]["marked"] and cell["values"]["f"]["marked"]
+    control = cell.values["m"].control
+    assert (control.name, control.value) == ("always_yes", 1.0)
+    assert control.low < control.high == 1.0 and control.n == cell.values["m"].n
+    assert cell.gap.n == sum(group.n for group in cell.values.values())
+    assert cell.values["m"].marked and cell.values["f"].marked
 
 
 def test_a_degraded_run_has_controls_and_marks_as_well(tmp_path, skilled):
@@ -277,22 +279,22 @@ def test_a_degraded_run_has_controls_and_marks_as_well(tmp_path, skilled):
         for i in range(80)
     ]
     result = evaluate([skilled, write_run(tmp_path / "blank", rows)], resamples=50)
-    arm = result["runs"]["blank"]
-    overall = arm["tasks"]["vqa_closed"]["overall"]
-    assert not arm["plain"] and result["runs"]["skilled"]["plain"]
-    assert overall["controls"]["always_no"]["accuracy"]["difference"]["value"] == 0.0
-    assert overall["marked"]["accuracy"] in ("always_no", "always_yes")
-    assert not {"noise_image", "run_shuffled"} & set(overall["not_computed"])  # it is one itself
+    run = result.runs["blank"]
+    overall = run.tasks["vqa_closed"]["overall"]
+    assert not run.plain and result.runs["skilled"].plain
+    assert overall.controls["always_no"]["accuracy"].difference.value == 0.0
+    assert overall.marked["accuracy"] in ("always_no", "always_yes")
+    assert not {"noise_image", "run_shuffled"} & set(overall.not_computed)  # it is one itself
 
 
-def test_controls_that_arms_have_in_common_are_what_they_are_alone(tmp_path, skilled):
-    """Scored and resampled once for all arms, with the same result as for one."""
+def test_controls_that_runs_have_in_common_are_what_they_are_alone(tmp_path, skilled):
+    """Scored and resampled once for all runs, with the same result as for one."""
     rows = [t for t in read_jsonl(skilled / "traces.jsonl", Trace) if t.task == "vqa"]
     for t in rows[::2]:
         t.answer.text = "unsure"
     worse = write_run(tmp_path / "worse", rows)
     alone, both = (evaluate(runs, resamples=200) for runs in ([worse], [skilled, worse]))
-    assert both["runs"]["worse"] == alone["runs"]["worse"]
+    assert both.runs["worse"] == alone.runs["worse"]
 
 
 def test_a_gap_of_chance_has_a_large_p(tmp_path):
@@ -304,17 +306,17 @@ def test_a_gap_of_chance_has_a_large_p(tmp_path):
     for i, row in enumerate(rows):
         row.patient = f"p{i}"
     result = evaluate([write_run(tmp_path / "run", rows)], resamples=100, subgroups=["meta.sex"])
-    assert result["subgroups"]["run"]["vqa_closed"]["meta.sex"]["accuracy"]["gap"]["p"] > 0.05
+    assert result.subgroups["run"]["vqa_closed"]["meta.sex"]["accuracy"].gap.p > 0.05
 
 
-def test_one_folder_with_several_conditions_gives_several_arms(tmp_path):
+def test_one_folder_with_several_conditions_gives_several_runs(tmp_path):
     rows = [
         closed_trace(i, "yes", "yes", references=r) for r in ("none", "selected") for i in range(4)
     ]
-    arms = load_arms([write_run(tmp_path / "run", rows)])
-    assert [a.name for a in arms] == ["run [clean/none]", "run [clean/selected]"]
-    assert len({a.system for a in arms}) == 1
-    assert set(system_groups(arms)) == {"run"}
+    runs = load_runs([write_run(tmp_path / "run", rows)])
+    assert [run.name for run in runs] == ["run [clean/none]", "run [clean/selected]"]
+    assert len({run.system for run in runs}) == 1
+    assert set(system_groups(runs)) == {"run"}
 
 
 def test_a_system_with_references_borrows_the_reference_free_run_of_its_model(tmp_path):
@@ -329,24 +331,24 @@ def test_a_system_with_references_borrows_the_reference_free_run_of_its_model(tm
         run("aware", "selected", "own"),
         run("tuned", "selected", "own", "other"),
     ]
-    groups = {k: [a.name for a in v] for k, v in system_groups(load_arms(runs)).items()}
+    groups = {k: [a.name for a in v] for k, v in system_groups(load_runs(runs)).items()}
     assert groups == {
         "base": ["base"],
         "naive": ["naive", "base"],
         "aware": ["aware", "base"],
         "tuned": ["tuned"],
     }
-    found = evaluate(runs, resamples=20)["reliance"]
-    assert found["naive"]["metrics"]["over_reliance_rate"]["n"] == 4
-    assert "over_reliance_rate" in found["tuned"]["not_computed"]
+    found = evaluate(runs, resamples=20).reliance
+    assert found["naive"].metrics["over_reliance_rate"].n == 4
+    assert "over_reliance_rate" in found["tuned"].not_computed
 
 
 def test_folders_called_alike_are_told_apart(tmp_path):
     rows = [closed_trace(1, "yes", "yes")]
     runs = [write_run(tmp_path / base / "clean", rows) for base in ("a", "b")]
-    assert [a.name for a in load_arms(runs)] == ["a/clean", "b/clean"]
+    assert [a.name for a in load_runs(runs)] == ["a/clean", "b/clean"]
     with pytest.raises(UserError, match="expected distinct folders"):
-        load_arms([runs[0], runs[0]])
+        load_runs([runs[0], runs[0]])
 
 
 @pytest.mark.parametrize(
@@ -379,10 +381,9 @@ def test_a_bad_trace_is_reported_with_its_line(tmp_path):
 def test_failed_rows_stay_in_the_denominator(tmp_path):
     rows = [closed_trace(i, "yes", "yes") for i in range(4)]
     rows[0].answer, rows[0].error = None, "cannot decode image"
-    overall = evaluate([write_run(tmp_path / "run", rows)], resamples=20)["runs"]["run"]["tasks"][
-        "vqa_closed"
-    ]["overall"]
-    assert overall["failed"] == 1 and overall["metrics"]["accuracy"]["value"] == 0.75
+    result = evaluate([write_run(tmp_path / "run", rows)], resamples=20)
+    overall = result.runs["run"].scores("vqa_closed")
+    assert overall.failed == 1 and overall.metrics["accuracy"].value == 0.75
 
 
 def test_agreement_of_references_counts_images_and_stands_beside_shuffled(tmp_path):
@@ -413,23 +414,24 @@ def test_agreement_of_references_counts_images_and_stands_beside_shuffled(tmp_pa
         row.selection = Selection(rule="all", kept=[h.id for h in row.hits])
         rows.append(row)
     result = evaluate([write_run(tmp_path / "run", rows)], DataFolder(data), resamples=50)
-    group = result["runs"]["run"]["retrieval"]["overall"]
-    assert group["n"] == 4  # images
-    assert group["metrics"]["label_agreement"]["value"] == pytest.approx((0.75 + 1) / 2)
+    group = result.runs["run"].retrieval["overall"]
+    assert group.n == 4  # images
+    assert group.metrics["label_agreement"].value == pytest.approx((0.75 + 1) / 2)
     # second references: r2 for s0 agrees on b alone, r0 for s2 the same
-    assert group["metrics"]["label_agreement_kept"]["value"] == pytest.approx(
+    assert group.metrics["label_agreement_kept"].value == pytest.approx(
         ((0.75 + 0.25) / 2 + (1 + 0.25) / 2) / 2
     )
-    assert group["controls"]["shuffled_references"]["label_agreement"]["value"] < 0.875
-    assert "recall@1" not in group["metrics"]  # own reports were excluded
+    assert group.controls["shuffled_references"]["label_agreement"].value < 0.875
+    assert "recall@1" not in group.metrics  # own reports were excluded
 
 
 def test_marking_rule():
-    cell = {"value": 0.7, "difference": {"low": 0.01}}
-    close = {"value": 0.8, "difference": {"low": 0.0}}
-    assert marked({"accuracy": 0.6}, {"a": {"accuracy": cell}}) == {}
-    both = {"a": {"accuracy": cell}, "b": {"accuracy": close}}
-    assert marked({"accuracy": 0.6}, both) == {"accuracy": "b"}
+    def control(value, low):
+        return {"accuracy": ControlScore(value, None, None, 9, Difference(0, low, 1, 1, 9, "t"))}
+
+    clear, close = control(0.7, 0.01), control(0.8, 0.0)
+    assert marked({"accuracy": 0.6}, {"a": clear}) == {}
+    assert marked({"accuracy": 0.6}, {"a": clear, "b": close}) == {"accuracy": "b"}
     # the leave-one-out prior reads test labels: shown, but it does not mark
-    assert marked({"accuracy": 0.6}, {"question_prior_loo": {"accuracy": close}}) == {}
-    assert marked({"parse_rate": 0.6}, {"a": {"parse_rate": close}}) == {}
+    assert marked({"accuracy": 0.6}, {"question_prior_loo": close}) == {}
+    assert marked({"parse_rate": 0.6}, {"a": {"parse_rate": close["accuracy"]}}) == {}

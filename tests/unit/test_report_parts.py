@@ -8,10 +8,18 @@ import xml.etree.ElementTree as ET
 import pytest
 from hypothesis import given, strategies as st
 
-from mmedrag.evaluation.arms import Arm
-from mmedrag.evaluation.classification import classification
-from mmedrag.evaluation.of_retrieval import retrieval
-from mmedrag.evaluation.scoring import Facts
+from mmedrag.evaluation import plain_runs
+from mmedrag.evaluation.result import (
+    Environment,
+    Estimate,
+    EvaluationResult,
+    Rate,
+    RunResult,
+    Scores,
+    SystemReliance,
+)
+from mmedrag.evaluation.runs import SystemRun
+from mmedrag.evaluation.scoring import Common
 from mmedrag.records.records import Answer, Condition, Domain, Hit, Prompt, Selection, Trace
 from mmedrag.report import gallery, svg, tables, view
 from mmedrag.report.tables import Cell, Table
@@ -129,18 +137,18 @@ HITS = [
 ]
 
 
-def arms():
+def runs():
     alone = [case(i, "yes", "yes" if i % 2 else "no") for i in range(20)]
     with_ = [case(i, "no", "yes" if i % 2 else "no", "selected", hits=HITS) for i in range(20)]
 
-    def arm(name, condition, traces):
-        return Arm(name, None, condition, "m", "s", traces, title=name)
+    def run(name, condition, traces):
+        return SystemRun(name, None, condition, "m", "s", traces, title=name)
 
-    return [arm("base", "clean/none", alone), arm("rag", "clean/selected", with_)]
+    return [run("base", "clean/none", alone), run("rag", "clean/selected", with_)]
 
 
 def test_cases_show_what_references_changed_and_why_each_was_kept():
-    found = gallery.cases(arms(), None, most=20)
+    found = gallery.cases(runs(), None, most=20)
     assert len(found) == 20
     helped = [c for c in found if "references helped" in c.outcomes]
     assert len(helped) == 10 and all("right" in c.outcomes for c in helped)
@@ -148,11 +156,11 @@ def test_cases_show_what_references_changed_and_why_each_was_kept():
     shown = found[0].references
     assert [(r.kept, r.why) for r in shown] == [(True, "kept"), (False, "dropped by the rule")]
     assert found[0].reason == "log_ratio: cut" and "1 of 2 kept" in found[0].spark
-    assert [s.row for s in found[0].said] == ["base", "rag"]
+    assert [a.row for a in found[0].answers] == ["base", "rag"]
 
 
 def test_a_reference_that_did_not_fit_says_so():
-    rows = arms()
+    rows = runs()
     for trace in rows[1].traces:
         trace.prompt.dropped = ["h0"]
     shown = gallery.cases(rows, None, 1)[0].references
@@ -160,29 +168,42 @@ def test_a_reference_that_did_not_fit_says_so():
 
 
 def test_cases_are_spread_over_outcomes_and_seeded():
-    few = gallery.cases(arms(), None, most=4)
+    few = gallery.cases(runs(), None, most=4)
     assert len({tuple(c.outcomes) for c in few}) == 2
-    assert [c.id for c in few] == [c.id for c in gallery.cases(arms(), None, most=4)]
-    other = gallery.cases(arms(), None, most=4, seed=3)
+    assert [c.id for c in few] == [c.id for c in gallery.cases(runs(), None, most=4)]
+    other = gallery.cases(runs(), None, most=4, seed=3)
     assert [c.id for c in few] != [c.id for c in other]
 
 
 def scored(rows):
-    """The part of the evaluation that the tables of retrieval and of classes read."""
-    return {
-        "runs": {
-            a.name: {
-                "title": a.title,
-                "retrieval": retrieval(a, Facts(), 200, 0),
-                **classification(a, 200, 0),
-            }
-            for a in rows
+    """What the tables of retrieval and of classes read, measured."""
+    common = Common(resamples=200)
+    return evaluation(
+        {
+            run.name: result_of(
+                run.title,
+                retrieval=plain_runs.retrieval(run, common),
+                confusion=plain_runs.confusion(run, common),
+                routing=plain_runs.routing(run, common),
+                reliability=plain_runs.reliability(run, common),
+            )
+            for run in rows
         }
-    }
+    )
+
+
+def evaluation(runs, **more):
+    parts = {"reliance": {}, "comparisons": [], "subgroups": {}, "signatures": {}} | more
+    where = Environment({"mmedrag": "0"}, None, "linux", 2, {})
+    return EvaluationResult(schema=1, seed=0, resamples=200, runs=runs, environment=where, **parts)
+
+
+def result_of(title, plain=True, tasks=None, retrieval=None, **more):
+    return RunResult(title, "clean/none", plain, 20, 0, tasks or {}, retrieval or {}, **more)
 
 
 def test_hubness_counts_images_not_questions():
-    rows = arms()
+    rows = runs()
     for i, trace in enumerate(rows[1].traces):
         trace.image = f"images/{i // 2}.png"
         trace.hits = [Hit(id="hub" if i < 16 else f"r{i // 2}", text="", score=1.0, rank=0)]
@@ -195,7 +216,7 @@ def test_hubness_counts_images_not_questions():
 
 
 def test_selection_says_the_rule_and_every_share_has_bounds():
-    found = {table_.id: table_ for table_ in tables.retrieval(scored(arms()))}
+    found = {table_.id: table_ for table_ in tables.retrieval(scored(runs()))}
     selection = found["selection"]
     names = dict(zip(selection.columns, selection.rows[0], strict=True))
     assert names["rule"].text == "log_ratio" and names["images"].value == 20
@@ -207,9 +228,9 @@ def test_selection_says_the_rule_and_every_share_has_bounds():
 
 @pytest.mark.parametrize("made", [tables.retrieval, tables.classification])
 def test_every_estimate_of_the_retrieval_and_class_tables_has_n_and_an_interval(made):
-    rows = arms()
-    for arm in rows:
-        for trace in arm.traces:
+    rows = runs()
+    for run in rows:
+        for trace in run.traces:
             trace.answer.p_yes = 0.3
             trace.domain = Domain(label="radiology" if trace.example_id < "e015" else "unknown")
     cells = [cell for table_ in made(scored(rows)) for row in table_.rows for cell in row]
@@ -221,7 +242,7 @@ def test_every_estimate_of_the_retrieval_and_class_tables_has_n_and_an_interval(
 
 
 def test_domains_are_shown_against_those_identified():
-    rows = arms()
+    rows = runs()
     for i, trace in enumerate(rows[1].traces):
         trace.domain = Domain(label="radiology" if i < 15 else "unknown")
     found = {table_.id: table_ for table_ in tables.classification(scored(rows))}["routing"]
@@ -230,34 +251,27 @@ def test_domains_are_shown_against_those_identified():
 
 
 def test_reliance_before_the_tuning_stays_among_many_tuned_systems():
-    rate = {"excess_copying": {"value": 0.1, "low": 0.0, "high": 0.2}}
+    rate = {"excess_copying": Rate(0.1, 0.0, 0.2, 9, "questions")}
     names = ["naive", "selection", *(f"tuned {i}" for i in range(7))]
     found = {
-        "reliance": {
-            name: {"title": name, "model": "m" if i < 2 else name, "metrics": rate}
-            for i, name in enumerate(names)
-        }
+        name: SystemReliance(name, "m" if i < 2 else name, rate, {}) for i, name in enumerate(names)
     }
-    ((_, drawn),) = view.reliance_bars(found)
+    ((_, drawn),) = view.reliance_bars(evaluation({}, reliance=found))
     shown = [name for name in names if f">{name}<" in drawn]
     assert shown == ["selection", *names[-5:]]
 
 
 def test_what_is_missing_says_where():
-    def arm(title, plain, **missing):
-        overall = {"overall": {"not_computed": missing}}
-        return {"title": title, "plain": plain, "tasks": {"report": overall}}
+    def run(title, plain, **missing):
+        overall = Scores(1, 1, 0, {}, {}, missing, {})
+        return result_of(title, plain, {"report": {"overall": overall}})
 
-    found = {
-        "runs": {
-            "a": arm("A", True, blank_image="needs a run", constant="needs --data"),
-            "b": arm("B", True, constant="needs --data"),
-            "c": arm("C", False, copied="needs hits"),
-        },
-        "reliance": {},
-        "subgroups": {},
-        "not_computed": {"row D": "no adapter"},
+    runs = {
+        "a": run("A", True, blank_image="needs a run", constant="needs --data"),
+        "b": run("B", True, constant="needs --data"),
+        "c": run("C", False, copied="needs hits"),
     }
+    found = evaluation(runs, not_computed={"row D": "no adapter"})
     rows = [[cell.text for cell in row] for row in tables.not_computed(found).rows]
     assert rows == [
         ["blank image", "needs a run", "A"],
@@ -267,14 +281,14 @@ def test_what_is_missing_says_where():
 
 
 def test_confusion_counts_every_answer():
-    found = tables.classification(scored(arms()))[0]
+    found = tables.classification(scored(runs()))[0]
     cells = {(r[0].text, r[2].text): [c.value for c in r[3:]] for r in found.rows}
     assert cells["base", "yes"] == [10, 1, 0, 0] and cells["rag", "yes"] == [10, 0, 1, 0]
 
 
 def test_number_cells():
     assert tables.number(None).text == "–"
-    half = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    half = Estimate(0.5, 0.4, 0.6, 9)
     cell = tables.number(half, marked=True, rows=9)
     assert cell.text == "0.500† [0.400, 0.600]" and cell.marked
     assert tables.number(half, rows=10).text == "0.500 [0.400, 0.600] (n 9)"

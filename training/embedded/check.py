@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-from mmedrag.evaluation import evaluate, label, right, truth
+from mmedrag.evaluation import EvaluationResult, evaluate, label, right, truth
 from mmedrag.phantom import DOMAINS, findings_in
 from mmedrag.pipeline import RunSettings, run_conditions
 from mmedrag.records import ConditionSpec, Trace
-from mmedrag.runtime import DataFolder, read_json, read_jsonl
+from mmedrag.runtime import DataFolder, as_dict, read_json, read_jsonl
 from training.embedded import preference
 from training.embedded.stages import Build
 
@@ -105,15 +105,15 @@ def _some(data: DataFolder, count: int) -> tuple[str, ...]:
     return tuple(rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count])
 
 
-def report_scores(evaluation: dict[str, Any]) -> dict[str, Any]:
+def report_scores(evaluation: EvaluationResult) -> dict[str, Any]:
     """Finding F1 of the reports per condition and domain, beside the best constant report's."""
     out: dict[str, Any] = {}
-    for name, run in evaluation["runs"].items():
-        for domain, found in run["tasks"].get("report", {}).items():
-            own = found["metrics"].get("finding_f1")
+    for name, run in evaluation.runs.items():
+        for domain, found in run.tasks.get("report", {}).items():
+            own = found.metrics.get("finding_f1")
             if own:
-                constant = found["controls"].get("constant_findings", {}).get("finding_f1")
-                out.setdefault(domain, {})[name] = {"model": own, "constant": constant}
+                constant = found.controls.get("constant_findings", {}).get("finding_f1")
+                out.setdefault(domain, {})[name] = as_dict({"model": own, "constant": constant})
     return out
 
 
@@ -132,7 +132,7 @@ def check(build: Build, adapter: str | None = None, plans: Sequence[str] = FULL)
     return {
         "figures": measure(folders),
         "reports": report_scores(evaluation),
-        "reliance": evaluation["reliance"],
+        "reliance": as_dict(evaluation.reliance),
     }
 
 

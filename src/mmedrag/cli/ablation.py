@@ -26,5 +26,5 @@ def noun(call: Call, data: Path, out: Path) -> None:
     from mmedrag.runtime import DataFolder
 
     settings = call.settings(AblationSettings)
-    result = ablate(call.system(), DataFolder(data), out, settings, call.seed, call.progresses())
-    call.finish(result, headline(result), ok=not result["failed"])
+    made = ablate(call.system(), DataFolder(data), out, settings, call.seed, call.progresses())
+    call.finish(made.to_json(), headline(made), ok=not made.failed)

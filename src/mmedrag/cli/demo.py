@@ -21,5 +21,5 @@ def noun(call: Call, out: Path, studies: int | None, full: bool) -> None:
     from mmedrag.experiments import STUDIES, headline, run_demo
 
     few = studies or (0 if full else STUDIES)
-    result = run_demo(out, few, call.seed, pairwise=full, progress=call.progresses())
-    call.finish(result, headline(result), ok=not result["failed"])
+    made = run_demo(out, few, call.seed, pairwise=full, progress=call.progresses())
+    call.finish(made.to_json(), headline(made), ok=not made.failed)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mmedrag.cli.common import FILE, FOLDER, Call, command
+
+if TYPE_CHECKING:
+    from mmedrag.evaluation import EvaluationResult, Scores
 
 
 @command("eval")
@@ -39,38 +43,38 @@ def noun(
         subgroups=subgroups,
         clinical=clinical,
     )
-    call.finish(result, headline(result, out))
+    call.finish(result.to_json(), headline(result, out))
 
 
-def headline(result: dict, out: Path) -> str:
+def headline(result: EvaluationResult, out: Path) -> str:
     """The main numbers with interval and best control, a line each; then what was asked for and
     could not be computed."""
     from mmedrag.evaluation.metrics import NAMES
 
     lines = []
-    lacking = {f"not computed: {why}" for why in result.get("not_computed", {}).values()}
-    for name, arm in result["runs"].items():
-        for task, groups in arm["tasks"].items():
+    lacking = {f"not computed: {why}" for why in result.not_computed.values()}
+    for name, run in result.runs.items():
+        for task, groups in run.tasks.items():
             for group, found in groups.items():
-                why = found.get("not_computed", {})
+                why = found.not_computed
                 lacking |= {f"not computed: {why[key]}" for key in NAMES if key in why}
                 for metric in ("balanced_accuracy", "token_f1", "finding_f1", "rouge_l"):
-                    if said := score(found, metric):
-                        lines.append(f"{name}  {task}/{group}  {metric} {said}")
+                    if text := score(found, metric):
+                        lines.append(f"{name}  {task}/{group}  {metric} {text}")
     return "\n".join([*lines, *sorted(lacking), f"written to {out}"])
 
 
-def score(found: dict, metric: str) -> str:
+def score(found: Scores, metric: str) -> str:
     """A value and its best control, each with its interval, and n; "" without a value."""
     from mmedrag.evaluation import best_control
     from mmedrag.report import beside
 
-    value = found["metrics"].get(metric)
-    if not value or value["value"] is None:
+    estimate = found.known(metric)
+    if not estimate:
         return ""
-    low, high = value["low"], value["high"]
+    low, high = estimate.low, estimate.high
     bounds = "no interval" if low is None else f"[{low:.3f}, {high:.3f}]"
-    control = beside(best_control(found, metric))
+    control = beside(best_control(found.controls, metric))
     against = f"  control {control}" if control else ""
-    mark = ", not clearly below" if control and metric in found.get("marked", {}) else ""
-    return f"{value['value']:.3f} {bounds} n={value['n']}{against}{mark}"
+    mark = ", not clearly below" if control and metric in found.marked else ""
+    return f"{estimate.value:.3f} {bounds} n={estimate.n}{against}{mark}"

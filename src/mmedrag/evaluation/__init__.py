@@ -1,10 +1,11 @@
 """Traces to numbers: metrics with intervals, controls beside them, reliance on references.
 
-Read ``evaluate_runs`` (the order), ``arms`` (run folders → systems under conditions), ``scoring``
-and ``metrics`` (one value a row, then intervals by patient), ``controls`` and ``predictions``
-(what chance and simple rules reach), ``reliance`` (copying, over-reliance, following),
-``compare``, ``subgroups``, ``classification``, ``of_retrieval``; of single parts:
-``of_retriever``, ``of_domain``, ``calibrate``.
+Read ``evaluate_runs`` (the order), then in that order: ``runs`` (run folders → systems under
+conditions), ``controls`` (what chance and simple rules answer), ``scoring`` and ``metrics`` (one
+value a row, intervals by patient, differences to the controls, marks), ``plain_runs`` (worth of
+references, confusion, routing, calibration), ``reliance`` (copying, over-reliance, following),
+``compare`` (tests between runs), ``subgroups``. ``result`` holds what comes out, as types: the
+content of ``metrics.json``. Of single parts: ``of_retriever``, ``of_domain``, ``calibrate``.
 """
 
 import lazy_loader

@@ -5,11 +5,6 @@ pictures, whose findings or labels are known, each retrieved reference agrees wi
 does not; the threshold is the lowest similarity above which enough of them agree
 (``mmedrag.retrieval.fit_threshold``). It is fitted on half of the patients and checked on the
 other half, and only then fitted on all.
-
-Public functions (stable)::
-
-    calibrate(retriever, data, precision, split="val", k=8, level=0.75) -> dict
-    write_recipe(path, result) -> None          # a [selection] table for --config
 """
 
 from __future__ import annotations

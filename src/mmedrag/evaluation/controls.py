@@ -3,7 +3,7 @@
 Place in the picture: beside every score. Each control is a :class:`Prediction` for the same
 rows, so that the same metrics and the same resamples apply and differences are paired.
 
-| control | says | needs |
+| control | answers | needs |
 |---|---|---|
 | always_yes, always_no | one word | nothing |
 | constant | the best single answer or report, chosen on train (by ROUGE-L) | --data |
@@ -28,11 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from mmedrag.evaluation import controls as ctrl
-from mmedrag.evaluation.arms import Arm
 from mmedrag.evaluation.metrics import text as metrics_text
 from mmedrag.evaluation.metrics.questions import normalise, read_target
-from mmedrag.evaluation.predictions import Prediction, said_by
+from mmedrag.evaluation.runs import SystemRun
 from mmedrag.phantom import present_in, read_reference
 from mmedrag.records import Example, Reference, Trace, Truth, group_of
 from mmedrag.runtime import DataFolder, numpy_rng
@@ -42,6 +40,25 @@ NEEDS_HITS = "no references were retrieved in this run"
 NOT_READABLE = "reading a reference for a question needs the benchmark (meta.finding)"
 
 
+AnswerCounts = Mapping[tuple[str | None, str | None], Counter[str]]  # domain, question text
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answers of a predictor, in the order of the rows."""
+
+    texts: list[str]
+    p_yes: list[float | None] | None = None
+
+    @classmethod
+    def of_model(cls, traces: Sequence[Trace]) -> Prediction:
+        """The model's own answers; a failed row answers nothing."""
+        answers = [None if t.error else t.answer for t in traces]
+        return cls(
+            [a.text if a else "" for a in answers], [a.p_yes if a else None for a in answers]
+        )
+
+
 @dataclass
 class TrainingData:
     """The part of a DATA folder that controls may learn from: split ``train`` alone."""
@@ -49,6 +66,25 @@ class TrainingData:
     examples: list[Example] = field(default_factory=list)
     corpus: list[Reference] = field(default_factory=list)
     truth: Mapping[str, Truth] = field(default_factory=dict)
+
+    @cached_property
+    def closed(self) -> AnswerCounts:
+        """The labels of the closed questions."""
+        rows = self._questions("closed")
+        return count_answers(rows, [read_target(e.answer, e.question) for e in rows])
+
+    @cached_property
+    def open(self) -> AnswerCounts:
+        """The answers to the open questions."""
+        rows = self._questions("open")
+        return count_answers(rows, [e.answer or "" for e in rows])
+
+    def _questions(self, answer_type: str) -> list[Example]:
+        return [
+            e
+            for e in self.examples
+            if e.task == "vqa" and e.answer_type == answer_type and e.answer
+        ]
 
     @cached_property
     def constants(self) -> dict[str, tuple[str, str | None]]:
@@ -65,6 +101,16 @@ class TrainingData:
         return cls(data.examples(split="train"), data.corpus(split="train"), data.truth())
 
 
+def count_answers(rows: Sequence[Example], answers: Sequence[str]) -> AnswerCounts:
+    """How often each answer was given: by domain and question text, by one of them, and at all."""
+    counts: dict[tuple[str | None, str | None], Counter[str]] = defaultdict(Counter)
+    for row, answer in zip(rows, answers, strict=True):
+        domain, question = row.domain or "unspecified", normalise(row.question or "")
+        for key in ((domain, question), (domain, None), (None, question), (None, None)):
+            counts[key][answer] += 1
+    return dict(counts)
+
+
 Controls = tuple[dict[str, Prediction], dict[str, str]]
 
 
@@ -77,25 +123,23 @@ def closed_controls(traces: Sequence[Trace], train: TrainingData | None, seed: i
         "always_no": Prediction(["no"] * n),
         "question_prior_loo": leave_one_out_prior([t.question or "" for t in traces], truth),
     }
-    missing: dict[str, str] = {}
-    rows = (
-        [e for e in train.examples if e.task == "vqa" and e.answer_type == "closed" and e.answer]
-        if train
-        else []
-    )
-    if rows:
-        known = [read_target(e.answer, e.question) for e in rows]
-        best = {
-            g: Counter(known[i] for i in ids).most_common(1)[0][0]
-            for g, ids in _by(rows, lambda e: e.domain or "unspecified").items()
-        }
-        overall = Counter(known).most_common(1)[0][0]
-        out["constant"] = Prediction([best.get(group_of(t), overall) for t in traces])
-        out["question_prior"] = question_prior(rows, known, traces)
-    else:
-        why = NEEDS_DATA if train is None else "the data has no closed train questions"
-        missing |= {"constant": why, "question_prior": why}
+    known = train.closed if train else {}
+    if known:
+        out["constant"] = Prediction(_commonest(known, traces))
+        out["question_prior"] = question_prior(known, traces)
+    missing = {} if known else _nothing_to_learn(train, "closed")
     return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
+
+
+def _nothing_to_learn(train: TrainingData | None, answer_type: str) -> dict[str, str]:
+    why = NEEDS_DATA if train is None else f"the data has no {answer_type} train questions"
+    return {"constant": why, "question_prior": why}
+
+
+def _commonest(known: AnswerCounts, traces: Sequence[Trace]) -> list[str]:
+    """The commonest train answer of each trace's domain; of all where its domain has none."""
+    best = {key: counts.most_common(1)[0][0] for key, counts in known.items() if key[1] is None}
+    return [best.get((group_of(t), None), best[None, None]) for t in traces]
 
 
 def _readable(traces: Sequence[Trace]) -> bool:
@@ -105,35 +149,18 @@ def _readable(traces: Sequence[Trace]) -> bool:
 
 def open_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
     """Controls of open questions: most common train answer, question prior, references."""
-    rows = (
-        [e for e in train.examples if e.task == "vqa" and e.answer_type == "open" and e.answer]
-        if train
-        else []
-    )
+    known = train.open if train else {}
     out: dict[str, Prediction] = {}
-    missing: dict[str, str] = {}
-    if rows:
-        out = _open_priors(rows, traces)
-    else:
-        why = NEEDS_DATA if train is None else "the data has no open train questions"
-        missing = {"constant": why, "question_prior": why}
+    if known:
+        constant = _commonest(known, traces)
+        keys = [(None, normalise(t.question or "")) for t in traces]
+        prior = [
+            known[key].most_common(1)[0][0] if key in known else other
+            for key, other in zip(keys, constant, strict=True)
+        ]
+        out = {"constant": Prediction(constant), "question_prior": Prediction(prior)}
+    missing = {} if known else _nothing_to_learn(train, "open")
     return _with_references(out, missing, traces, train, seed, _readable(traces), read_reference)
-
-
-def _open_priors(rows: Sequence[Example], traces: Sequence[Trace]) -> dict[str, Prediction]:
-    """The commonest train answer of the domain, and to the same question text."""
-    best = {
-        g: Counter(rows[i].answer or "" for i in ids).most_common(1)[0][0]
-        for g, ids in _by(rows, lambda e: e.domain or "unspecified").items()
-    }
-    overall = Counter(e.answer or "" for e in rows).most_common(1)[0][0]
-    seen = _counts((normalise(e.question or ""), e.answer or "") for e in rows)
-    constant = [best.get(group_of(t), overall) for t in traces]
-    prior = [
-        seen[key].most_common(1)[0][0] if (key := normalise(t.question or "")) in seen else other
-        for t, other in zip(traces, constant, strict=True)
-    ]
-    return {"constant": Prediction(constant), "question_prior": Prediction(prior)}
 
 
 def report_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
@@ -236,22 +263,15 @@ def leave_one_out_prior(
     return Prediction(texts, shares)
 
 
-def question_prior(
-    rows: Sequence[Example], known: Sequence[str], traces: Sequence[Trace]
-) -> Prediction:
+def question_prior(known: AnswerCounts, traces: Sequence[Trace]) -> Prediction:
     """Train majority per (domain, question text), else of the domain; p_yes is the share of
     yes with one pseudo-count of the domain's share."""
-    table: dict[Any, Counter[str]] = defaultdict(Counter)
-    for example, label in zip(rows, known, strict=True):
-        domain = example.domain or "unspecified"
-        for key in ((domain, normalise(example.question or "")), (domain,), ()):
-            table[key][label] += 1
     shares: list[float | None] = []
     for trace in traces:
         domain = group_of(trace)
-        base = table[(domain,)] or table[()]
+        base = known.get((domain, None)) or known[None, None]
         prior = base["yes"] / base.total()
-        own = table.get((domain, normalise(trace.question or "")), Counter())
+        own = known.get((domain, normalise(trace.question or "")), Counter())
         shares.append((own["yes"] + prior) / (own.total() + 1))
     return Prediction(["yes" if (s or 0) >= 0.5 else "no" for s in shares], shares)
 
@@ -301,9 +321,9 @@ def best_findings(domain: str, rows: Sequence[tuple[str, Truth | None]]) -> str 
     names = sorted(known[0].findings)
     truth = np.array([[t.findings[n].present for n in names] for t in known], dtype=float)
     texts = sorted({text for text, _ in rows})[:2000]
-    said = np.array([[n in present_in(domain, text) for n in names] for text in texts], float)
-    hits = (said @ truth.T).sum(axis=1)
-    f1 = 2 * hits / np.maximum(said.sum(1) * len(truth) + truth.sum(), 1)
+    stated = np.array([[n in present_in(domain, text) for n in names] for text in texts], float)
+    hits = (stated @ truth.T).sum(axis=1)
+    f1 = 2 * hits / np.maximum(stated.sum(1) * len(truth) + truth.sum(), 1)
     return texts[int(np.argmax(f1))]
 
 
@@ -324,49 +344,43 @@ def _by(rows: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[int]]:
     return dict(sorted(out.items()))
 
 
-def _counts(pairs: Any) -> dict[str, Counter[str]]:
-    out: dict[str, Counter[str]] = defaultdict(Counter)
-    for key, value in pairs:
-        out[key][value] += 1
-    return dict(out)
-
-
 def control_predictions(
-    arm: Arm, task: str, arms: Sequence[Arm], train: TrainingData | None, seed: int
-) -> ctrl.Controls:
-    """All controls of an arm: from data and hits, and from other runs of the same system."""
-    traces = arm.of_task(task)
-    make = {
-        "vqa_closed": ctrl.closed_controls,
-        "vqa_open": ctrl.open_controls,
-        "report": ctrl.report_controls,
-    }[task]
-    found, missing_ = make(traces, train, seed)
-    if not arm.plain:  # itself a control, or a probe, of the plain arms
-        return found, missing_
-    references = arm.references
-    missing_ |= {
+    run: SystemRun, task: str, runs: Sequence[SystemRun], train: TrainingData | None, seed: int
+) -> Controls:
+    """All controls of a run: from data and hits, and from other runs of the same system."""
+    traces = run.of_task(task)
+    make = {"vqa_closed": closed_controls, "vqa_open": open_controls, "report": report_controls}
+    found, missing = make[task](traces, train, seed)
+    if not run.plain:  # itself a control, or a probe, of the plain runs
+        return found, missing
+    missing |= {
         "noise_image": "needs a run of this system with --noise",
         "blank_image": "needs a run of this system with --noise blank",
     }
-    if references in ("selected", "all"):
-        missing_["run_shuffled"] = "needs a run of this system with --references shuffled"
-        missing_["run_random"] = "needs a run of this system with --references random"
-    for other in arms:
-        if other is arm or not arm.belongs(other):
-            continue
-        noise, theirs, name = other.image, other.references, None
-        if noise != "clean" and theirs == references:
-            name = "blank_image" if noise == "noise:blank" else "noise_image"
-        elif noise == "clean" and theirs in ("shuffled", "random") and references != theirs:
-            name = f"run_{theirs}" if references in ("selected", "all") else None
+    if run.references in ("selected", "all"):
+        missing["run_shuffled"] = "needs a run of this system with --references shuffled"
+        missing["run_random"] = "needs a run of this system with --references random"
+    for other in runs:
+        name = _control_name(run, other)
         if not name or name in found:
             continue
         rows = {t.example_id: t for t in other.of_task(task)}
         covered = sum(t.example_id in rows for t in traces)
         if covered == len(traces):
-            found[name] = said_by([rows[t.example_id] for t in traces])
-            missing_.pop(name, None)
+            found[name] = Prediction.of_model([rows[t.example_id] for t in traces])
+            missing.pop(name, None)
         elif covered:
-            missing_[name] = f"{other.name} covers {covered} of {len(traces)} rows"
-    return found, missing_
+            missing[name] = f"{other.name} covers {covered} of {len(traces)} rows"
+    return found, missing
+
+
+def _control_name(run: SystemRun, other: SystemRun) -> str | None:
+    """Which control of a run another one is; None where it is none."""
+    if other is run or not run.belongs(other):
+        return None
+    if other.image != "clean" and other.references == run.references:
+        return "blank_image" if other.image == "noise:blank" else "noise_image"
+    theirs = other.references
+    if other.image == "clean" and theirs in ("shuffled", "random"):
+        return f"run_{theirs}" if run.references in ("selected", "all") else None
+    return None

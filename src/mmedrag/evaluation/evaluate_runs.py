@@ -1,8 +1,8 @@
 """Evaluation of run folders: traces -> metrics with intervals, controls and marks.
 
 Place in the picture: Trace -> metrics -> Score -> summary + interval + controls -> report. No
-model is needed. One *arm* is one system under one condition, the unit of a table row; a run
-folder whose traces have several conditions gives several arms.
+model is needed. A :class:`SystemRun` is one system under one condition, the unit of a table row;
+a run folder whose traces have several conditions gives several.
 
 A score is *marked* when it cannot be told apart from its best control: the 95 % interval of
 the paired difference to that control reaches 0 or below.
@@ -11,22 +11,27 @@ the paired difference to that control reaches 0 or below.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mmedrag.evaluation.arms import TASKS, load_arms, system_groups
-from mmedrag.evaluation.classification import classification
-from mmedrag.evaluation.compare import compare_arms, planned_comparisons
+from mmedrag.evaluation.compare import compare_runs, planned_comparisons
 from mmedrag.evaluation.controls import TrainingData, control_predictions
 from mmedrag.evaluation.metrics import text as metrics_text
 from mmedrag.evaluation.metrics.statistics import RESAMPLES, clean
-from mmedrag.evaluation.of_retrieval import retrieval
+from mmedrag.evaluation.plain_runs import confusion, reliability, retrieval, routing
 from mmedrag.evaluation.reliance import missing, reliance
-from mmedrag.evaluation.scoring import Common, Facts, Scored, Scorer, score_all, tables
+from mmedrag.evaluation.result import (
+    SCHEMA,
+    Environment,
+    EvaluationResult,
+    RunResult,
+    SystemReliance,
+)
+from mmedrag.evaluation.runs import TASKS, SystemRun, load_runs, system_groups
+from mmedrag.evaluation.scoring import Common, GroundTruth, Scored, score_all, tables
 from mmedrag.evaluation.subgroups import subgroup_tables
 from mmedrag.records import Score, UserError
-from mmedrag.runtime import DataFolder, environment, write_json, write_jsonl
+from mmedrag.runtime import DataFolder, environment, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +46,8 @@ def evaluate(
     subgroups: Sequence[str] = (),
     clinical: bool = False,
     not_run: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Score run folders: the content of ``metrics.json``.
+) -> EvaluationResult:
+    """Score run folders.
 
     Args:
         runs: run folders; the first is the baseline of the paired tests.
@@ -54,109 +59,122 @@ def evaluate(
         clinical: also compute RadEval's clinical metrics (needs the extra and its weights).
         not_run: what should have been run and could not -> why; listed as not computed.
 
-    Returns:
-        ``runs`` {arm: {title, condition, plain, n, tasks {task: {overall|domain: {n, patients,
-        failed, metrics {name: {value, low, high, n}}, controls {name: {metric: {...,
-        difference}}}, not_computed {control: why}, marked {metric: control}}}},
-        retrieval {overall|domain: the same, with rules}, and of plain arms ``confusion``,
-        ``routing``, ``reliability`` (see :func:`classification`)}},
-        ``reliance`` {system: {title, model, metrics {name: {value, low, high, n, denominator}},
-        not_computed}}, ``comparisons``,
-        ``subgroups``, ``signatures``, ``environment``. Equal inputs and seed, equal bytes.
-
     Raises:
         UserError: an unreadable run folder, or nothing in it to score.
 
     Example::
 
-        metrics = evaluate(["alone", "references"], "data", out="metrics.json")
+        result = evaluate(["runs/base", "runs/selected"], DataFolder("DATA"), out="metrics.json")
+        result.runs["base"].scores("vqa_closed").metrics["accuracy"].value
     """
-    arms = load_arms(runs)
+    systems = load_runs(runs)
     data = DataFolder(data) if isinstance(data, (str, Path)) else data
-    train, facts, common = TrainingData.of(data), Facts.of(data), Common()
-    scores: list[Score] = []
-    kept: dict[str, dict[str, Scored]] = {}
-    result: dict[str, Any] = {"schema": 1, "seed": seed, "resamples": resamples, "runs": {}}
-    log.info("scoring %d runs", len(arms))
-    for arm in arms:
-        tasks = [task for task in TASKS if arm.of_task(task)]
-        kept[arm.name] = {}
-        result["runs"][arm.name] = {
-            "title": arm.title,
-            "condition": arm.condition,
-            "plain": arm.plain,
-            "n": len(arm.traces),
-            "failed": sum(t.error is not None for t in arm.traces),
-            "tasks": {},
-            "retrieval": retrieval(arm, facts, resamples, seed) if arm.plain else {},
-            **(classification(arm, resamples, seed) if arm.plain else {}),
+    train, common = TrainingData.of(data), Common(GroundTruth.of(data), resamples, seed)
+    log.info("scoring %d runs", len(systems))
+    scored: dict[str, dict[str, Scored]] = {}
+    results: dict[str, RunResult] = {}
+    for run in systems:
+        scored[run.name] = {
+            task: _score(run, task, systems, train, common, clinical)
+            for task in TASKS
+            if run.of_task(task)
         }
-        for task in tasks:
-            log.debug("scoring %s: %s", arm.name, task)
-            traces = arm.of_task(task)
-            said, why = control_predictions(arm, task, arms, train, seed)
-            scored = score_all(
-                task, traces, Scorer(task, traces, facts, clinical), said, why, common
-            )
-            if task == "report" and "finding_f1" not in scored.stats["model"]:
-                why["finding_f1"] = "needs the benchmark's truth: give --data"
-            kept[arm.name][task] = scored
-            result["runs"][arm.name]["tasks"][task] = tables(scored, resamples, seed, common)
-            scores += example_scores(arm.name, scored)
-    if not any(kept.values()):
+        results[run.name] = _result(run, scored[run.name], common)
+    if not any(scored.values()):
         raise UserError(f"{', '.join(map(str, runs))}: no trace has a target, nothing to score")
-    systems = system_groups(arms)
-    result["reliance"] = {}
-    for name, own in systems.items():
-        found = reliance([t for a in own for t in a.traces], resamples, seed)
-        system = own[0].config.get("system")
-        title = system.get("title") if isinstance(system, dict) else None
-        result["reliance"][name] = {
-            "title": str(title or name),
-            "model": own[0].model,
-            "metrics": found,
-            "not_computed": missing(found),
-        }
-    plain = [a for a in arms if a.plain]
-    result["comparisons"] = compare_arms(kept, planned_comparisons(plain), resamples, seed)
-    result["subgroups"] = {
-        name: {
-            task: subgroup_tables(scored, subgroups, resamples, seed)
-            for task, scored in tasks.items()
-        }
-        for name, tasks in kept.items()
-        if subgroups and name in {a.name for a in plain}
-    }
-    result["signatures"] = metrics_text.signatures()
+    plain = [run for run in systems if run.plain]
     lacking = dict(not_run or {})
     if not metrics_text.meteor_ready():
         lacking["meteor"] = metrics_text.METEOR_HELP
-    if lacking:
-        result["not_computed"] = lacking
-    result["environment"] = environment() | {
-        "runs": {a.name: a.config.get("environment", {}).get("commit") for a in arms}
-    }
+    result = EvaluationResult(
+        schema=SCHEMA,
+        seed=seed,
+        resamples=resamples,
+        runs=results,
+        reliance={
+            name: _reliance(name, own, resamples, seed)
+            for name, own in system_groups(systems).items()
+        },
+        comparisons=compare_runs(scored, planned_comparisons(plain), common),
+        subgroups={
+            run.name: {
+                task: subgroup_tables(found, subgroups, common)
+                for task, found in scored[run.name].items()
+            }
+            for run in plain
+            if subgroups
+        },
+        signatures=metrics_text.signatures(),
+        not_computed=lacking,
+        environment=Environment(**environment(), runs={run.name: run.commit for run in systems}),
+    )
     if out is not None:
-        write_metrics(result, scores, Path(out))
+        write_jsonl(scores_path(Path(out)), example_scores(scored))
+        result.write(out)
     return result
 
 
-def example_scores(arm: str, scored: Scored) -> list[Score]:
-    """One row per example and metric; metrics that share a per-example value are all listed."""
-    return [
-        Score(example_id=t.example_id, metric=name, value=v, run=arm, task=scored.task)
-        for name, stat in scored.stats["model"].items()
-        for t, value in zip(scored.traces, stat.values, strict=True)
-        if (v := clean(value)) is not None
-    ]
+def _score(
+    run: SystemRun,
+    task: str,
+    runs: Sequence[SystemRun],
+    train: TrainingData | None,
+    common: Common,
+    clinical: bool,
+) -> Scored:
+    """Every metric of the run's answers to a task, and of its controls."""
+    log.debug("scoring %s: %s", run.name, task)
+    controls, why = control_predictions(run, task, runs, train, common.seed)
+    found = score_all(task, run.of_task(task), controls, why, common, clinical)
+    if task == "report" and "finding_f1" not in found.model:
+        found.not_computed["finding_f1"] = "needs the benchmark's truth: give --data"
+    return found
+
+
+def _result(run: SystemRun, scored: Mapping[str, Scored], common: Common) -> RunResult:
+    """One run, resampled: its tasks, and where it is a plain one its references and classes."""
+    return RunResult(
+        title=run.title,
+        condition=run.condition,
+        plain=run.plain,
+        n=len(run.traces),
+        failed=sum(t.error is not None for t in run.traces),
+        tasks={task: tables(found, common) for task, found in scored.items()},
+        retrieval=retrieval(run, common) if run.plain else {},
+        confusion=confusion(run, common) if run.plain else None,
+        routing=routing(run, common) if run.plain else None,
+        reliability=reliability(run, common) if run.plain else None,
+    )
+
+
+def _reliance(name: str, runs: Sequence[SystemRun], resamples: int, seed: int) -> SystemReliance:
+    """Reliance of one system, from all its conditions."""
+    found = reliance([t for run in runs for t in run.traces], resamples, seed)
+    return SystemReliance(
+        title=runs[0].system_title or name,
+        model=runs[0].model,
+        metrics=found,
+        not_computed=missing(found),
+    )
+
+
+def example_scores(scored: Mapping[str, Mapping[str, Scored]]) -> Iterator[Score]:
+    """One row per run, example and metric; metrics that share a per-example value are all
+    listed."""
+    for run, tasks in scored.items():
+        for task, found in tasks.items():
+            for metric, stat in found.model.items():
+                for trace, value in zip(found.traces, stat.values, strict=True):
+                    if (known := clean(value)) is not None:
+                        yield Score(
+                            example_id=trace.example_id,
+                            metric=metric,
+                            value=known,
+                            run=run,  # type: ignore[call-arg]
+                            task=task,
+                        )
 
 
 def scores_path(out: Path) -> Path:
     """The per-example sibling of a ``metrics.json``."""
     return out.with_name(f"{out.stem}.scores.jsonl")
-
-
-def write_metrics(result: Mapping[str, Any], scores: Sequence[Score], out: Path) -> None:
-    """Write ``metrics.json`` (atomically) and its per-example sibling."""
-    write_jsonl(scores_path(out), scores)
-    write_json(out, result)

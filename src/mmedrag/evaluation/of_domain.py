@@ -1,16 +1,12 @@
 """``domain eval``: accuracy, calibration, and whether *unknown* is known.
 
 Place in the picture: beside ``domain.identify``.
-
-Public function (stable)::
-
-    evaluate_domain(model, data, split="test", outliers=True, leave_one_out=True) -> dict
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +21,18 @@ from mmedrag.domain import (
     standardise,
 )
 from mmedrag.evaluation.metrics.questions import calibration_rows, ece_of, proportion
-from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, intervals
+from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, cells
 from mmedrag.images import apply_noise, load_image
 from mmedrag.records import UNKNOWN, Noise, Row, UserError
 from mmedrag.runtime import DataFolder, numpy_rng
 
 # pictures inside scikit-image and scikit-learn that show nothing medical
 EVERYDAY = {
-    "skimage": (
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "chelsea.png",
-        "chessboard_GRAY.png",
-        "chessboard_RGB.png",
-        "clock_motion.png",
-        "coffee.png",
-        "coins.png",
-        "color.png",
-        "grass.png",
-        "gravel.png",
-        "horse.png",
-        "hubble_deep_field.jpg",
-        "logo.png",
-        "moon.png",
-        "motorcycle_left.png",
-        "motorcycle_right.png",
-        "page.png",
-        "rocket.jpg",
-        "text.png",
-    ),
-    "sklearn": ("china.jpg", "flower.jpg"),
+    "skimage": """astronaut.png brick.png camera.png chelsea.png chessboard_GRAY.png
+        chessboard_RGB.png clock_motion.png coffee.png coins.png color.png grass.png gravel.png
+        horse.png hubble_deep_field.jpg logo.png moon.png motorcycle_left.png motorcycle_right.png
+        page.png rocket.jpg text.png""".split(),
+    "sklearn": ["china.jpg", "flower.jpg"],
 }
 CONFIDENCE_BINS = 15  # of the ECE (Guo et al. 2017)
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
@@ -105,16 +82,16 @@ def evaluate_domain(
             biased=True,
         ),
     }
-    said = sorted({*answer, *labels})
+    answers = sorted({*answer, *labels})
     confusion = {}
     for domain in sorted(set(labels)):
         own = np.flatnonzero(labels == domain)
-        shares = {name: proportion(answer[own] == name) for name in said}
-        confusion[domain] = _cells(shares, [patients[i] for i in own], seed)
+        shares = {name: proportion(answer[own] == name) for name in answers}
+        confusion[domain] = cells(shares, [patients[i] for i in own], seed=seed)
     result: dict[str, Any] = {
         "n": len(labels),
         "unreadable": len(rows) - len(good),
-        **_cells(stats, patients, seed),
+        **cells(stats, patients, seed=seed),
         "recall": {domain: shares[domain] for domain, shares in confusion.items()},
         "confusion": confusion,
     }
@@ -123,12 +100,6 @@ def evaluate_domain(
     if leave_one_out:
         result["leave_one_source_out"] = leave_one_source_out(model, data, seed)
     return result
-
-
-def _cells(
-    stats: Mapping[str, AnyStat], patients: Sequence[str | None], seed: int
-) -> dict[str, dict[str, Any]]:
-    return {name: cell.as_dict() for name, cell in intervals(stats, patients, seed=seed).items()}
 
 
 def _outliers(
@@ -158,7 +129,7 @@ def _outliers(
             "flagged": proportion(joined < model.config["threshold"], outlying),
             "auroc": RankStat(joined, ~outlying, joined),
         }
-        out[kind] = _cells(stats, [*(r.patient for r in rows), *owners], seed)
+        out[kind] = cells(stats, [*(r.patient for r in rows), *owners], seed=seed)
     return out
 
 
@@ -221,5 +192,5 @@ def leave_one_source_out(
         logits = standardise(features[held], arrays) @ fit["weight"].T + fit["bias"]
         right = np.array(names)[logits.argmax(axis=1)] == labels[held]
         patients = [good[i].patient for i in np.flatnonzero(held)]
-        out[source] = _cells({"accuracy": proportion(right)}, patients, seed)
+        out[source] = cells({"accuracy": proportion(right)}, patients, seed=seed)
     return out

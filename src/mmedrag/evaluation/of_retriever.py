@@ -8,11 +8,6 @@ Place in the picture: beside ``retrieval.search``. Two questions over the rows o
 
 Beside every value stand chance (computed), the same encoder with its pictures shuffled, and the
 same architecture untrained. All have n and a 95 % interval (bootstrap over patients).
-
-Public function (stable)::
-
-    evaluate_retriever(data, encoder, domain=None, split="test", gallery_split="train",
-                       k=10, untrained=True, ...) -> dict
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ import numpy as np
 
 from mmedrag.evaluation.metrics.questions import average
 from mmedrag.evaluation.metrics.retrieval import chance, hubness
-from mmedrag.evaluation.metrics.statistics import intervals
+from mmedrag.evaluation.metrics.statistics import AnyStat, cells
 from mmedrag.records import Encoder, Reference, Truth, UserError
 from mmedrag.retrieval import EmbeddingCache, embed_images, embed_texts, per_query, relevant
 from mmedrag.retrieval.encoders import load_encoder
@@ -70,7 +65,7 @@ def evaluate_retriever(
     patients = [r.patient for r in rows]
     right = relevant([r.text for r in rows], range(len(rows)))
 
-    paired = _intervals(per_query(images @ own_texts.T, right), patients, resamples, seed)
+    paired = cells(_means(per_query(images @ own_texts.T, right)), patients, resamples, seed)
     order = numpy_rng(seed).permutation(len(rows))
     beside = {"chance": chance(right), "shuffled": per_query(images[order] @ own_texts.T, right)}
     if untrained and hasattr(model, "towers"):
@@ -80,7 +75,7 @@ def evaluate_retriever(
             )
         beside["untrained"] = per_query(blind, right)
     for control, values in beside.items():
-        for name, cell in _intervals(values, patients, resamples, seed).items():
+        for name, cell in cells(_means(values), patients, resamples, seed).items():
             paired[name][control] = cell
 
     result: dict[str, Any] = {
@@ -98,8 +93,7 @@ def evaluate_retriever(
         scores = np.where(allowed, scores, -np.inf)
         top = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(gallery))]
         top = np.where(np.take_along_axis(allowed, top, axis=1), top, -1)
-        uses = intervals(hubness(top, len(gallery)), patients, resamples, seed)
-        result["hubness"] = {name: cell.as_dict() for name, cell in uses.items()}
+        result["hubness"] = cells(hubness(top, len(gallery)), patients, resamples, seed)
         result["agreement"] = {
             name: _agreement(matrix, top[:, 0], allowed, patients, resamples, seed)
             for name, matrix in agreements(data, rows, gallery).items()
@@ -180,11 +174,8 @@ def rows_of(data: Sequence[DataFolder], split: str, domain: str | None) -> list[
     return [r for r in rows if r.images and r.text.strip() and "twin" not in r.meta]
 
 
-def _intervals(
-    values: Mapping[str, np.ndarray], patients: Sequence[str | None], resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    stats = {name: average(row) for name, row in values.items()}
-    return {n: i.as_dict() for n, i in intervals(stats, patients, resamples, seed).items()}
+def _means(values: Mapping[str, np.ndarray]) -> dict[str, AnyStat]:
+    return {name: average(row) for name, row in values.items()}
 
 
 def _allowed(rows: Sequence[Reference], gallery: Sequence[Reference]) -> np.ndarray:
@@ -211,12 +202,12 @@ def _agreement(
         return {"value": None, "low": None, "high": None, "n": 0}
     random = np.nanmean(matrix[known], axis=1)
     chosen = [p for p, keep in zip(patients, known, strict=True) if keep]
-    stats = {
+    stats: dict[str, AnyStat] = {
         "value": average(best[known]),
         "random": average(random),
         "difference": average(best[known] - random, unit=False),
     }
-    found = {n: i.as_dict() for n, i in intervals(stats, chosen, resamples, seed).items()}
+    found = cells(stats, chosen, resamples, seed)
     return {**found.pop("value"), **found}
 
 

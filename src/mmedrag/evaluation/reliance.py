@@ -23,22 +23,15 @@ over_reliance_rate = reference_harm / P(R(clean, none)).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from mmedrag.evaluation.metrics.questions import proportion, read, read_target
-from mmedrag.evaluation.metrics.statistics import (
-    RESAMPLES,
-    Stat,
-    clusters,
-    interval,
-    ratio,
-    resample,
-)
+from mmedrag.evaluation.metrics.statistics import RESAMPLES, Stat, intervals, ratio
+from mmedrag.evaluation.result import Rate
+from mmedrag.evaluation.runs import WITH_REFERENCES
 from mmedrag.records import Trace
 
-WITH_REFERENCES = ("selected", "all")  # conditions that count as "with references", by preference
 DENOMINATORS = {
     "copy_reference_rate": "closed questions answered on the noise image both with and without "
     "references (all such rows; the paper's own denominator is not stated)",
@@ -54,6 +47,18 @@ DENOMINATORS = {
     "follow_floor": "the same rows without references: how often the wrong side is taken anyway",
     "image_sensitivity": "image twins in which the truth of the asked question flips",
     "image_false_flips": "image twins in which another finding flips and the truth stays",
+}
+
+_TWO = "clean runs with references and with --references none"
+_NOISE = "runs with --noise, with references and with --references none"
+NEEDS = {
+    "copy_reference_rate": _NOISE,
+    "excess_copying": _NOISE,
+    "over_reliance_rate": _TWO,
+    "reference_gain": _TWO,
+    "reference_harm": _TWO,
+    "follow_rate": "a run with --references contradicting",
+    "image_sensitivity": "a run over image twins (meta.twin_of)",
 }
 
 
@@ -183,9 +188,7 @@ def _twins(roles: Mapping[str, Mapping[str, Trace]]) -> dict[str, tuple[Stat, li
     return out
 
 
-def reliance(
-    traces: Sequence[Trace], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+def reliance(traces: Sequence[Trace], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Rate]:
     """Reliance metrics of one system: value, 95 % interval, n and denominator of each.
 
     Args:
@@ -193,21 +196,11 @@ def reliance(
     """
     out = {}
     for name, (stat, rows) in reliance_stats(traces).items():
-        groups = clusters([t.patient for t in rows])
-        found = interval(stat, resample([stat], groups, resamples, seed)[0], groups)
-        out[name] = {**found.as_dict(), "denominator": DENOMINATORS[name]}
+        found = intervals({name: stat}, [t.patient for t in rows], resamples, seed)[name]
+        out[name] = Rate.of(found, denominator=DENOMINATORS[name])
     return out
 
 
-def missing(found: Mapping[str, Any]) -> dict[str, str]:
+def missing(found: Mapping[str, Rate]) -> dict[str, str]:
     """Which reliance metrics were not computed, and the runs that they need."""
-    needs = {
-        "copy_reference_rate": "runs with --noise, with references and with --references none",
-        "excess_copying": "runs with --noise, with references and with --references none",
-        "over_reliance_rate": "clean runs with references and with --references none",
-        "reference_gain": "clean runs with references and with --references none",
-        "reference_harm": "clean runs with references and with --references none",
-        "follow_rate": "a run with --references contradicting",
-        "image_sensitivity": "a run over image twins (meta.twin_of)",
-    }
-    return {name: need for name, need in needs.items() if name not in found}
+    return {name: needs for name, needs in NEEDS.items() if name not in found}

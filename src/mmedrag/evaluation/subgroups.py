@@ -1,6 +1,6 @@
 """Subgroups: the leading metrics by a field of the rows, their controls, and the fairness gap.
 
-Place in the picture: scored arms -> ``subgroups`` of ``metrics.json``.
+Place in the picture: scored runs -> ``subgroups`` of ``metrics.json``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mmedrag.evaluation.compare import PRIMARY, best_control
+from mmedrag.evaluation.compare import PRIMARY
 from mmedrag.evaluation.metrics.statistics import (
-    RESAMPLES,
     AnyStat,
     Interval,
     RankStat,
@@ -23,7 +22,8 @@ from mmedrag.evaluation.metrics.statistics import (
     resample,
     unbias,
 )
-from mmedrag.evaluation.scoring import Scored, table
+from mmedrag.evaluation.result import Breakdown, Gap, NotComputed, Scores, Subgroups, SubgroupScore
+from mmedrag.evaluation.scoring import Common, Scored, best_control, table
 from mmedrag.records import Trace
 from mmedrag.runtime import numpy_rng
 
@@ -41,72 +41,59 @@ def value_of(trace: Trace, path: str) -> str | None:
     return str(found)
 
 
-def subgroup_tables(
-    scored: Scored, fields: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
+def subgroup_tables(scored: Scored, fields: Sequence[str], common: Common) -> Subgroups:
     """Primary metrics per value of each field, with the fairness gap.
 
     The gap is the best minus the worst value over subgroups of at least 10 rows. It is never
     negative, so its interval cannot show that it is real; ``p`` does: how often a random
     relabelling of the patients gives as large a gap.
-
-    Returns:
-        field -> metric -> ``values`` {group: {value, low, high, n, control {name, value, low,
-        high, n} or None, marked}} and ``gap``; or field -> ``not_computed``.
     """
-    out: dict[str, Any] = {}
-    primary = [m for m in PRIMARY[scored.task] if m in scored.stats["model"]]
+    out: Subgroups = {}
+    primary = [m for m in PRIMARY[scored.task] if m in scored.model]
     stats = {who: {m: own[m] for m in primary if m in own} for who, own in scored.stats.items()}
     part = Scored(scored.task, scored.traces, stats, {})
-    groups = clusters([t.patient for t in scored.traces])
     for path in fields:
         values = [value_of(t, path) for t in scored.traces]
         if all(v is None for v in values):
-            out[path] = {"not_computed": f"no row has {path}"}
+            out[path] = NotComputed(f"no row has {path}")
             continue
         names = sorted({v for v in values if v is not None})
         member = np.array([names.index(v) if v is not None else -1 for v in values])
-        found = {
-            name: table(part, np.flatnonzero(member == i), resamples, seed)
-            for i, name in enumerate(names)
-        }
+        found = [table(part, np.flatnonzero(member == i), common) for i in range(len(names))]
+        large = [i for i in range(len(names)) if np.sum(member == i) >= SMALLEST]
         out[path] = {
-            metric: {
-                "values": {name: _cell(group, metric) for name, group in found.items()},
-                **_fairness(scored.stats["model"][metric], names, member, groups, resamples, seed),
-            }
+            metric: Breakdown(
+                {name: _score(own, metric) for name, own in zip(names, found, strict=True)},
+                _fairness(part, metric, member, large, common) if large[1:] else None,
+                None if large[1:] else f"fewer than two groups of {SMALLEST} rows",
+            )
             for metric in primary
         }
     return out
 
 
-def _cell(group: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def _score(group: Scores, metric: str) -> SubgroupScore:
     """A value with the control that it is held against, as in every other table."""
-    control = best_control(group, metric)
-    if control:
-        del control["difference"]
-    return {**group["metrics"][metric], "control": control, "marked": metric in group["marked"]}
+    return SubgroupScore.of(
+        group.metrics[metric],
+        control=best_control(group.controls, metric),
+        marked=metric in group.marked,
+    )
 
 
 def _fairness(
-    stat: AnyStat,
-    names: Sequence[str],
-    member: np.ndarray,
-    groups: np.ndarray,
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """``gap`` {value, low, high, n, p}; None, with a ``note``, below two groups of 10 rows."""
-    large = [i for i in range(len(names)) if np.sum(member == i) >= SMALLEST]
-    if len(large) < 2:
-        return {"gap": None, "note": f"fewer than two groups of {SMALLEST} rows"}
+    scored: Scored, metric: str, member: np.ndarray, large: Sequence[int], common: Common
+) -> Gap:
+    """The gap between the ``large`` subgroups, with its p."""
+    stat = scored.model[metric]
+    groups = clusters([t.patient for t in scored.traces])
     masked = [_masked(stat, member == i) for i in large]
-    draws = resample(masked, groups, resamples, seed)
+    draws = resample(masked, groups, common.resamples, common.seed)
     spread = draws.max(axis=0) - draws.min(axis=0)
     gap = _gap(stat, member, large)
     low, high = percentile(unbias(spread, gap))
-    cell = Interval(gap, low, high, int(np.isin(member, large).sum())).as_dict()
-    return {"gap": {**cell, "p": clean(_gap_p(stat, member, groups, large, gap, seed))}}
+    found = Interval(gap, low, high, int(np.isin(member, large).sum()))
+    return Gap.of(found, p=clean(_gap_p(stat, member, groups, large, gap, common.seed)))
 
 
 def _masked(stat: AnyStat, keep: np.ndarray) -> AnyStat:

@@ -126,8 +126,8 @@ def rows(
 
 
 def _title(name: str) -> str:
-    said = [part.replace("_", "-") for part in name.split("+")]
-    return f"+ RAG-PT, {' and '.join(said)}{' only' if len(said) == 1 else ''}"
+    sets = [part.replace("_", "-") for part in name.split("+")]
+    return f"+ RAG-PT, {' and '.join(sets)}{' only' if len(sets) == 1 else ''}"
 
 
 def _lacks(row: Row, parts: Parts) -> str:
@@ -261,7 +261,7 @@ def _study(example: Example) -> str:
     return str(example.meta.get("study", example.id)).split("-twin-")[0]
 
 
-def stated(studies: int, examples: Sequence[Example], split: str = "test") -> str:
+def describe_sample(studies: int, examples: Sequence[Example], split: str = "test") -> str:
     """The sample of :func:`sample` in a sentence."""
     which = f"{studies} {split} studies of each domain, of as many patients as possible"
     per = ", ".join(f"{n} {d}" for d, n in Counter(e.domain or "?" for e in examples).items())

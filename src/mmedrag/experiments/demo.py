@@ -7,11 +7,11 @@ Place in the picture: the end of it. Rows of :mod:`mmedrag.experiments.ablation`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedrag.evaluation import evaluate
+from mmedrag.evaluation import EvaluationResult, Scores, evaluate
 from mmedrag.experiments import ablation
 from mmedrag.experiments.ablation import AblationSettings, Progress
 from mmedrag.pipeline import Flags, System, data_folder, generic_index, resolve_system
@@ -20,21 +20,47 @@ from mmedrag.runtime import DataFolder, write_text
 STUDIES = 10  # of each domain: what two slow cores answer in under five minutes
 
 
+@dataclass(frozen=True)
+class Ablation:
+    """An ablation that was run and scored.
+
+    ``report``: path of the page. ``examples``: their number. ``not_run``: title of a row -> what
+    it lacks.
+    """
+
+    evaluation: EvaluationResult
+    report: Path
+    examples: int
+    not_run: dict[str, str]
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer."""
+        return sum(run.failed for run in self.evaluation.runs.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``metrics.json``, with the rest beside it."""
+        return {
+            **self.evaluation.to_json(),
+            "report": str(self.report),
+            "examples": self.examples,
+            "failed": self.failed,
+            "not_run": self.not_run,
+        }
+
+
 def run_demo(
     out: Path,
     studies: int = STUDIES,
     seed: int = 0,
     pairwise: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Ablation:
     """The ablation of the embedded system on its own benchmark.
 
     Args:
         studies: test studies per domain; 0 runs all of them.
         pairwise: also the rows of RAG-PT with two sets of pairs.
-
-    Returns:
-        As :func:`ablate`.
     """
     settings = AblationSettings(
         studies=studies,
@@ -65,18 +91,13 @@ def ablate(
     progress: Progress | None = None,
     title: str = "Ablation",
     note: str = "",
-) -> dict[str, Any]:
+) -> Ablation:
     """Run every row of the ablation, score them, and write the report; finished rows stand.
 
     Args:
         system: names of the parts; its adapter is the full method, the base goes without.
         data: examples; its corpus gives the random references, its split train the controls.
         note: what the page says before the sample.
-
-    Returns:
-        The evaluation (see :func:`mmedrag.evaluation.evaluate`) with ``report``: the page's path,
-        ``examples``: their number, ``failed``: rows without an answer, ``not_run``: title of a
-        row -> what it lacks.
 
     Raises:
         UserError: nothing to run, a part that cannot be opened, or ``out`` of other parts.
@@ -92,51 +113,39 @@ def ablate(
     folders = ablation.run_rows(table, parts, data, examples, out, seed, progress)
     lacking = {row.title: row.lacks for row in table if row.lacks}
     result = evaluate(folders, data, out=out / "metrics.json", seed=seed, not_run=lacking)
-    said = f"Sample: {ablation.stated(settings.studies, examples, settings.split)}"
+    sample = ablation.describe_sample(settings.studies, examples, settings.split)
+    note = f"{note} Sample: {sample}".strip()
     if lacking:
-        said += f" Not run: {'; '.join(f'{row} ({why})' for row, why in lacking.items())}."
-    page = write_report(
-        folders, out, data=data, metrics=result, title=title, note=f"{note} {said}".strip()
-    )
+        note += f" Not run: {'; '.join(f'{row} ({why})' for row, why in lacking.items())}."
+    page = write_report(folders, out, data=data, metrics=result, title=title, note=note)
     state = {"studies_per_domain": settings.studies, "examples": len(examples), "seed": seed}
     write_text(out / "sample.json", json.dumps(state) + "\n")
-    failed = sum(arm["failed"] for arm in result["runs"].values())
-    return {
-        **result,
-        "report": str(page),
-        "examples": len(examples),
-        "failed": failed,
-        "not_run": lacking,
-    }
+    return Ablation(result, page, len(examples), lacking)
 
 
-def headline(result: Mapping[str, Any]) -> str:
+def headline(made: Ablation) -> str:
     """The table in words: closed questions and reports, overall, clean images."""
     lines = [
-        f"{result['examples']} examples; balanced accuracy of closed questions and finding F1 "
+        f"{made.examples} examples; balanced accuracy of closed questions and finding F1 "
         "(ROUGE-L without exact findings) of reports, with 95 % intervals and n",
         f"{'':<48} {'closed questions':<30} reports",
     ]
-    for arm in result["runs"].values():
-        if arm["plain"]:
-            closed, report = (
-                arm["tasks"].get(task, {}).get("overall") for task in ("vqa_closed", "report")
-            )
-            second = _cell(report, "finding_f1") or _cell(report, "rouge_l")
-            lines.append(
-                f"{arm['title']:<48} {_cell(closed, 'balanced_accuracy') or '-':<30} "
-                f"{second or '-'}"
-            )
-    lines += [f"{title:<48} not run: {why}" for title, why in result["not_run"].items()]
+    for run in made.evaluation.runs.values():
+        if run.plain:
+            closed = _cell(run.scores("vqa_closed"), "balanced_accuracy")
+            report = run.scores("report")
+            reports = _cell(report, "finding_f1") or _cell(report, "rouge_l")
+            lines.append(f"{run.title:<48} {closed or '-':<30} {reports or '-'}")
+    lines += [f"{title:<48} not run: {why}" for title, why in made.not_run.items()]
     lines.append("* not above its best control (see the report)")
-    lines.append(f"report: {result['report']}")
+    lines.append(f"report: {made.report}")
     return "\n".join(lines)
 
 
-def _cell(table: Mapping[str, Any] | None, metric: str) -> str:
-    found = (table or {}).get("metrics", {}).get(metric)
-    if not found or found["value"] is None:
+def _cell(scores: Scores | None, metric: str) -> str:
+    found = scores and scores.known(metric)
+    if not scores or not found:
         return ""
-    mark = "*" if metric in (table or {}).get("marked", {}) else ""
-    bounds = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['value']:.3f}{bounds}{mark} n={found['n']}"
+    mark = "*" if metric in scores.marked else ""
+    bounds = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.value:.3f}{bounds}{mark} n={found.n}"

@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,10 +31,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmedrag.evaluation import OVERALL, EvaluationResult
+from mmedrag.evaluation.metrics import CONTRACT_NAMES
 from mmedrag.experiments import repro_checks
 from mmedrag.experiments.repro_checks import NoData, Rows
 from mmedrag.records import UserError
-from mmedrag.runtime import write_text
+from mmedrag.runtime import read_json, read_toml, write_json, write_text
 
 OK, NEAR, FAIL, NO_DATA = "OK", "near", "FAIL", "no data"
 HEAD = "45ceed3"
@@ -98,13 +99,8 @@ def load_matrix(files: Sequence[str | Path]) -> list[Row]:
     """
     rows: list[Row] = []
     for file in files:
-        try:
-            found = tomllib.loads(Path(file).read_text(encoding="utf-8")).get("row", [])
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{file}: not valid TOML: {error}") from None
-        rows += [_row(str(file), number, table) for number, table in enumerate(found, 1)]
+        tables = read_toml(file).get("row", [])
+        rows += [_row(str(file), number, table) for number, table in enumerate(tables, 1)]
     twice = [name for name, n in Counter(r.id for r in rows).items() if n > 1]
     if twice:
         raise UserError(f"matrix: row {twice[0]!r} stands twice, expected unique ids")
@@ -305,13 +301,13 @@ def run_matrix(
             if r.measured is not None
         }
         recorded = {r.id: recorded[r.id] for r in rows if r.id in recorded}
-        _write(latest, json.dumps(recorded, indent=1) + "\n")
+        write_json(latest, recorded)
         _write(root / "docs/reproduce.md", page(rows, recorded))
     return report
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _write(path: Path, text: str) -> None:
@@ -374,14 +370,12 @@ def adopt(demo: str | Path, out: str | Path, tolerance: float = 0.02) -> int:
     Raises:
         UserError: ``demo`` is no finished demo.
     """
-    from mmedrag.report import read_metrics
-
-    result = read_metrics(Path(demo) / "metrics.json")
+    result = EvaluationResult.read(Path(demo) / "metrics.json")
     try:
         few = json.loads(read_plain(Path(demo), "sample.json"))["studies_per_domain"]
     except NoData as error:
         raise UserError(f"--adopt: {error}, expected the output of `mmedrag demo`") from None
-    commit = result.get("environment", {}).get("commit") or "unknown commit"
+    commit = result.environment.commit or "unknown commit"
     origin = f"our own demo, {few or 'all'} studies per domain, {commit[:12]}"
     lines = ["# Our own ablation; written by `mmedrag repro --demo DEMO --adopt`.", ""]
     made = list(_own_numbers(result))
@@ -403,22 +397,21 @@ def adopt(demo: str | Path, out: str | Path, tolerance: float = 0.02) -> int:
     return len(made)
 
 
-def _own_numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str], float]]:
+def _own_numbers(result: EvaluationResult) -> Iterator[tuple[str, str, list[str], float]]:
     """(name, about, path in metrics.json, value) of the numbers that stand for our ablation."""
-    from mmedrag.evaluation.metrics import CONTRACT_NAMES
     from mmedrag.report import LEADING, SECOND
 
-    for name, arm in result["runs"].items():
-        for task, groups in arm["tasks"].items() if arm["plain"] else ():
-            wanted = [(LEADING[task], domain) for domain in groups] + [(SECOND[task], "overall")]
+    for name, run in result.runs.items():
+        for task, groups in run.tasks.items() if run.plain else ():
+            wanted = [(LEADING[task], domain) for domain in groups] + [(SECOND[task], OVERALL)]
             for metric, domain in wanted:
-                value = groups[domain]["metrics"].get(metric, {}).get("value")
-                if value is not None:
+                found = groups[domain].known(metric)
+                if found and found.value is not None:
                     path = ["runs", name, "tasks", task, domain, "metrics", metric]
-                    about = f"{arm['title']}: {metric}, {task}, {domain}"
-                    yield f"{name} {task} {domain} {metric}", about, path, value
-    for name, system in result["reliance"].items():
-        for metric, cell in system["metrics"].items():
-            if metric in CONTRACT_NAMES and cell["value"] is not None:
+                    about = f"{run.title}: {metric}, {task}, {domain}"
+                    yield f"{name} {task} {domain} {metric}", about, path, found.value
+    for name, system in result.reliance.items():
+        for metric, rate in system.metrics.items():
+            if metric in CONTRACT_NAMES and rate.value is not None:
                 path = ["reliance", name, "metrics", metric]
-                yield f"{name} {metric}", f"{system['title']}: {metric}", path, cell["value"]
+                yield f"{name} {metric}", f"{system.title}: {metric}", path, rate.value

@@ -56,8 +56,8 @@ def question_prior(read: Read, file: str) -> float:
     """Leave-one-out majority of rows with exactly the same question text, in percent."""
     found = read(file)
     truth = [answers.parse_released(row["answer"]) for row in found]
-    said = controls.leave_one_out_prior([row["question"] for row in found], truth, str)
-    right = [a == b for a, b in zip(said.texts, truth, strict=True)]
+    prior = controls.leave_one_out_prior([row["question"] for row in found], truth, str)
+    right = [a == b for a, b in zip(prior.texts, truth, strict=True)]
     return 100 * sum(right) / len(right)
 
 
@@ -70,8 +70,8 @@ def closed_answers(read: Read, file: str, metric: str) -> float:
 
 def starts_with_yes_or_no(read: Read, file: str) -> float:
     found = read(file)
-    said = [re.match(r"(yes|no)\b", row["answer"].strip(), re.IGNORECASE) for row in found]
-    return 100 * sum(map(bool, said)) / len(said)
+    starts = [re.match(r"(yes|no)\b", row["answer"].strip(), re.IGNORECASE) for row in found]
+    return 100 * sum(map(bool, starts)) / len(starts)
 
 
 def report_answers(read: Read, file: str, metric: str) -> float:
@@ -99,8 +99,8 @@ def report_control(read: Read, file: str, control: str, metric: str) -> float:
         )
         for i, row in enumerate(found)
     ]
-    said = controls.report_controls(traces, None)[0][control]
-    stats = metrics_text.reports(said.texts, [t.target for t in traces], with_meteor=False)
+    found_control = controls.report_controls(traces, None)[0][control]
+    stats = metrics_text.reports(found_control.texts, [t.target for t in traces], with_meteor=False)
     return 100 * stats[metric].point()
 
 
@@ -133,7 +133,7 @@ def _restart(found: Rows, file: str) -> int:
 
 def _change(found: Rows) -> int:
     """Where the mean length of the rejected answers changes most (CUSUM: Page 1954)."""
-    words = np.array([len(_said(r, "rejected_").split()) for r in found], dtype=float)
+    words = np.array([len(_answer(r, "rejected_").split()) for r in found], dtype=float)
     n = np.arange(1, len(words))
     drift = np.cumsum(words - words.mean())[:-1] / np.sqrt(n * (len(words) - n))
     return int(np.argmax(np.abs(drift))) + 1
@@ -141,13 +141,13 @@ def _change(found: Rows) -> int:
 
 def identical_pairs(read: Read, file: str) -> float:
     """Rows whose chosen and rejected answers are the same text."""
-    return sum(_said(r) == _said(r, "rejected_") for r in read(file))
+    return sum(_answer(r) == _answer(r, "rejected_") for r in read(file))
 
 
 def same_polarity(read: Read, file: str, noised: int) -> float:
     """Rows (noised or not) whose two answers parse alike."""
     return sum(
-        answers.parse_released(_said(r)) == answers.parse_released(_said(r, "rejected_"))
+        answers.parse_released(_answer(r)) == answers.parse_released(_answer(r, "rejected_"))
         for r in read(file)
         if r["rejected_noised"] == noised
     )
@@ -236,16 +236,16 @@ def _benchmark(
 
 def benchmark_yes(read: Read, domain: str, studies: int = 200) -> float:
     """Share of yes among the benchmark's balanced closed questions, in percent."""
-    said = [e.answer for e in _benchmark(domain, studies)[0] if e.answer_type == "closed"]
-    return 100 * said.count("yes") / len(said)
+    truth = [e.answer for e in _benchmark(domain, studies)[0] if e.answer_type == "closed"]
+    return 100 * truth.count("yes") / len(truth)
 
 
 def benchmark_prior(read: Read, domain: str, studies: int = 200) -> float:
     """Leave-one-out majority of the same question on the benchmark, in percent."""
     asked = [e for e in _benchmark(domain, studies)[0] if e.answer_type == "closed"]
     truth = [e.answer or "" for e in asked]
-    said = controls.leave_one_out_prior([e.question or "" for e in asked], truth)
-    return 100 * sum(a == b for a, b in zip(said.texts, truth, strict=True)) / len(truth)
+    prior = controls.leave_one_out_prior([e.question or "" for e in asked], truth)
+    return 100 * sum(a == b for a, b in zip(prior.texts, truth, strict=True)) / len(truth)
 
 
 def benchmark_labeller(read: Read, domain: str, studies: int = 200) -> float:
@@ -256,10 +256,10 @@ def benchmark_labeller(read: Read, domain: str, studies: int = 200) -> float:
     _, corpus, truth = _benchmark(domain, studies)
     wrong = 0
     for report in corpus:
-        said, known = label_report(domain, report.text), truth[report.meta["study"]].findings
-        wrong += len(said["unreadable"])
-        wrong += sum(f["present"] != known[name].present for name, f in said["findings"].items())
-        wrong += sum(s.present and name not in said["findings"] for name, s in known.items())
+        stated, known = label_report(domain, report.text), truth[report.meta["study"]].findings
+        wrong += len(stated["unreadable"])
+        wrong += sum(f["present"] != known[name].present for name, f in stated["findings"].items())
+        wrong += sum(s.present and name not in stated["findings"] for name, s in known.items())
     return wrong
 
 
@@ -286,5 +286,5 @@ def _noised(found: Rows, root: str) -> Rows:
     return [r for r in found if r["rejected_noised"] and root in str(r.get("image_root", ""))]
 
 
-def _said(row: Mapping[str, Any], which: str = "") -> str:
+def _answer(row: Mapping[str, Any], which: str = "") -> str:
     return row[f"{which}conversations"][1]["value"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmedrag.evaluation import Arm, label, right, task_of
+from mmedrag.evaluation import SystemRun, label, right, task_of
 from mmedrag.evaluation.metrics import questions, text as metrics_text
 from mmedrag.records import Hit, Trace, UserError, group_of
 from mmedrag.report import svg
@@ -25,7 +25,7 @@ THUMBNAIL = 192  # pixels, longest side
 
 
 @dataclass
-class Said:
+class RowAnswer:
     """One row's answer to a case."""
 
     row: str
@@ -54,7 +54,7 @@ class Case:
     task: str
     question: str
     target: str
-    said: list[Said]
+    answers: list[RowAnswer]
     outcomes: list[str]
     references: list[Shown] = field(default_factory=list)
     routed: str = ""
@@ -66,20 +66,20 @@ class Case:
 
 
 def cases(
-    arms: Sequence[Arm], data: DataFolder | None, most: int = 60, seed: int = 0
+    runs: Sequence[SystemRun], data: DataFolder | None, most: int = 60, seed: int = 0
 ) -> list[Case]:
     """At most ``most`` cases, spread evenly over domain, task and outcome.
 
     Args:
-        arms: the table's plain rows, in order; references are shown of the last one that
+        runs: the table's plain rows, in order; references are shown of the last one that
             retrieved.
         data: where images are; without it cards have none.
     """
-    table: dict[str, list[tuple[Arm, Trace]]] = {}
-    for arm in arms:
-        for trace in arm.traces:
+    table: dict[str, list[tuple[SystemRun, Trace]]] = {}
+    for run in runs:
+        for trace in run.traces:
             if task_of(trace) and not trace.meta.get("twin_of"):
-                table.setdefault(trace.example_id, []).append((arm, trace))
+                table.setdefault(trace.example_id, []).append((run, trace))
     strata: dict[tuple[str, ...], list[str]] = {}
     for key, rows in sorted(table.items()):
         first = rows[0][1]
@@ -96,14 +96,14 @@ def cases(
     return [_case(table[key], data, thumbnails) for key in sorted(chosen)]
 
 
-def outcomes(rows: Sequence[tuple[Arm, Trace]]) -> list[str]:
+def outcomes(rows: Sequence[tuple[SystemRun, Trace]]) -> list[str]:
     """Filter words of a case, from the last row's answer and from what references changed."""
     last = rows[-1][1]
     words = ["failed"] if last.error else []
     if task_of(last) == "vqa_closed":
         words += ["unclear"] if label(last) == "unclear" else ["right" if right(last) else "wrong"]
-        alone = [t for a, t in rows if a.references == "none"]
-        with_ = [t for a, t in rows if a.references != "none"]
+        alone = [t for run, t in rows if run.references == "none"]
+        with_ = [t for run, t in rows if run.references != "none"]
         if alone and with_:
             before, after = right(alone[-1]), right(with_[-1])
             words += ["references helped"] if after > before else []
@@ -133,30 +133,17 @@ def verdict(trace: Trace) -> tuple[str, bool | None]:
 
 
 def _case(
-    rows: Sequence[tuple[Arm, Trace]], data: DataFolder | None, thumbnails: dict[Path, str]
+    rows: Sequence[tuple[SystemRun, Trace]], data: DataFolder | None, thumbnails: dict[Path, str]
 ) -> Case:
     first = rows[0][1]
     task = task_of(first) or ""
-    said = []
-    for arm, trace in rows:
-        text, good = verdict(trace)
-        answer = trace.answer
-        said.append(
-            Said(
-                arm.title,
-                answer.text if answer else "",
-                text,
-                good,
-                answer.p_yes if answer else None,
-            )
-        )
     case = Case(
         id=first.example_id,
         domain=group_of(first),
         task=TASK_NAMES[task],
         question=first.question or "Write the report.",
         target=first.target or "",
-        said=said,
+        answers=[_answer(run, trace) for run, trace in rows],
         outcomes=outcomes(rows),
         patient=first.patient or "",
     )
@@ -171,6 +158,14 @@ def _case(
     if data and names:
         case.image, case.views = _thumbnail(data.path / names[0], thumbnails), len(names)
     return case
+
+
+def _answer(run: SystemRun, trace: Trace) -> RowAnswer:
+    text, good = verdict(trace)
+    answer = trace.answer
+    return RowAnswer(
+        run.title, answer.text if answer else "", text, good, answer.p_yes if answer else None
+    )
 
 
 def _references(case: Case, trace: Trace) -> None:

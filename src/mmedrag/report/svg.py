@@ -41,16 +41,16 @@ class Frame:
 
 def figure(body: Sequence[str], height: float, title: str, description: str) -> str:
     """An accessible <svg> around drawn parts."""
-    said = escape(f"{title}. {description}", quote=True)
+    label = escape(f"{title}. {description}", quote=True)
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" class="chart" role="img" aria-label="{said}">'
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" class="chart" role="img" aria-label="{label}">'
         f"{''.join(body)}</svg>"
     )
 
 
-def text(x: float, y: float, said: str, anchor: str = "start", cls: str = "") -> str:
+def text(x: float, y: float, words: str, anchor: str = "start", cls: str = "") -> str:
     style = f' class="{cls}"' if cls else ""
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{style}>{escape(said)}</text>'
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
@@ -99,8 +99,19 @@ def legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
     return parts, 18.0 * len(names)
 
 
-def shorten(said: str, most: int) -> str:
-    return said if len(said) <= most else said[: most - 1] + "…"
+def shorten(words: str, most: int) -> str:
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def _grid(frame: Frame) -> list[str]:
+    """Vertical lines with their values below, for horizontal charts."""
+    parts = []
+    bottom = frame.top + frame.height
+    for value in ticks(frame.x0, frame.x1):
+        x = frame.x(value)
+        parts += [line(x, frame.top, x, bottom, "grid")]
+        parts += [text(x, bottom + 16, f"{value:g}", "middle", "tick")]
+    return parts
 
 
 @dataclass(frozen=True)
@@ -120,11 +131,7 @@ def dots(rows: Sequence[Dot], title: str, x_label: str) -> str:
     known = [v for r in rows for v in (r.value, r.low, r.high, r.control) if v is not None]
     low, high = min([0.0, *known]), max([*known, 1e-9])
     frame = Frame(20, 8, WIDTH - 40, 44.0 * len(rows), low, max(high, low + 1e-9))
-    parts = []
-    for value in ticks(frame.x0, frame.x1):
-        x = frame.x(value)
-        parts += [line(x, frame.top, x, frame.top + frame.height, "grid")]
-        parts += [text(x, frame.top + frame.height + 16, f"{value:g}", "middle", "tick")]
+    parts = _grid(frame)
     for i, row in enumerate(rows):
         y = frame.top + 44 * i + 32
         label = f"{shorten(row.name, 48)}: {row.value:.3f}{' †' if row.marked else ''}"
@@ -138,8 +145,8 @@ def dots(rows: Sequence[Dot], title: str, x_label: str) -> str:
         parts += [f'<circle cx="{frame.x(row.value)}" cy="{y:g}" r="5" class="{kind}"/>']
     bottom = frame.top + frame.height
     parts += [text(WIDTH / 2, bottom + 34, x_label, "middle")]
-    said = "; ".join(f"{r.name} {r.value:.3f}" for r in rows)
-    return figure(parts, bottom + 44, title, said)
+    described = "; ".join(f"{r.name} {r.value:.3f}" for r in rows)
+    return figure(parts, bottom + 44, title, described)
 
 
 def bars(
@@ -155,11 +162,7 @@ def bars(
     gap, thick = 26.0, 14.0
     block = gap + thick * len(names)
     frame = Frame(20, 4, WIDTH - 40, block * len(groups), low, high)
-    parts = []
-    for value in ticks(low, high):
-        x = frame.x(value)
-        parts += [line(x, frame.top, x, frame.top + frame.height, "grid")]
-        parts += [text(x, frame.top + frame.height + 16, f"{value:g}", "middle", "tick")]
+    parts = _grid(frame)
     zero = frame.x(0)
     for g, group in enumerate(groups):
         top = frame.top + block * g
@@ -179,11 +182,11 @@ def bars(
                 parts += [line(frame.x(cell[1]), middle, frame.x(cell[2]), middle, "whisker")]
     bottom = frame.top + frame.height
     key, height = legend(names, bottom + 44)
-    said = "; ".join(
+    described = "; ".join(
         f"{group}: " + ", ".join(f"{n} {c[0]:.3f}" for n, c in zip(names, row, strict=True) if c)
         for group, row in zip(groups, values, strict=True)
     )
-    return figure([*parts, *key], bottom + 36 + height, title, said)
+    return figure([*parts, *key], bottom + 36 + height, title, described)
 
 
 def lines(
@@ -243,12 +246,12 @@ def lines(
         parts += [line(at, frame.top, at, frame.top + frame.height, f"cut s{i % SERIES}")]
     bottom = frame.top + frame.height
     key, height = legend([name for name, _ in series], bottom + 54)
-    said = "; ".join(
+    described = "; ".join(
         f"{name}: from {row[0][1]:.3f} to {row[-1][1]:.3f} over {len(row)} points"
         for name, row in series
         if row
     )
-    return figure([*parts, *key], bottom + 46 + height, title, said)
+    return figure([*parts, *key], bottom + 46 + height, title, described)
 
 
 def counts(
@@ -267,12 +270,12 @@ def counts(
     for name, table in blocks:
         parts += [text(4, top + 18, name)]
         parts += [
-            text(left + wide * (i + 0.5), top + 18, said, "middle", "tick")
-            for i, said in enumerate(columns)
+            text(left + wide * (i + 0.5), top + 18, column, "middle", "tick")
+            for i, column in enumerate(columns)
         ]
         top += 26
-        for said, row in zip(rows, table, strict=True):
-            parts += [text(left - 8, top + 20, said, "end", "tick")]
+        for side, row in zip(rows, table, strict=True):
+            parts += [text(left - 8, top + 20, side, "end", "tick")]
             for i, number in enumerate(row):
                 share = 0.6 * number / max(sum(row), 1)
                 x = left + wide * i
@@ -284,9 +287,9 @@ def counts(
             top += high
         top += 12
     described = "; ".join(
-        f"{name}, {said}: " + ", ".join(f"{c} {n}" for c, n in zip(columns, row, strict=True))
+        f"{name}, {side}: " + ", ".join(f"{c} {n}" for c, n in zip(columns, row, strict=True))
         for name, table in blocks
-        for said, row in zip(rows, table, strict=True)
+        for side, row in zip(rows, table, strict=True)
     )
     return figure(parts, top, title, described)
 
@@ -302,9 +305,11 @@ def spark(scores: Sequence[float], kept: int, width: int = 120, height: int = 34
         for i, s in enumerate(scores)
     ]
     at = round(4 + (kept - 0.5) * step, 1)
-    said = f"similarities from {scores[0]:.3f} to {scores[-1]:.3f}, {kept} of {len(scores)} kept"
+    described = (
+        f"similarities from {scores[0]:.3f} to {scores[-1]:.3f}, {kept} of {len(scores)} kept"
+    )
     return (
-        f'<svg viewBox="0 0 {width} {height}" class="spark" role="img" aria-label="{said}">'
+        f'<svg viewBox="0 0 {width} {height}" class="spark" role="img" aria-label="{described}">'
         + path(points, "line s0")
         + "".join(
             f'<circle cx="{x:g}" cy="{y:g}" r="2.5" class="{"fill s0" if i < kept else "hollow"}"/>'

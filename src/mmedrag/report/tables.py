@@ -1,7 +1,7 @@
 """Tables of the report, each as HTML cells, CSV and LaTeX from the same rows.
 
-Place in the picture: the evaluation's dict -> tables. A cell is text for people and, for CSV, a
-value with its bounds and n in columns of their own.
+Place in the picture: :class:`mmedrag.evaluation.EvaluationResult` -> tables. A cell is text for
+people and, for CSV, a value with its bounds and n in columns of their own.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from mmedrag.evaluation import best_control
-from mmedrag.evaluation.metrics import LABELS
+from mmedrag.evaluation import (
+    OVERALL,
+    Comparison,
+    EvaluationResult,
+    NamedControl,
+    NotComputed,
+    RunResult,
+    Scores,
+    best_control,
+)
+from mmedrag.evaluation.metrics import LABELS, Difference, Estimate
 
 MARK = "†"
 TASK_NAMES = {"vqa_closed": "Closed questions", "vqa_open": "Open questions", "report": "Reports"}
 HEADLINE = {
-    "vqa_closed": (
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "mcc",
-        "auroc",
-        "ece",
-        "parse_rate",
-    ),
-    "vqa_open": ("exact_match", "token_f1"),
-    "report": ("finding_f1", "bleu_1", "bleu_4", "rouge_l", "meteor"),
+    "vqa_closed": "accuracy balanced_accuracy macro_f1 mcc auroc ece parse_rate".split(),
+    "vqa_open": ["exact_match", "token_f1"],
+    "report": ["finding_f1", "bleu_1", "bleu_4", "rouge_l", "meteor"],
 }
 LEADING = {"vqa_closed": "balanced_accuracy", "vqa_open": "token_f1", "report": "finding_f1"}
 SECOND = {"report": "rouge_l", "vqa_closed": "accuracy", "vqa_open": "exact_match"}
@@ -142,18 +143,20 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
+Value = Estimate | Difference | Comparison
+
+
 def number(
-    cell: Mapping[str, Any] | None, marked: bool = False, note: str = "", rows: int | None = None
+    found: Value | None, marked: bool = False, note: str = "", rows: int | None = None
 ) -> Cell:
     """A metric's value with its interval; "–" where it is not defined. Its n is printed where
     it is not that of the row (``rows``)."""
-    if not cell or cell.get("value") is None:
+    if found is None or found.value is None:
         return Cell("–", note=note)
-    value, low, high, n = cell["value"], cell.get("low"), cell.get("high"), cell["n"]
-    text = f"{value:.3f}{MARK if marked else ''}{_bounds(low, high)}"
-    if rows is not None and n != rows:
-        text += f" (n {n})"
-    return Cell(text, value, low, high, n, note, marked)
+    text = f"{found.value:.3f}{MARK if marked else ''}{_bounds(found.low, found.high)}"
+    if rows is not None and found.n != rows:
+        text += f" (n {found.n})"
+    return Cell(text, found.value, found.low, found.high, found.n, note, marked)
 
 
 def _bounds(low: float | None, high: float | None) -> str:
@@ -164,80 +167,67 @@ def count(value: int) -> Cell:
     return Cell(str(value), float(value))
 
 
-def beside(control: Mapping[str, Any] | None) -> str:
+def beside(control: NamedControl | None) -> str:
     """A control in words, for the note below a value."""
-    if not control:
+    if control is None:
         return ""
-    bounds = _bounds(control["low"], control["high"])
-    return f"{control['name'].replace('_', ' ')} {control['value']:.3f}{bounds}"
+    bounds = _bounds(control.low, control.high)
+    return f"{_words(control.name)} {control.value:.3f}{bounds}"
 
 
-def metric_cell(group: Mapping[str, Any], metric: str) -> Cell:
+def metric_cell(group: Scores, metric: str) -> Cell:
     """A metric beside its best control."""
-    note = beside(best_control(group, metric))
-    return number(group["metrics"].get(metric), metric in group["marked"], note, group["n"])
+    note = beside(best_control(group.controls, metric))
+    return number(group.metrics.get(metric), metric in group.marked, note, group.n)
 
 
-def of_task(result: Mapping[str, Any], task: str) -> dict[str, dict[str, Any]]:
-    """arm -> groups, of the arms that have the task."""
-    return {
-        name: arm["tasks"][task] for name, arm in result["runs"].items() if task in arm["tasks"]
-    }
+def shown_metrics(result: EvaluationResult, task: str, wanted: Sequence[str]) -> list[str]:
+    """Those of the wanted metrics that any run has."""
+    found = [groups[OVERALL].metrics for groups in result.of_task(task).values()]
+    return [m for m in wanted if any(m in metrics for metrics in found)]
 
 
-def shown_metrics(result: Mapping[str, Any], task: str) -> list[str]:
-    arms = of_task(result, task).values()
-    return [m for m in HEADLINE[task] if any(m in g["overall"]["metrics"] for g in arms)]
+def _leading(result: EvaluationResult, task: str) -> list[str]:
+    return shown_metrics(result, task, (LEADING[task], SECOND[task]))
 
 
-def headline(result: Mapping[str, Any], task: str, arms: Sequence[str], suffix: str = "") -> Table:
+def headline(result: EvaluationResult, task: str, runs: Sequence[str], suffix: str = "") -> Table:
     """All rows overall: every headline metric with interval, best control and mark."""
-    metrics = shown_metrics(result, task)
+    metrics = shown_metrics(result, task, HEADLINE[task])
     table = Table(
         f"headline-{task}{suffix}",
         f"{TASK_NAMES[task]}: value [95 % interval], best control below it. {MARK}: not clearly "
         "above that control.",
         ["row", "n", *metrics],
     )
-    for name, groups in of_task(result, task).items():
-        if name in arms:
-            whole = groups["overall"]
-            table.rows.append(
-                [
-                    Cell(result["runs"][name]["title"]),
-                    count(whole["n"]),
-                    *(metric_cell(whole, m) for m in metrics),
-                ]
-            )
+    for name, groups in result.of_task(task).items():
+        if name in runs:
+            whole = groups[OVERALL]
+            cells = [metric_cell(whole, m) for m in metrics]
+            table.rows.append([Cell(result.runs[name].title), count(whole.n), *cells])
     return table
 
 
-def by_domain(result: Mapping[str, Any], task: str, arms: Sequence[str]) -> Table:
-    metrics = [m for m in (LEADING[task], SECOND[task]) if m in shown_metrics(result, task)]
+def by_domain(result: EvaluationResult, task: str, runs: Sequence[str]) -> Table:
+    metrics = _leading(result, task)
     table = Table(
         f"domains-{task}",
         f"{TASK_NAMES[task]} by domain",
         ["row", "domain", "n", "patients", *metrics],
         heads=2,
     )
-    for name, groups in of_task(result, task).items():
+    for name, groups in result.of_task(task).items():
         for domain, group in groups.items():
-            if name in arms and domain != "overall":
-                table.rows.append(
-                    [
-                        Cell(result["runs"][name]["title"]),
-                        Cell(domain),
-                        count(group["n"]),
-                        count(group["patients"]),
-                        *(metric_cell(group, m) for m in metrics),
-                    ]
-                )
+            if name in runs and domain != OVERALL:
+                start = [Cell(result.runs[name].title), Cell(domain)]
+                cells = [metric_cell(group, m) for m in metrics]
+                table.rows.append([*start, count(group.n), count(group.patients), *cells])
     return table
 
 
-def controls(result: Mapping[str, Any], task: str, arms: Sequence[str]) -> Table:
+def controls(result: EvaluationResult, task: str, runs: Sequence[str]) -> Table:
     """Every control of every row, with the paired difference to it."""
-    metrics = [m for m in (LEADING[task], SECOND[task]) if m in shown_metrics(result, task)]
+    metrics = _leading(result, task)
     columns = [c for m in metrics for c in (m, f"{m}: row − control")]
     table = Table(
         f"controls-{task}",
@@ -245,20 +235,23 @@ def controls(result: Mapping[str, Any], task: str, arms: Sequence[str]) -> Table
         ["row", "control", "n", *columns],
         heads=2,
     )
-    for name, groups in of_task(result, task).items():
-        if name not in arms:
-            continue
-        n = groups["overall"]["n"]
-        for control, cells in sorted(groups["overall"]["controls"].items()):
-            row = [Cell(result["runs"][name]["title"]), Cell(control.replace("_", " ")), count(n)]
+    for name, groups in result.of_task(task).items():
+        whole = groups[OVERALL]
+        for control, own in sorted(whole.controls.items()) if name in runs else ():
+            row = [Cell(result.runs[name].title), Cell(_words(control)), count(whole.n)]
             for metric in metrics:
-                cell = cells.get(metric)
-                row += [number(cell, rows=n), number(cell and cell["difference"], rows=n)]
+                found = own.get(metric)
+                row += [number(found, rows=whole.n)]
+                row += [number(found and found.difference, rows=whole.n)]
             table.rows.append(row)
     return table
 
 
-def comparisons(result: Mapping[str, Any]) -> Table:
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def comparisons(result: EvaluationResult) -> Table:
     table = Table(
         "comparisons",
         "Paired tests between rows on the examples that both answered (Holm-adjusted within a "
@@ -266,21 +259,10 @@ def comparisons(result: Mapping[str, Any]) -> Table:
         ["task", "metric", "from", "to", "change", "n", "p", "p (Holm)", "test"],
         heads=4,
     )
-    titles = {name: arm["title"] for name, arm in result["runs"].items()}
-    for row in result["comparisons"]:
-        table.rows.append(
-            [
-                Cell(TASK_NAMES[row["task"]]),
-                Cell(row["metric"]),
-                Cell(titles[row["a"]]),
-                Cell(titles[row["b"]]),
-                number(row),
-                count(row["n"]),
-                _p(row["p"]),
-                _p(row["p_holm"]),
-                Cell(row["test"]),
-            ]
-        )
+    for row in result.comparisons:
+        names = [TASK_NAMES[row.task], row.metric, *(result.runs[r].title for r in (row.a, row.b))]
+        found = [number(row), count(row.n), _p(row.p), _p(row.p_holm), Cell(row.test)]
+        table.rows.append([*map(Cell, names), *found])
     return table
 
 
@@ -297,123 +279,90 @@ HUBNESS = {
 }
 
 
-def retrieval(result: Mapping[str, Any]) -> list[Table]:
+PER_IMAGE = {
+    "retrieval": "Retrieved references: agreement of their study's findings with the image's, "
+    "shuffled references below it; recall of the image's own report",
+    "selection": "Selection: how many references are kept, and what was left out",
+    "hubness": "Hubness: do a few references come up for everyone?",
+    "similarity": "Similarity of retrieved references by rank: mean over images",
+}
+
+
+def retrieval(result: EvaluationResult) -> list[Table]:
     """What the references of each row are worth, how many are kept, whether a few come up for
     everyone, and how similar they are; by domain."""
-    groups = [g for arm in result["runs"].values() for g in arm.get("retrieval", {}).values()]
-    found = {metric: metric for group in groups for metric in group["metrics"]}
+    groups = [group for run in result.runs.values() for group in run.retrieval.values()]
+    found = {metric: metric for group in groups for metric in group.metrics}
     similar = {m: m for m in found if m.startswith("similarity@")}
-    worth = {m: m for m in found if m not in {*SELECTION, *HUBNESS, *similar}}
-    return [
-        _per_image(
-            result,
-            "retrieval",
-            "Retrieved references: agreement of their study's "
-            "findings with the image's, shuffled references below it; recall of the "
-            "image's own report",
-            worth,
-        ),
-        _per_image(
-            result,
-            "selection",
-            "Selection: how many references are kept, and what was left out",
-            {m: name for m, name in SELECTION.items() if m in found},
-            True,
-        ),
-        _per_image(
-            result,
-            "hubness",
-            "Hubness: do a few references come up for everyone?",
-            {m: name for m, name in HUBNESS.items() if m in found},
-        ),
-        _per_image(
-            result,
-            "similarity",
-            "Similarity of retrieved references by rank: mean over images",
-            similar,
-        ),
-    ]
+    columns = {
+        "retrieval": {m: m for m in found if m not in {*SELECTION, *HUBNESS, *similar}},
+        "selection": {m: name for m, name in SELECTION.items() if m in found},
+        "hubness": {m: name for m, name in HUBNESS.items() if m in found},
+        "similarity": similar,
+    }
+    return [_per_image(result, name, metrics) for name, metrics in columns.items()]
 
 
-def _per_image(
-    result: Mapping[str, Any],
-    name: str,
-    caption: str,
-    metrics: Mapping[str, str],
-    rules: bool = False,
-) -> Table:
+def _per_image(result: EvaluationResult, name: str, metrics: Mapping[str, str]) -> Table:
     """Metrics of ``retrieval`` under the given names; empty without any."""
-    extra = ["rule"] if rules else []
-    table = Table(name, caption, ["row", "domain", *extra, "images", *metrics.values()], heads=2)
-    for arm in result["runs"].values():
-        for domain, group in arm.get("retrieval", {}).items() if metrics else ():
-            rule = [Cell("; ".join(group["rules"]))] if rules else []
-            table.rows.append(
-                [
-                    Cell(arm["title"]),
-                    Cell(domain),
-                    *rule,
-                    count(group["n"]),
-                    *(metric_cell(group, m) for m in metrics),
-                ]
-            )
+    extra = ["rule"] if name == "selection" else []
+    columns = ["row", "domain", *extra, "images", *metrics.values()]
+    table = Table(name, PER_IMAGE[name], columns, heads=2)
+    for run in result.runs.values():
+        for domain, group in run.retrieval.items() if metrics else ():
+            rule = [Cell("; ".join(group.rules or [])) for _ in extra]
+            cells = [metric_cell(group, m) for m in metrics]
+            table.rows.append([Cell(run.title), Cell(domain), *rule, count(group.n), *cells])
     return table
 
 
-def classification(result: Mapping[str, Any]) -> list[Table]:
-    """Confusion of closed questions, of domains, and the points of the reliability diagram."""
-    confusion = Table(
+def classification(result: EvaluationResult) -> list[Table]:
+    """Confusion of closed questions, the points of the reliability diagram, and of domains."""
+    routed = [run for run in result.runs.values() if run.routing]  # most rows share their model
+    return [_confusion(result), _reliability(result), *map(_routing, routed[-1:])]
+
+
+def _confusion(result: EvaluationResult) -> Table:
+    table = Table(
         "confusion",
         "Confusion of closed questions by domain (strict parser): share of each answer",
-        ["row", "domain", "truth", "n", *(f"said {said}" for said in LABELS)],
+        ["row", "domain", "truth", "n", *(f"said {answer}" for answer in LABELS)],
         heads=3,
     )
-    reliability = Table(
+    for run in result.runs.values():
+        for domain, sides in (run.confusion or {}).items():
+            for side, shares in sides.items():
+                start = [Cell(run.title), Cell(domain), Cell(side), count(shares["yes"].n)]
+                table.rows.append([*start, *(number(shares[answer]) for answer in LABELS)])
+    return table
+
+
+def _reliability(result: EvaluationResult) -> Table:
+    table = Table(
         "reliability",
         "Reliability: share of yes among the questions of a bin of P(yes)",
         ["row", "P(yes), mean of the bin", "share of yes", "n"],
         heads=2,
     )
-    routing: Table | None = None
-    for arm in result["runs"].values():
-        for domain, sides in arm.get("confusion", {}).items():
-            for side, shares in sides.items():
-                confusion.rows.append(
-                    [
-                        Cell(arm["title"]),
-                        Cell(domain),
-                        Cell(side),
-                        count(shares["yes"]["n"]),
-                        *(number(shares[said]) for said in LABELS),
-                    ]
-                )
-        for point in arm.get("reliability", []):
-            reliability.rows.append(
-                [
-                    Cell(arm["title"]),
-                    number(point["p_yes"]),
-                    number(point["share_yes"]),
-                    count(point["share_yes"]["n"]),
-                ]
-            )
-        routing = _routing(arm) or routing
-    return [confusion, reliability, *([routing] if routing else [])]
+    for run in result.runs.values():
+        for point in run.reliability or ():
+            found = [number(point.p_yes), number(point.share_yes), count(point.share_yes.n)]
+            table.rows.append([Cell(run.title), *found])
+    return table
 
 
-def _routing(arm: Mapping[str, Any]) -> Table | None:
-    """Domain against the one that was identified, of one row: most rows share their model."""
-    found = arm.get("routing")
-    if not found:
-        return None
+def _routing(run: RunResult) -> Table:
+    """Domain of one row's images against the one that was identified."""
+    found = run.routing or {}
     labels = list(next(iter(found.values())))
     table = Table(
         "routing",
-        f"{arm['title']}: domain of each image against the one that was identified",
+        f"{run.title}: domain of each image against the one that was identified",
         ["domain", "images", *(f"identified as {label}" for label in labels)],
     )
     for domain, shares in found.items():
         cells = [number(shares[label]) for label in labels]
-        table.rows.append([Cell(domain), count(shares[labels[0]]["n"]), *cells])
+        table.rows.append([Cell(domain), count(shares[labels[0]].n), *cells])
     return table
 
 
@@ -421,28 +370,21 @@ def _p(value: float | None) -> Cell:
     return Cell("–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}")
 
 
-def reliance(result: Mapping[str, Any]) -> Table:
+def reliance(result: EvaluationResult) -> Table:
     table = Table(
         "reliance",
         "Reliance on references and on the image; every rate with its denominator",
         ["system", "metric", "value", "n", "denominator"],
         heads=2,
     )
-    for found in result["reliance"].values():
-        for metric, cell in found["metrics"].items():
-            table.rows.append(
-                [
-                    Cell(found["title"]),
-                    Cell(metric),
-                    number(cell),
-                    count(cell["n"]),
-                    Cell(cell["denominator"]),
-                ]
-            )
+    for system in result.reliance.values():
+        for metric, rate in system.metrics.items():
+            found = [number(rate), count(rate.n), Cell(rate.denominator)]
+            table.rows.append([Cell(system.title), Cell(metric), *found])
     return table
 
 
-def subgroups(result: Mapping[str, Any]) -> Table:
+def subgroups(result: EvaluationResult) -> Table:
     table = Table(
         "subgroups",
         "Subgroups: value per group and the gap between the best and the worst "
@@ -450,56 +392,48 @@ def subgroups(result: Mapping[str, Any]) -> Table:
         ["row", "task", "field", "group", "metric", "value", "n"],
         heads=5,
     )
-    for arm, tasks in result["subgroups"].items():
+    for run, tasks in result.subgroups.items():
         for task, fields in tasks.items():
             for path, metrics in fields.items():
-                if "not_computed" in metrics:
+                if isinstance(metrics, NotComputed):
                     continue
-                start = [Cell(result["runs"][arm]["title"]), Cell(TASK_NAMES[task]), Cell(path)]
-                for metric, cell in metrics.items():
-                    for name, value in cell["values"].items():
-                        held = number(value, value["marked"], beside(value["control"]))
-                        table.rows.append(
-                            [*start, Cell(name), Cell(metric), held, count(value["n"])]
-                        )
-                    if cell["gap"]:
-                        gap = f"gap (p = {cell['gap']['p']:.3f})"
-                        table.rows.append(
-                            [
-                                *start,
-                                Cell(gap),
-                                Cell(metric),
-                                number(cell["gap"]),
-                                count(cell["gap"]["n"]),
-                            ]
-                        )
+                start = [Cell(result.runs[run].title), Cell(TASK_NAMES[task]), Cell(path)]
+                for metric, found in metrics.items():
+                    cells = [
+                        (name, number(score, score.marked, beside(score.control)), score.n)
+                        for name, score in found.values.items()
+                    ]
+                    if gap := found.gap:
+                        cells.append((f"gap (p = {gap.p:.3f})", number(gap), gap.n))
+                    for name, cell, n in cells:
+                        table.rows.append([*start, Cell(name), Cell(metric), cell, count(n)])
     return table
 
 
-def not_computed(result: Mapping[str, Any]) -> Table:
+def not_computed(result: EvaluationResult) -> Table:
     """What is missing, why, and in which of the plain rows."""
     table = Table(
         "not-computed", "What was not computed, and what it needs", ["what", "needs", "in rows"]
     )
-    plain = {name: arm for name, arm in result["runs"].items() if arm["plain"]}
-    titles = [arm["title"] for arm in plain.values()]
+    plain = {name: run for name, run in result.runs.items() if run.plain}
     seen: dict[tuple[str, str], dict[str, None]] = {
-        item: {} for item in result.get("not_computed", {}).items()
+        item: {} for item in result.not_computed.items()
     }
 
     def note(title: str, missing: Mapping[str, str]) -> None:
         for item in missing.items():
             seen.setdefault(item, {})[title] = None
 
-    for name, arm in plain.items():
-        for groups in arm["tasks"].values():
-            note(arm["title"], groups["overall"]["not_computed"])
-        for fields in result["subgroups"].get(name, {}).values():
-            lacking = {p: m["not_computed"] for p, m in fields.items() if "not_computed" in m}
-            note(arm["title"], lacking)
-    for found in result["reliance"].values():
-        note(found["title"], found["not_computed"] if found["metrics"] else {})
+    for name, run in plain.items():
+        for groups in run.tasks.values():
+            note(run.title, groups[OVERALL].not_computed)
+        for fields in result.subgroups.get(name, {}).values():
+            lacking = {p: m.not_computed for p, m in fields.items() if isinstance(m, NotComputed)}
+            note(run.title, lacking)
+    for system in result.reliance.values():
+        note(system.title, system.not_computed if system.metrics else {})
+    titles = {run.title for run in plain.values()}
     for (what, why), where in sorted(seen.items()):
-        said = "all" if set(titles) <= set(where) else "; ".join(where)
-        table.rows.append([Cell(what.replace("_", " ")), Cell(why), Cell(said)])
+        rows = "all" if titles <= set(where) else "; ".join(where)
+        table.rows.append([Cell(_words(what)), Cell(why), Cell(rows)])
     return table

@@ -1,6 +1,7 @@
 """Figures of the report: calibration, similarity, reliance, hubness, confusion, training.
 
-Place in the picture: arms and the evaluation's dict -> SVG for the template.
+Place in the picture: system runs and :class:`mmedrag.evaluation.EvaluationResult` -> SVG for the
+template.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from typing import Any
 import numpy as np
 
 from mmedrag.embedded import located
-from mmedrag.evaluation import Arm, best_control, label, one_per_image, truth
-from mmedrag.evaluation.metrics import questions
-from mmedrag.records import Trace, UserError, group_of
+from mmedrag.evaluation import (
+    EvaluationResult,
+    ReliabilityPoint,
+    SystemReliance,
+    SystemRun,
+    best_control,
+    by_domain,
+    label,
+    one_per_image,
+    truth,
+)
+from mmedrag.evaluation.metrics import LABELS, Estimate
+from mmedrag.records import UserError
 from mmedrag.report import svg
 from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Table
 
@@ -35,6 +46,9 @@ RELIANCE_BARS = (
 MOST_LINES = 6  # series a chart can hold apart
 
 
+Figure = tuple[str, str]  # caption, svg
+
+
 @dataclass
 class Section:
     """One part of the page."""
@@ -42,7 +56,7 @@ class Section:
     id: str
     title: str
     text: str = ""
-    figures: list[tuple[str, str]] = field(default_factory=list)  # (caption, svg)
+    figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     details: list[Table] = field(default_factory=list)  # folded away
 
@@ -50,76 +64,70 @@ class Section:
         return bool(self.figures or self.tables or self.details)
 
 
-def score_dots(result: Mapping[str, Any], task: str, names: Sequence[str]) -> list[tuple[str, str]]:
+def score_dots(result: EvaluationResult, task: str, names: Sequence[str]) -> list[Figure]:
     """Dot plots of the leading metrics: row values with intervals and best controls."""
     out = []
     for metric in (LEADING[task], SECOND[task]):
         rows = []
         for name in names:
-            group = result["runs"][name]["tasks"].get(task, {}).get("overall")
-            cell = group and group["metrics"].get(metric)
-            if not group or not cell or cell["value"] is None:
+            group = result.runs[name].scores(task)
+            found = group and group.known(metric)
+            if not group or not found or found.value is None:
                 continue
-            best = best_control(group, metric)
+            best = best_control(group.controls, metric)
             rows.append(
                 svg.Dot(
-                    result["runs"][name]["title"],
-                    cell["value"],
-                    cell["low"],
-                    cell["high"],
-                    best["value"] if best else None,
-                    metric in group["marked"],
+                    result.runs[name].title,
+                    found.value,
+                    found.low,
+                    found.high,
+                    best.value if best else None,
+                    metric in group.marked,
                 )
             )
         if rows:
-            title = f"{TASK_NAMES[task]}: {metric}"
+            words = metric.replace("_", " ")
             caption = (
-                f"{metric.replace('_', ' ')} of each row with its 95 % interval; the diamond is "
+                f"{words} of each row with its 95 % interval; the diamond is "
                 "the best control, a hollow dot with † is not clearly above it."
             )
-            out.append((caption, svg.dots(rows, title, metric.replace("_", " "))))
+            out.append((caption, svg.dots(rows, f"{TASK_NAMES[task]}: {metric}", words)))
     return out
 
 
-def calibration(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+def calibration(result: EvaluationResult) -> list[Figure]:
     """Reliability diagram of the closed questions: the first row and the last ones."""
-    found = [arm for arm in result["runs"].values() if arm.get("reliability")]
+    found = [run for run in result.runs.values() if run.reliability]
     shown = found if len(found) <= MOST_LINES else [found[0], *found[1 - MOST_LINES :]]
-    series = [
-        (arm["title"], [(q["p_yes"]["value"], q["share_yes"]["value"]) for q in arm["reliability"]])
-        for arm in shown
-    ]
+    series = [(run.title, [_point(bin_) for bin_ in run.reliability or ()]) for run in shown]
     if not series:
         return []
     drawn = svg.lines(
         series, "Reliability diagram", "predicted P(yes)", "share of yes", diagonal=True, unit=True
     )
-    return [
-        (
-            "How often the truth is yes where the model says P(yes); on the dashed line the "
-            "probabilities can be taken at their word.",
-            drawn,
-        )
-    ]
+    caption = (
+        "How often the truth is yes where the model says P(yes); on the dashed line the "
+        "probabilities can be taken at their word."
+    )
+    return [(caption, drawn)]
 
 
-def by_domain(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
-    out: dict[str, list[Trace]] = {}
-    for trace in traces:
-        out.setdefault(group_of(trace), []).append(trace)
-    return dict(sorted(out.items()))
+def _point(found: ReliabilityPoint) -> tuple[float, float]:
+    x, y = found.p_yes.value, found.share_yes.value
+    assert x is not None and y is not None  # a bin holds at least one question
+    return x, y
 
 
-def similarity(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """Similarity by rank with the mean cut, per domain, of the last arm that selects."""
-    chosen = [a for a in arms if any(t.hits and t.selection for t in a.traces)]
+def similarity(runs: Sequence[SystemRun]) -> list[Figure]:
+    """Similarity by rank with the mean cut, per domain, of the last run that selects."""
+    chosen = [r for r in runs if any(t.hits and t.selection for t in r.traces)]
     return _similarity_chart(chosen[-1]) if chosen else []
 
 
-def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
+def _similarity_chart(run: SystemRun) -> list[Figure]:
     series, bands, cuts = [], [], []
     deepest = 0
-    for i, (domain, traces) in enumerate(by_domain(arm.traces).items()):
+    for i, (domain, traces) in enumerate(by_domain(run.traces).items()):
         rows = [t for t in one_per_image(traces) if t.hits and t.selection]
         depth = max((len(t.hits) for t in rows), default=0)
         if depth < 2 or i >= MOST_LINES:
@@ -145,7 +153,7 @@ def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
     )
     return [
         (
-            f"{arm.title}: median similarity by rank, with the 10th to 90th percentile. A dashed "
+            f"{run.title}: median similarity by rank, with the 10th to 90th percentile. A dashed "
             "line is the mean cut: what stands right of it is left out. Without one, every "
             "reference is kept.",
             drawn,
@@ -153,55 +161,46 @@ def _similarity_chart(arm: Arm) -> list[tuple[str, str]]:
     ]
 
 
-def reliance_bars(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+def reliance_bars(result: EvaluationResult) -> list[Figure]:
     """Reliance metrics of every system side by side: before and after tuning."""
-    found = {
-        r["title"]: r["metrics"]
-        for r in result["reliance"].values()
-        if set(r["metrics"]) & set(RELIANCE_BARS[:-1])
-    }
-    found = found or {r["title"]: r["metrics"] for r in result["reliance"].values()}
-    systems = _before_and_after(result, list(found))
-    shown = [m for m in RELIANCE_BARS if any(m in found[s] for s in systems)]
+    every = list(result.reliance.values())
+    found = [system for system in every if set(system.metrics) & set(RELIANCE_BARS[:-1])] or every
+    systems = _before_and_after(found)
+    shown = [m for m in RELIANCE_BARS if any(m in system.metrics for system in systems)]
     if not shown:
         return []
-    values = [
-        [
-            (c["value"], c["low"], c["high"])
-            if (c := found[s].get(m)) and c["value"] is not None
-            else None
-            for s in systems
-        ]
-        for m in shown
-    ]
+    values = [[_bar(system.metrics.get(metric)) for system in systems] for metric in shown]
     names = [m.replace("_", " ") for m in shown]
-    drawn = svg.bars(names, systems, values, "Reliance on references and on the image")
-    return [
-        (
-            "Reliance of each system with 95 % intervals. Lower is better for excess copying, "
-            "over-reliance, follow rate and reference harm; higher for reference gain and image "
-            "sensitivity.",
-            drawn,
-        )
-    ]
+    drawn = svg.bars(
+        names, [s.title for s in systems], values, "Reliance on references and on the image"
+    )
+    caption = (
+        "Reliance of each system with 95 % intervals. Lower is better for excess copying, "
+        "over-reliance, follow rate and reference harm; higher for reference gain and image "
+        "sensitivity."
+    )
+    return [(caption, drawn)]
 
 
-def _before_and_after(result: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
+def _bar(rate: Estimate | None) -> tuple[float, float | None, float | None] | None:
+    return (rate.value, rate.low, rate.high) if rate and rate.value is not None else None
+
+
+def _before_and_after(systems: Sequence[SystemReliance]) -> list[SystemReliance]:
     """As many systems as a chart can hold apart: of more, the last one of the first model
     (everything but the tuning) and the last ones."""
-    if len(titles) <= MOST_LINES:
-        return list(titles)
-    model = {r["title"]: r["model"] for r in result["reliance"].values()}
-    before = [t for t in titles[: 1 - MOST_LINES] if model[t] == model[titles[0]]][-1]
-    return [before, *titles[1 - MOST_LINES :]]
+    if len(systems) <= MOST_LINES:
+        return list(systems)
+    before = [s for s in systems[: 1 - MOST_LINES] if s.model == systems[0].model][-1]
+    return [before, *systems[1 - MOST_LINES :]]
 
 
-def hubness(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+def hubness(runs: Sequence[SystemRun]) -> list[Figure]:
     """How few references answer how many images."""
     series: list[tuple[str, list[tuple[float, float]]]] = []
     seen: set[str] = set()
-    for arm in arms:
-        for domain, traces in by_domain(arm.traces).items():
+    for run in runs:
+        for domain, traces in by_domain(run.traces).items():
             rows = [t for t in one_per_image(traces) if t.hits]
             if not rows:
                 continue
@@ -211,7 +210,7 @@ def hubness(arms: Sequence[Arm]) -> list[tuple[str, str]]:
             if key not in seen:  # rows that share their retrieval draw one line
                 seen.add(key)
                 points = [((i + 1) / len(used), float(s)) for i, s in enumerate(shares)]
-                series.append((f"{domain}, {arm.title}", thin([(0.0, 0.0), *points], 60)))
+                series.append((f"{domain}, {run.title}", thin([(0.0, 0.0), *points], 60)))
     if not series:
         return []
     drawn = svg.lines(
@@ -238,20 +237,20 @@ def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, 
     return [points[i] for i in np.unique(np.linspace(0, len(points) - 1, most).astype(int))]
 
 
-def confusion_chart(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """Truth against answer by domain of the last arm that has closed questions."""
-    asked = [a for a in arms if a.of_task("vqa_closed")]
+def confusion_chart(runs: Sequence[SystemRun]) -> list[Figure]:
+    """Truth against answer by domain of the last run that has closed questions."""
+    asked = [r for r in runs if r.of_task("vqa_closed")]
     if not asked:
         return []
     blocks = []
     for domain, traces in list(by_domain(asked[-1].of_task("vqa_closed")).items())[:MOST_LINES]:
         cells = Counter((truth(t), label(t)) for t in traces)
-        table = [[cells[side, said] for said in questions.LABELS] for side in ("yes", "no")]
+        table = [[cells[side, answer] for answer in LABELS] for side in ("yes", "no")]
         blocks.append((domain, table))
     drawn = svg.counts(
         blocks,
         ("truth yes", "truth no"),
-        [f"said {said}" if said != "unclear" else said for said in questions.LABELS],
+        [f"said {answer}" if answer != "unclear" else answer for answer in LABELS],
         "Confusion of closed questions by domain",
     )
     return [
@@ -263,7 +262,7 @@ def confusion_chart(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     ]
 
 
-def training(curves: Mapping[str, Path]) -> list[tuple[str, str]]:
+def training(curves: Mapping[str, Path]) -> list[Figure]:
     """Curves of logged trainings: losses, then rewards and accuracies."""
     out = []
     for name, file in curves.items():
@@ -293,12 +292,12 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, fl
 def read_log(file: Path) -> list[dict[str, Any]]:
     """Rows of a training log: JSON Lines, or ``log_history`` of a trainer_state.json."""
     try:
-        said = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
-            found = json.loads(said)
+            found = json.loads(text)
             rows = found.get("log_history", []) if isinstance(found, dict) else found
         else:
-            rows = [json.loads(row) for row in said.splitlines() if row.strip()]
+            rows = [json.loads(row) for row in text.splitlines() if row.strip()]
     except (OSError, ValueError) as error:
         log.warning("%s: training curve left out: %s", file, error)
         return []
@@ -308,7 +307,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 LOGS = ("training_log.jsonl", "log.jsonl", "history.jsonl", "trainer_state.json")
 
 
-def find_curves(arms: Sequence[Arm]) -> dict[str, Path]:
+def find_curves(runs: Sequence[SystemRun]) -> dict[str, Path]:
     """Training logs beside the models that the runs' configurations name."""
     found: dict[str, Path] = {}
 
@@ -328,6 +327,6 @@ def find_curves(arms: Sequence[Arm]) -> dict[str, Path]:
                 if folder.name not in found and (folder / name).is_file():
                     found[folder.name] = folder / name
 
-    for arm in arms:
-        visit(arm.config.get("system"))
+    for run in runs:
+        visit(run.config.get("system"))
     return dict(sorted(found.items()))

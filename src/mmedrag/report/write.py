@@ -7,14 +7,12 @@ security policy in it says so), works without script, in dark mode, on paper and
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from mmedrag.evaluation import Arm, evaluate, load_arms
+from mmedrag.evaluation import EvaluationResult, SystemRun, evaluate, load_runs
 from mmedrag.evaluation.metrics import RESAMPLES
 from mmedrag.records import UserError
 from mmedrag.report import gallery, tables, view
@@ -29,7 +27,7 @@ def write_report(
     out: str | Path,
     data: DataFolder | None = None,
     *,
-    metrics: Mapping[str, Any] | str | Path | None = None,
+    metrics: EvaluationResult | str | Path | None = None,
     title: str = "Evaluation report",
     curves: Mapping[str, str | Path] | None = None,
     cases: int = 60,
@@ -44,7 +42,7 @@ def write_report(
         runs: run folders, as for :func:`mmedrag.evaluation.evaluate_runs.evaluate`.
         data: DATA folder for images and train controls; by default the one that the runs'
             ``config.json`` names, where it still exists.
-        metrics: an evaluation of the same runs (its dict or its file); computed, and written to
+        metrics: an evaluation of the same runs (or its file); computed, and written to
             ``out/metrics.json``, when not given.
         curves: name -> training log; by default those beside the models that the runs name.
         cases: how many cases the gallery shows. note: what the page says first, such as the sample.
@@ -56,11 +54,11 @@ def write_report(
         UserError: unreadable runs, or ``metrics`` of other runs.
     """
     out = Path(out)
-    arms = load_arms(runs)
-    data = data or data_of(arms)
+    systems = load_runs(runs)
+    data = data or data_of(systems)
     if metrics is None:
         out.mkdir(parents=True, exist_ok=True)
-        result: Mapping[str, Any] = evaluate(
+        result = evaluate(
             runs,
             data,
             out=out / "metrics.json",
@@ -68,39 +66,29 @@ def write_report(
             resamples=resamples,
             subgroups=subgroups,
         )
+    elif isinstance(metrics, EvaluationResult):
+        result = metrics
     else:
-        result = metrics if isinstance(metrics, Mapping) else read_metrics(Path(metrics))
-    unknown = [a.name for a in arms if a.name not in result["runs"]]
+        result = EvaluationResult.read(metrics)
+    unknown = [run.name for run in systems if run.name not in result.runs]
     if unknown:
         raise UserError(f"metrics: no run {unknown[0]!r}, expected an evaluation of these runs")
-    logs = {k: Path(v) for k, v in curves.items()} if curves else view.find_curves(arms)
+    logs = {k: Path(v) for k, v in curves.items()} if curves else view.find_curves(systems)
+    shown = [run for run in systems if run.plain] or systems
     page = render(
         title=title,
         note=note,
         result=result,
-        sections=sections(arms, result, logs),
-        cases=gallery.cases([a for a in arms if a.plain] or arms, data, cases, seed),
+        sections=sections(systems, result, logs),
+        cases=gallery.cases(shown, data, cases, seed),
     )
     return save(page, out)
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """A ``metrics.json`` of this package."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(found, dict) or "runs" not in found:
-        raise UserError(f"{path}: no 'runs' in it, expected a metrics.json of mmedrag eval")
-    return found
-
-
-def data_of(arms: Sequence[Arm]) -> DataFolder | None:
+def data_of(runs: Sequence[SystemRun]) -> DataFolder | None:
     """The DATA folder whose examples.jsonl the runs' configurations name as input."""
-    for arm in arms:
-        named = arm.config.get("inputs")
+    for run in runs:
+        named = run.config.get("inputs")
         for path in map(Path, named if isinstance(named, Mapping) else ()):
             if path.name == "examples.jsonl" and path.is_file():
                 return DataFolder(path.parent)
@@ -108,73 +96,64 @@ def data_of(arms: Sequence[Arm]) -> DataFolder | None:
 
 
 def sections(
-    arms: Sequence[Arm], result: Mapping[str, Any], logs: Mapping[str, Path]
+    runs: Sequence[SystemRun], result: EvaluationResult, logs: Mapping[str, Path]
 ) -> list[Section]:
     """Every part of the page that has something to show, in reading order."""
-    plain = [a for a in arms if a.plain]
-    names, others = [a.name for a in plain], [a.name for a in arms if not a.plain]
-    parts = []
-    for task in tables.HEADLINE:
-        found = tables.of_task(result, task)
-        part = Section(f"scores-{task}", tables.TASK_NAMES[task])
-        if any(name in found for name in names):
-            part.figures = view.score_dots(result, task, names)
-            part.tables = [
-                tables.headline(result, task, names),
-                tables.by_domain(result, task, names),
-            ]
-            part.details = [tables.controls(result, task, names)]
-        if any(name in found for name in others):
-            more = tables.headline(result, task, others, "-conditions")
-            more.caption = f"{tables.TASK_NAMES[task]} under other conditions"
-            part.details.append(more)
-        parts.append(part)
-    parts.append(
+    plain = [run for run in runs if run.plain]
+    others = [run.name for run in runs if not run.plain]
+    parts = [_scores(result, task, [r.name for r in plain], others) for task in tables.HEADLINE]
+    parts += [
         Section(
             "reliance",
             "Reliance",
             "Does the answer come from the image or from the references?",
             view.reliance_bars(result),
-            [],
-            [tables.reliance(result)],
-        )
-    )
-    parts.append(
-        Section("comparisons", "Tests between rows", "", [], [], [tables.comparisons(result)])
-    )
-    parts.append(
+            details=[tables.reliance(result)],
+        ),
+        Section("comparisons", "Tests between rows", details=[tables.comparisons(result)]),
         Section(
             "calibration",
             "Calibration and confusion",
-            "",
-            [*view.calibration(result), *view.confusion_chart(plain)],
-            [],
-            tables.classification(result),
-        )
-    )
-    parts.append(
+            figures=[*view.calibration(result), *view.confusion_chart(plain)],
+            details=tables.classification(result),
+        ),
         Section(
             "retrieval",
             "Retrieval",
-            "",
-            [*view.similarity(plain), *view.hubness(plain)],
-            [],
-            tables.retrieval(result),
-        )
-    )
-    parts.append(Section("training", "Training curves", "", view.training(logs)))
-    parts.append(Section("subgroups", "Subgroups", "", [], [], [tables.subgroups(result)]))
-    parts.append(Section("not-computed", "Not computed", "", [], [], [tables.not_computed(result)]))
+            figures=[*view.similarity(plain), *view.hubness(plain)],
+            details=tables.retrieval(result),
+        ),
+        Section("training", "Training curves", figures=view.training(logs)),
+        Section("subgroups", "Subgroups", details=[tables.subgroups(result)]),
+        Section("not-computed", "Not computed", details=[tables.not_computed(result)]),
+    ]
     for part in parts:
         part.tables = [t for t in part.tables if t.rows]
         part.details = [t for t in part.details if t.rows]
     return [part for part in parts if part]
 
 
+def _scores(
+    result: EvaluationResult, task: str, plain: Sequence[str], others: Sequence[str]
+) -> Section:
+    """The scores of one task: of the plain rows, folded away those of other conditions."""
+    found = result.of_task(task)
+    part = Section(f"scores-{task}", tables.TASK_NAMES[task])
+    if any(name in found for name in plain):
+        part.figures = view.score_dots(result, task, plain)
+        part.tables = [tables.headline(result, task, plain), tables.by_domain(result, task, plain)]
+        part.details = [tables.controls(result, task, plain)]
+    if any(name in found for name in others):
+        more = tables.headline(result, task, others, "-conditions")
+        more.caption = f"{tables.TASK_NAMES[task]} under other conditions"
+        part.details.append(more)
+    return part
+
+
 def render(
     title: str,
     note: str,
-    result: Mapping[str, Any],
+    result: EvaluationResult,
     sections: Sequence[Section],
     cases: Sequence[gallery.Case],
 ) -> tuple[str, list[tables.Table]]:

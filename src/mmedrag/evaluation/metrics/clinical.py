@@ -48,13 +48,13 @@ def clinical(
     found: dict[str, AnyStat] = {}
     missing: dict[str, str] = {}
     for name, title in NAMES.items():
-        said = io.StringIO()  # the library prints what it would download
+        printed = io.StringIO()  # the library prints what it would download
         try:
-            with redirect_stdout(said), redirect_stderr(said):
+            with redirect_stdout(printed), redirect_stderr(printed):
                 scores = _scorer(name)(refs=list(targets), hyps=list(texts))
         except Exception as error:  # whatever a third-party model raises is its reason
             missing[name] = f"{title} {_lack(error)}"
-            log.debug("%s failed: %s", title, said.getvalue(), exc_info=True)
+            log.debug("%s failed: %s", title, printed.getvalue(), exc_info=True)
         else:
             found |= {key: average(row) for key, row in scores.items() if len(row) == len(texts)}
     return found, missing

@@ -20,35 +20,11 @@ import numpy as np
 from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, mean_of, ratio
 from mmedrag.records import answers
 
-CONTRACT_NAMES = (
-    "accuracy",
-    "balanced_accuracy",
-    "f1_yes",
-    "macro_f1",
-    "mcc",
-    "auroc",
-    "ece",
-    "parse_rate",
-    "exact_match",
-    "token_f1",
-    "bleu_1",
-    "bleu_2",
-    "bleu_3",
-    "bleu_4",
-    "rouge_1",
-    "rouge_2",
-    "rouge_l",
-    "meteor",
-    "finding_f1",
-    "recall@k",
-    "mrr",
-    "copy_reference_rate",
-    "excess_copying",
-    "over_reliance_rate",
-    "follow_rate",
-    "image_sensitivity",
-    "reference_gain",
-    "reference_harm",
+CONTRACT_NAMES = tuple(
+    """accuracy balanced_accuracy f1_yes macro_f1 mcc auroc ece parse_rate exact_match token_f1
+    bleu_1 bleu_2 bleu_3 bleu_4 rouge_1 rouge_2 rouge_l meteor finding_f1 recall@k mrr
+    copy_reference_rate excess_copying over_reliance_rate follow_rate image_sensitivity
+    reference_gain reference_harm""".split()
 )
 LOWER_IS_BETTER = frozenset({"ece", "unreadable_rate"})
 LABELS = ("yes", "no", "unclear")
@@ -214,14 +190,11 @@ def open_answers(texts: Sequence[str], targets: Sequence[str | None]) -> dict[st
     }
 
 
-def recall_at(ranks: Sequence[int | None], k: int) -> Stat:
-    """Share of queries with a relevant reference among the first k; None = none was found."""
-    return proportion([rank is not None and rank < k for rank in ranks])
-
-
 def retrieval(ranks: Sequence[int | None], at: Sequence[int] = (1, 5, 10)) -> dict[str, AnyStat]:
-    """recall@k and MRR from the rank (from 0) of the first relevant reference."""
-    out: dict[str, AnyStat] = {f"recall@{k}": recall_at(ranks, k) for k in at}
+    """recall@k and MRR from the rank (from 0) of the first relevant reference, None for none."""
+    out: dict[str, AnyStat] = {
+        f"recall@{k}": proportion([rank is not None and rank < k for rank in ranks]) for k in at
+    }
     out["mrr"] = average([0.0 if rank is None else 1 / (rank + 1) for rank in ranks])
     return out
 

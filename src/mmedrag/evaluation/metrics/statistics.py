@@ -14,8 +14,9 @@ of one table share the weights, so that differences between them are paired.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
+from typing import Any, Self
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -26,7 +27,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 NORMAL = np.array([NormalDist().inv_cdf(q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)])
 FEWEST = 6  # patients below which a difference is not claimed
-FEW_CLUSTERS, FEW_ROWS = 128, 2000  # up to which AUROC is resampled by pairs of clusters
+BOOTSTRAP = "paired bootstrap"
 Finish = Callable[[np.ndarray], np.ndarray]
 
 
@@ -106,8 +107,6 @@ class RankStat:
         order = keep[np.argsort(self.scores[keep], kind="stable")]
         if not len(order):
             return np.full(len(weights), np.nan)
-        if groups is not None and weights.shape[1] <= FEW_CLUSTERS and len(order) <= FEW_ROWS:
-            return self._by_cluster(weights, groups, keep)
         sorted_scores, positive = self.scores[order], self.positive[order]
         starts = np.flatnonzero(np.r_[True, sorted_scores[1:] != sorted_scores[:-1]])
         neg = weights[:, order if groups is None else groups[order]]
@@ -122,16 +121,6 @@ class RankStat:
         below -= neg
         wins = np.einsum("bi,bi->b", pos, below)
         return ratio(wins, pos.sum(axis=1) * ends)
-
-    def _by_cluster(self, weights: np.ndarray, groups: np.ndarray, keep: np.ndarray) -> np.ndarray:
-        """The same from the wins between any two clusters: cheap where those are few."""
-        scores, positive, own = self.scores[keep], self.positive[keep], groups[keep]
-        up, down = scores[positive][:, None], scores[~positive][None]
-        member = (np.arange(weights.shape[1])[:, None] == own).astype(float)
-        of_pos, of_neg = member[:, positive], member[:, ~positive]
-        table = of_pos @ ((up > down) + 0.5 * (up == down)) @ of_neg.T
-        wins = np.einsum("bi,bi->b", weights @ table, weights)
-        return ratio(wins, (weights @ of_pos.sum(1)) * (weights @ of_neg.sum(1)))
 
 
 @dataclass(frozen=True)
@@ -202,13 +191,34 @@ class Interval:
     high: float | None
     n: int
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        return {
-            "value": clean(self.value),
-            "low": clean(self.low),
-            "high": clean(self.high),
-            "n": self.n,
-        }
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """An :class:`Interval` as results hold it: six decimals, None where it is not defined.
+
+    ``n``: rows in the denominator.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    @classmethod
+    def of(cls, found: Interval | Estimate, **more: Any) -> Self:
+        return cls(clean(found.value), clean(found.low), clean(found.high), found.n, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A paired difference a - b with its 95 % interval and two-sided p-value."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+    test: str
 
 
 def clean(value: float | None) -> float | None:
@@ -336,26 +346,26 @@ def intervals(
     }
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference a - b with its 95 % interval and two-sided p-value."""
+def estimates(
+    stats: Mapping[str, AnyStat],
+    patients: Sequence[str | None],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """:func:`intervals` as results hold them."""
+    found = intervals(stats, patients, resamples, seed)
+    return {name: Estimate.of(cell) for name, cell in found.items()}
 
-    value: float
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
-    test: str = "paired bootstrap"
 
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "value": clean(self.value),
-            "low": clean(self.low),
-            "high": clean(self.high),
-            "p": clean(self.p),
-            "n": self.n,
-            "test": self.test,
-        }
+def cells(
+    stats: Mapping[str, AnyStat],
+    patients: Sequence[str | None],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """:func:`estimates` as plain data {value, low, high, n}."""
+    found = estimates(stats, patients, resamples, seed)
+    return {name: asdict(cell) for name, cell in found.items()}
 
 
 def difference(
@@ -371,10 +381,11 @@ def difference(
     samples = a - b
     samples = samples[np.isfinite(samples)]
     if not len(samples) or (count is not None and count < FEWEST):
-        return Difference(value, None, None, None, n)
+        return Difference(clean(value), None, None, None, n, BOOTSTRAP)
     low, high = percentile(samples)
     tails = [(np.sum(samples <= 0) + 1), (np.sum(samples >= 0) + 1)]
-    return Difference(value, low, high, float(min(1.0, 2 * min(tails) / (len(samples) + 1))), n)
+    p = min(1.0, 2 * min(tails) / (len(samples) + 1))
+    return Difference(clean(value), clean(low), clean(high), clean(p), n, BOOTSTRAP)
 
 
 def sign_flip(
@@ -383,23 +394,25 @@ def sign_flip(
     """Two-sided p of a paired permutation test of mean difference 0, flipping whole patients.
 
     Under the null hypothesis the two systems can be exchanged within a patient (Fisher's
-    randomisation test). Exact up to 2^12 sign patterns, otherwise sampled with the seed.
+    randomisation test). Exact where there are no more than ``resamples`` sign patterns, otherwise
+    sampled with the seed.
     """
+    from scipy.stats import permutation_test
+
     sums = np.bincount(groups, weights=differences)
     sums = sums[sums != 0]
-    if not len(sums):
+    if len(sums) < 2:  # one patient's sign says nothing: the test is two-sided
         return 1.0
-    if len(sums) <= 12:
-        bits = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
-        totals = (1 - 2 * bits) @ sums
-        return float(np.mean(np.abs(totals) >= abs(sums.sum()) - 1e-9))
-    rng = numpy_rng(seed)
-    hits = 0
-    for start in range(0, resamples, 1000):
-        size = min(1000, resamples - start)
-        signs = 1.0 - 2.0 * rng.integers(0, 2, size=(size, len(sums)), dtype=np.int8)
-        hits += int(np.sum(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9))
-    return (hits + 1) / (resamples + 1)
+    found = permutation_test(
+        (sums,),
+        np.sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=1000,  # patterns at a time: memory does not grow with the resamples
+        rng=seed,
+    )
+    return float(found.pvalue)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
