@@ -8,4 +8,5 @@ from .load import GENERATORS as GENERATORS
 from .load import load_generator as load_generator
 from .prefix import common_length as common_length
 from .random_model import random_llava as random_llava
+from .random_model import random_parts as random_parts
 from .vision import open_view as open_view
