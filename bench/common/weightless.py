@@ -57,8 +57,10 @@ def _make(
     size = sum(p.numel() for p in empty.parameters())
     number = choose_dtype(place, size) if dtype == "auto" else DTYPES[dtype]
     torch.manual_seed(SEED)
-    with place:
-        made = AutoModelForImageTextToText.from_config(config, dtype=number)
+    with place:  # always drawn in bfloat16: the same weights whatever type was asked for
+        made = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    if number != torch.bfloat16:
+        made.to(number)
     made.eval().requires_grad_(False)
     processor = AutoProcessor.from_pretrained(str(model), backend="pil")
     processor.tokenizer.padding_side = "left"
