@@ -643,7 +643,7 @@ class Plan:
 
 
 PARTS = {
-    "prepare": Plan(prepare, 60),
+    "prepare": Plan(prepare, 90),
     "answering": Plan(answering, 130),
     "dpo-ours-checkpointing": Plan(tuned("ours", True), 60),
     "dpo-trl-checkpointing": Plan(tuned("trl", True), 60),
