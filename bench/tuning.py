@@ -426,7 +426,7 @@ def pair_building(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     kind = Short if options.random else Pipeline
 
     def pipeline() -> Pipeline:
-        retriever = open_retriever(work / "index", cache=False)
+        retriever = open_retriever(work / "index")
         return kind("radiology", {"radiology": retriever}, generator=generator)
 
     pipeline()(data.examples()[:4])  # start-up
