@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from mmedrag.cli import main as cli_main
-from mmedrag.evaluation import label, right
+from mmedrag.evaluation.controls import Prediction
+from mmedrag.evaluation.scoring import GroundTruth, Scorer
 from mmedrag.pipeline import STAGES, Pipeline, Stage, pipeline as figure
+from mmedrag.pipeline.interactive import _confidence
 from mmedrag.preference.pairs.judge import Criterion, judge
 from mmedrag.records import (
     Answer,
@@ -92,8 +94,8 @@ def test_the_service_runs_the_same_stages(
 
     monkeypatch.setattr(figure, "STAGES", [s for s in STAGES if s.name != "read"])
     pipeline = Pipeline(domain="radiology", generator=ScriptedGenerator())
-    found = ask(pipeline, [small_data / "images" / "s00.png"], "Is it there?")
-    assert "label" not in found["answer"] and found["abstained"]
+    reply = ask(small_data / "images" / "s00.png", "Is it there?", pipeline)
+    assert reply.answer and reply.answer.label is None and reply.abstained
     from mmedrag.serve import engine
 
     made = engine.Engine(pipeline, ServeSettings())
@@ -143,10 +145,14 @@ def test_a_trace_has_one_verdict_everywhere(
     if read:
         Pipeline().read([trace])
         assert trace.answer and trace.answer.label == expected
-    assert label_of(trace) == label(trace) == expected
+    assert label_of(trace) == expected
     truth = read_target(target, question)
     assert target_of(trace) == truth
-    assert (verdict(trace) == "right") == right(trace) == (expected == truth)
+    assert (verdict(trace) == "right") == (expected == truth)
+    scored = Scorer("vqa_closed", [trace], GroundTruth())(Prediction.of_model([trace]))
+    assert scored["accuracy"].values.tolist() == [expected == truth]
+    assert scored["parse_rate"].values.tolist() == [expected != "unclear"]
+    assert _confidence(trace) == (0.5, expected == truth)
     ((first, second),), _ = judge([trace], [trace], "paper", Criterion())
     assert first == second == verdict(trace)
 

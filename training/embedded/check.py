@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-from mmedrag.evaluation import EvaluationResult, evaluate, label, right, truth
+from mmedrag.evaluation import EvaluationResult, evaluate
 from mmedrag.phantom import DOMAINS, findings_in
 from mmedrag.pipeline import RunSettings, run_conditions
-from mmedrag.records import ConditionSpec, Trace
+from mmedrag.records import ConditionSpec, Trace, is_right, label_of, target_of
 from mmedrag.runtime import DataFolder, as_dict, read_json, read_jsonl
 from training.embedded import preference
 from training.embedded.stages import Build
@@ -41,7 +41,7 @@ BRIEF = ("none", "noise", "references", "noise-references", "contradicting")
 
 def balanced(traces: Sequence[Trace]) -> float | None:
     """Balanced accuracy of closed answers under the strict parser; unclear counts as wrong."""
-    sides = [[right(t) for t in traces if truth(t) == side] for side in ("yes", "no")]
+    sides = [[is_right(t) for t in traces if target_of(t) == side] for side in ("yes", "no")]
     return round(float(np.mean([np.mean(s) for s in sides])), 4) if all(sides) else None
 
 
@@ -74,7 +74,7 @@ def flips(traces: Sequence[Trace]) -> dict[str, float]:
         base = rows.get(twin.meta.get("twin_of", ""))
         if base is not None and twin.answer_type == "closed":
             kind = "asked" if twin.meta["flipped"] == twin.meta["finding"] else "other"
-            found[kind].append(label(twin) != label(base))
+            found[kind].append(label_of(twin) != label_of(base))
     return {kind: round(float(np.mean(v)), 4) for kind, v in found.items() if v}
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mmedrag.evaluation import right, truth
 from mmedrag.phantom import DOMAINS, findings_in, read_reference
-from mmedrag.records import Trace
+from mmedrag.records import Trace, is_right, target_of
 from mmedrag.runtime import read_jsonl
 from training.embedded.stages import FULL
 
@@ -87,8 +86,8 @@ def main() -> None:
     folders = {seed: work / f"pairs-{seed}" for seed in FULL.pair_seeds}
     test = list(questions(folders.pop(TEST_SEED)))
     train = [row for folder in folders.values() for row in questions(folder)]
-    without = np.array([right(none) for none, _ in test])
-    yes = np.array([truth(none) == "yes" for none, _ in test])
+    without = np.array([is_right(none) for none, _ in test])
+    yes = np.array([target_of(none) == "yes" for none, _ in test])
 
     def show(name: str, correct: np.ndarray) -> None:
         harm = (~correct)[without].mean()
@@ -96,8 +95,8 @@ def main() -> None:
 
     print(f"fitted on {len(train)} questions, measured on {len(test)} (seed {TEST_SEED})")
     show("without references", without)
-    show("untuned, with references", np.array([right(aided) for _, aided in test]))
-    sides = [truth(none) == "yes" for none, _ in train]
+    show("untuned, with references", np.array([is_right(aided) for _, aided in test]))
+    sides = [target_of(none) == "yes" for none, _ in train]
     (seen, _), (asked, odds) = features(train), features(test)
     models: dict[str, Any] = {
         "logistic regression": LogisticRegression(max_iter=3000, C=0.3),

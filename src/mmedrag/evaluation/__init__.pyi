@@ -3,7 +3,6 @@ from .calibrate import fit_selection as fit_selection, write_recipe as write_rec
 from .evaluate_runs import evaluate as evaluate
 from .of_domain import evaluate_domain as evaluate_domain
 from .of_retriever import evaluate_retriever as evaluate_retriever
-from .reliance import label as label, right as right, truth as truth
 from .result import (
     Comparison as Comparison,
     EvaluationResult as EvaluationResult,

@@ -29,10 +29,20 @@ from typing import Any
 import numpy as np
 
 from mmedrag.evaluation.metrics import text as metrics_text
-from mmedrag.evaluation.metrics.questions import normalise, read_target
 from mmedrag.evaluation.runs import SystemRun
 from mmedrag.phantom import present_in, read_reference
-from mmedrag.records import Example, Reference, Trace, Truth, group_of
+from mmedrag.records import (
+    Example,
+    Label,
+    Reference,
+    Trace,
+    Truth,
+    group_of,
+    label_of,
+    normalise,
+    read_target,
+    target_of,
+)
 from mmedrag.runtime import DataFolder, numpy_rng
 
 NEEDS_DATA = "needs training data: give --data"
@@ -49,13 +59,16 @@ class Prediction:
 
     texts: list[str]
     p_yes: list[float | None] | None = None
+    labels: list[Label] | None = None  # of closed answers that have been read already
 
     @classmethod
     def of_model(cls, traces: Sequence[Trace]) -> Prediction:
         """The model's own answers; a failed row answers nothing."""
         answers = [None if t.error else t.answer for t in traces]
         return cls(
-            [a.text if a else "" for a in answers], [a.p_yes if a else None for a in answers]
+            [a.text if a else "" for a in answers],
+            [a.p_yes if a else None for a in answers],
+            [label_of(t) for t in traces],
         )
 
 
@@ -117,7 +130,7 @@ Controls = tuple[dict[str, Prediction], dict[str, str]]
 def closed_controls(traces: Sequence[Trace], train: TrainingData | None, seed: int = 0) -> Controls:
     """Controls of yes/no questions: (computed, name -> why not computed)."""
     n = len(traces)
-    truth = [read_target(t.target, t.question) for t in traces]
+    truth = [target_of(t) for t in traces]
     out = {
         "always_yes": Prediction(["yes"] * n),
         "always_no": Prediction(["no"] * n),

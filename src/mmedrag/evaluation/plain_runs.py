@@ -15,11 +15,10 @@ from mmedrag.evaluation.controls import shuffled
 from mmedrag.evaluation.metrics import questions
 from mmedrag.evaluation.metrics.retrieval import usage
 from mmedrag.evaluation.metrics.statistics import AnyStat, estimates
-from mmedrag.evaluation.reliance import label, truth
 from mmedrag.evaluation.result import ReliabilityPoint, Scores, Shares
 from mmedrag.evaluation.runs import OVERALL, SystemRun, by_domain, one_per_image
 from mmedrag.evaluation.scoring import Common, GroundTruth, Scored, tables
-from mmedrag.records import Trace
+from mmedrag.records import Trace, label_of, target_of
 
 
 def retrieval(run: SystemRun, common: Common) -> dict[str, Scores]:
@@ -91,7 +90,9 @@ def confusion(run: SystemRun, common: Common) -> dict[str, dict[str, Shares]]:
     closed = run.of_task("vqa_closed")
     return {
         group: {
-            side: _shares([t for t in own if truth(t) == side], label, questions.LABELS, common)
+            side: _shares(
+                [t for t in own if target_of(t) == side], label_of, questions.LABELS, common
+            )
             for side in questions.LABELS[:2]
         }
         for group, own in {OVERALL: closed, **by_domain(closed)}.items()
@@ -118,7 +119,7 @@ def reliability(run: SystemRun, common: Common) -> list[ReliabilityPoint]:
     closed = run.of_task("vqa_closed")
     patients = [t.patient for t in closed]
     points = questions.reliability(
-        [t.answer.p_yes if t.answer else None for t in closed], [truth(t) for t in closed]
+        [t.answer.p_yes if t.answer else None for t in closed], [target_of(t) for t in closed]
     )
     return [
         ReliabilityPoint(**estimates(p, patients, common.resamples, common.seed)) for p in points

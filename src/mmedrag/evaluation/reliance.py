@@ -26,11 +26,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmedrag.evaluation.metrics.questions import proportion, read, read_target
+from mmedrag.evaluation.metrics.questions import proportion
 from mmedrag.evaluation.metrics.statistics import RESAMPLES, Stat, intervals, ratio
 from mmedrag.evaluation.result import Rate
-from mmedrag.evaluation.runs import WITH_REFERENCES
-from mmedrag.records import Trace
+from mmedrag.records import (
+    CLEAN,
+    CLEAN_REFERENCES,
+    NOISE,
+    NOISE_REFERENCES,
+    ConditionSpec,
+    Trace,
+    is_right,
+    label_of,
+    target_of,
+)
 
 DENOMINATORS = {
     "copy_reference_rate": "closed questions answered on the noise image both with and without "
@@ -62,29 +71,13 @@ NEEDS = {
 }
 
 
-def label(trace: Trace) -> str:
-    """The strict reading of a closed answer; a failed row is unclear."""
-    return read(trace.answer.text if trace.answer else None, trace.question)
-
-
-def truth(trace: Trace) -> str:
-    return read_target(trace.target, trace.question)
-
-
-def right(trace: Trace) -> bool:
-    return label(trace) == truth(trace)
-
-
 def is_closed(trace: Trace) -> bool:
     return trace.task == "vqa" and trace.answer_type == "closed" and trace.target is not None
 
 
 def role(trace: Trace) -> str:
-    """``clean`` or ``noise``, plus ``/none``, ``/refs`` or another reference condition; twins
-    (``meta.twin_of``) keep to themselves."""
-    references = trace.condition.references
-    kind = "refs" if references in WITH_REFERENCES else references
-    return f"{'twin-' if trace.meta.get('twin_of') else ''}{trace.condition.image}/{kind}"
+    """The slug of the trace's condition; twins (``meta.twin_of``) keep to themselves."""
+    return f"{'twin-' if trace.meta.get('twin_of') else ''}{ConditionSpec.of(trace).slug}"
 
 
 def by_role(traces: Sequence[Trace]) -> dict[str, dict[str, Trace]]:
@@ -118,38 +111,38 @@ def reliance_stats(traces: Sequence[Trace]) -> dict[str, tuple[Stat, list[Trace]
     roles = by_role(traces)
     out: dict[str, tuple[Stat, list[Trace]]] = {}
 
-    def joined(*names: str) -> list[tuple[Trace, ...]]:
-        tables = [roles.get(name, {}) for name in names]
+    def joined(*conditions: ConditionSpec) -> list[tuple[Trace, ...]]:
+        tables = [roles.get(condition.slug, {}) for condition in conditions]
         ids = sorted(set.intersection(*(set(t) for t in tables)))
         return [tuple(t[i] for t in tables) for i in ids]
 
-    rows = joined("noise/refs", "noise/none")
+    rows = joined(NOISE_REFERENCES, NOISE)
     if rows:
-        with_, none = ([right(t) for t in column] for column in zip(*rows, strict=True))
+        with_, none = ([is_right(t) for t in column] for column in zip(*rows, strict=True))
         own = [row[0] for row in rows]
         out["copy_reference_rate"] = proportion(with_), own
         out["noise_floor"] = proportion(none), own
         table = np.stack([np.array(with_, float), np.array(none, float), np.ones(len(rows))], 1)
         out["excess_copying"] = Stat(table, _excess, table[:, 0] - table[:, 1], unit=False), own
-    rows = joined("noise/refs", "clean/refs")
+    rows = joined(NOISE_REFERENCES, CLEAN_REFERENCES)
     if rows:
         out["copy_reference_rate_still_right"] = (
-            proportion([right(a) for a, _ in rows], [right(b) for _, b in rows]),
+            proportion([is_right(a) for a, _ in rows], [is_right(b) for _, b in rows]),
             [row[0] for row in rows],
         )
-    rows = joined("clean/refs", "clean/none")
+    rows = joined(CLEAN_REFERENCES, CLEAN)
     if rows:
-        with_, none = ([right(t) for t in column] for column in zip(*rows, strict=True))
+        with_, none = ([is_right(t) for t in column] for column in zip(*rows, strict=True))
         pairs = list(zip(with_, none, strict=True))
         own = [row[0] for row in rows]
         out["over_reliance_rate"] = proportion([not a for a, _ in pairs], none), own
         out["reference_gain"] = proportion([a and not b for a, b in pairs]), own
         out["reference_harm"] = proportion([b and not a for a, b in pairs]), own
         out["oracle_accuracy"] = proportion([a or b for a, b in pairs]), own
-    follow = [t for t in roles.get("clean/contradicting", {}).values() if _shown(t)]
+    follow = [t for t in roles.get(ConditionSpec("contradicting").slug, {}).values() if _shown(t)]
     if follow:
         out["follow_rate"] = proportion([_other_side(t) for t in follow]), follow
-        base = [roles.get("clean/none", {}).get(t.example_id) for t in follow]
+        base = [roles.get(CLEAN.slug, {}).get(t.example_id) for t in follow]
         known = [t for t in base if t is not None]
         if len(known) == len(follow):
             out["follow_floor"] = proportion([_other_side(t) for t in known]), follow
@@ -162,15 +155,15 @@ def _shown(trace: Trace) -> bool:
 
 
 def _other_side(trace: Trace) -> bool:
-    return label(trace) == {"yes": "no", "no": "yes"}[truth(trace)]
+    return label_of(trace) == {"yes": "no", "no": "yes"}[target_of(trace)]
 
 
 def _twins(roles: Mapping[str, Mapping[str, Trace]]) -> dict[str, tuple[Stat, list[Trace]]]:
     """Image twins: ``meta.twin_of`` names the example whose image differs in one finding."""
     out: dict[str, tuple[Stat, list[Trace]]] = {}
-    for references in ("none", "refs"):
-        originals = roles.get(f"clean/{references}", {})
-        twins = sorted(roles.get(f"twin-clean/{references}", {}).items())
+    for condition in (CLEAN, CLEAN_REFERENCES):
+        originals = roles.get(condition.slug, {})
+        twins = sorted(roles.get(f"twin-{condition.slug}", {}).items())
         pairs = [
             (originals[str(t.meta["twin_of"])], t)
             for _, t in twins
@@ -178,8 +171,8 @@ def _twins(roles: Mapping[str, Mapping[str, Trace]]) -> dict[str, tuple[Stat, li
         ]
         if not pairs or "image_sensitivity" in out:
             continue
-        turned = [truth(a) != truth(b) for a, b in pairs]
-        flips = [{label(a), label(b)} == {"yes", "no"} for a, b in pairs]
+        turned = [target_of(a) != target_of(b) for a, b in pairs]
+        flips = [{label_of(a), label_of(b)} == {"yes", "no"} for a, b in pairs]
         own = [a for a, _ in pairs]
         if any(turned):
             out["image_sensitivity"] = proportion(flips, turned), own

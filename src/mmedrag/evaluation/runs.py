@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmedrag.records import Trace, UserError, group_of
+from mmedrag.records import WITH_REFERENCES, ConditionSpec, Trace, UserError, group_of
 from mmedrag.runtime import read_json, read_jsonl
 
 TASKS = ("vqa_closed", "vqa_open", "report")
 OVERALL = "overall"
-WITH_REFERENCES = ("selected", "all")  # conditions that count as "with references", by preference
 
 
 @dataclass
@@ -82,13 +81,6 @@ def task_of(trace: Trace) -> str | None:
     return "vqa_closed" if trace.answer_type == "closed" else "vqa_open"
 
 
-def condition_of(trace: Trace) -> str:
-    """``clean/selected``, ``noise:blank/none``, ...: image and references of a trace."""
-    condition = trace.condition
-    noise = f":{condition.noise.kind}" if condition.noise else ""
-    return f"{condition.image}{noise}/{condition.references}"
-
-
 def one_per_image(traces: Sequence[Trace]) -> list[Trace]:
     """The first trace of each image, twins aside: retrieval sees images, not questions."""
     seen: dict[str, Trace] = {}
@@ -142,7 +134,7 @@ def _by_condition(path: Path) -> dict[str, list[Trace]]:
         raise UserError(f"{path.parent}: no traces.jsonl, expected a run folder")
     found: dict[str, dict[str, Trace]] = {}
     for number, trace in enumerate(read_jsonl(path, Trace), 1):
-        rows = found.setdefault(condition_of(trace), {})
+        rows = found.setdefault(ConditionSpec.of(trace).name, {})
         if trace.example_id in rows:
             raise UserError(f"{path}:{number}: example_id: {trace.example_id!r} stands twice")
         rows[trace.example_id] = trace

@@ -68,7 +68,9 @@ class Scorer:
     def __call__(self, answers: Prediction) -> dict[str, AnyStat]:
         if self.task == "vqa_closed":
             asked = [t.question for t in self.traces]
-            return questions.closed(answers.texts, self.targets, answers.p_yes, asked)
+            return questions.closed(
+                answers.texts, self.targets, answers.p_yes, asked, answers.labels
+            )
         if self.task == "vqa_open":
             return questions.open_answers(answers.texts, self.targets)
         out = metrics_text.reports(answers.texts, self.targets, self.meteor)

@@ -1,6 +1,7 @@
 from . import answers as answers, protocols as protocols
 from .answers import (
     Verdict as Verdict,
+    is_right as is_right,
     label_of as label_of,
     normalise as normalise,
     parse_released as parse_released,
@@ -18,6 +19,7 @@ from .conditions import (
     CONDITIONS as CONDITIONS,
     NOISE as NOISE,
     NOISE_REFERENCES as NOISE_REFERENCES,
+    WITH_REFERENCES as WITH_REFERENCES,
     ConditionSpec as ConditionSpec,
     by_condition as by_condition,
     trace_id as trace_id,
@@ -70,6 +72,7 @@ from .vocabulary import (
     PAPER_KINDS as PAPER_KINDS,
     UNKNOWN as UNKNOWN,
     AnswerType as AnswerType,
+    Label as Label,
     NoiseKind as NoiseKind,
     PairKind as PairKind,
     ReferenceMode as ReferenceMode,

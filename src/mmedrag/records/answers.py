@@ -59,6 +59,10 @@ def verdict(trace: Trace) -> Verdict:
     return "unclear" if label == "unclear" else "right" if label == target_of(trace) else "wrong"
 
 
+def is_right(trace: Trace) -> bool:
+    return verdict(trace) == "right"
+
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans({c: " " for c in string.punctuation})
 

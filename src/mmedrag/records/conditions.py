@@ -24,6 +24,7 @@ from mmedrag.records.vocabulary import NoiseKind, ReferenceMode, UserError
 REFERENCES: tuple[str, ...] = get_args(ReferenceMode)
 WITH_REFERENCES = ("selected", "all")  # the system's own references, by preference
 NOISES: tuple[str, ...] = get_args(NoiseKind)
+UNSPECIFIED = "unspecified"  # of a trace that says "noise" and not which
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ConditionSpec:
         if self.references not in REFERENCES:
             known = ", ".join(REFERENCES)
             raise UserError(f"references: got {self.references!r}, expected one of {known}")
-        if self.noise is not None and self.noise not in NOISES:
+        if self.noise not in (None, UNSPECIFIED, *NOISES):
             raise UserError(f"noise: got {self.noise!r}, expected one of {', '.join(NOISES)}")
 
     @classmethod
@@ -54,7 +55,7 @@ class ConditionSpec:
         """The condition that a trace was made under."""
         made = trace.condition
         if made.noise is None:
-            return cls(made.references, "gaussian_clip" if made.image == "noise" else None)
+            return cls(made.references, UNSPECIFIED if made.image == "noise" else None)
         return cls(made.references, made.noise.kind, made.noise.params)
 
     @property
@@ -67,6 +68,13 @@ class ConditionSpec:
         the system's own by their mode, as in ``clean-shuffled``."""
         shown = "references" if self.references in WITH_REFERENCES else self.references
         return self.image if shown == "none" else f"{self.image}-{shown}"
+
+    @property
+    def name(self) -> str:
+        """``clean/selected``, ``noise:blank/none``: image and references in full, as tables and
+        ``metrics.json`` have them."""
+        kind = f":{self.noise}" if self.noise not in (None, UNSPECIFIED) else ""
+        return f"{self.image}{kind}/{self.references}"
 
 
 CLEAN = ConditionSpec("none")

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmedrag.evaluation import SystemRun, label, right, task_of
-from mmedrag.evaluation.metrics import questions, text as metrics_text
-from mmedrag.records import Hit, Trace, UserError, group_of
+from mmedrag.evaluation import SystemRun, task_of
+from mmedrag.evaluation.metrics import text as metrics_text
+from mmedrag.records import Hit, Trace, UserError, group_of, is_right, label_of, normalise, verdict
 from mmedrag.report import svg
 from mmedrag.report.tables import TASK_NAMES
 from mmedrag.runtime import DataFolder, numpy_rng
@@ -101,32 +101,29 @@ def outcomes(rows: Sequence[tuple[SystemRun, Trace]]) -> list[str]:
     last = rows[-1][1]
     words = ["failed"] if last.error else []
     if task_of(last) == "vqa_closed":
-        words += ["unclear"] if label(last) == "unclear" else ["right" if right(last) else "wrong"]
+        words.append(verdict(last))
         alone = [t for run, t in rows if run.references == "none"]
         with_ = [t for run, t in rows if run.references != "none"]
         if alone and with_:
-            before, after = right(alone[-1]), right(with_[-1])
+            before, after = is_right(alone[-1]), is_right(with_[-1])
             words += ["references helped"] if after > before else []
             words += ["references harmed"] if before > after else []
-        if len({label(t) for _, t in rows}) > 1:
+        if len({label_of(t) for _, t in rows}) > 1:
             words.append("rows disagree")
     elif task_of(last) == "vqa_open":
-        words.append("right" if verdict(last)[1] else "wrong")
+        words.append("right" if shown_verdict(last)[1] else "wrong")
     return words
 
 
-def verdict(trace: Trace) -> tuple[str, bool | None]:
+def shown_verdict(trace: Trace) -> tuple[str, bool | None]:
     """What to print beside an answer, and whether it is right (None: a matter of degree)."""
     if trace.error or trace.answer is None:
         return f"failed: {trace.error or 'no answer'}", False
     task = task_of(trace)
     if task == "vqa_closed":
-        found = label(trace)
-        if found == "unclear":
-            return "unclear", False
-        return ("right", True) if right(trace) else ("wrong", False)
+        return verdict(trace), is_right(trace)
     if task == "vqa_open":
-        same = questions.normalise(trace.answer.text) == questions.normalise(trace.target or "")
+        same = normalise(trace.answer.text) == normalise(trace.target or "")
         return ("right", True) if same else ("wrong", False)
     score = metrics_text.rouge([trace.answer.text], [trace.target or ""])["rouge_l"].point()
     return f"ROUGE-L {score:.2f}", None
@@ -161,7 +158,7 @@ def _case(
 
 
 def _answer(run: SystemRun, trace: Trace) -> RowAnswer:
-    text, good = verdict(trace)
+    text, good = shown_verdict(trace)
     answer = trace.answer
     return RowAnswer(
         run.title, answer.text if answer else "", text, good, answer.p_yes if answer else None

@@ -24,12 +24,10 @@ from mmedrag.evaluation import (
     SystemRun,
     best_control,
     by_domain,
-    label,
     one_per_image,
-    truth,
 )
 from mmedrag.evaluation.metrics import LABELS, Estimate
-from mmedrag.records import UserError
+from mmedrag.records import UserError, label_of, target_of
 from mmedrag.report import svg
 from mmedrag.report.tables import LEADING, SECOND, TASK_NAMES, Table
 
@@ -244,7 +242,7 @@ def confusion_chart(runs: Sequence[SystemRun]) -> list[Figure]:
         return []
     blocks = []
     for domain, traces in list(by_domain(asked[-1].of_task("vqa_closed")).items())[:MOST_LINES]:
-        cells = Counter((truth(t), label(t)) for t in traces)
+        cells: Counter[tuple[str, str]] = Counter((target_of(t), label_of(t)) for t in traces)
         table = [[cells[side, answer] for answer in LABELS] for side in ("yes", "no")]
         blocks.append((domain, table))
     drawn = svg.counts(

@@ -9,16 +9,13 @@ as a missing row: otherwise a system would gain by not answering what is hard.
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, mean_of, ratio
-from mmedrag.records import answers
+from mmedrag.records import Label, normalise, parse_released, read_target, read_text, token_f1
 
 CONTRACT_NAMES = tuple(
     """accuracy balanced_accuracy f1_yes macro_f1 mcc auroc ece parse_rate exact_match token_f1
@@ -29,17 +26,6 @@ CONTRACT_NAMES = tuple(
 LOWER_IS_BETTER = frozenset({"ece", "unreadable_rate"})
 LABELS = ("yes", "no", "unclear")
 BINS = 10
-
-
-def read(text: str | None, question: str | None = None) -> str:
-    """The strict reading of an answer; a row that failed (None or "") is unclear."""
-    return answers.parse_strict(text, question) if text and text.strip() else "unclear"
-
-
-def read_target(text: str | None, question: str | None = None) -> str:
-    """The truth of a closed question: strict reading, else the released parser's default."""
-    label = read(text, question)
-    return label if label != "unclear" else answers.parse_released(text or "")
 
 
 def confusion(labels: Sequence[str], targets: Sequence[str]) -> np.ndarray:
@@ -106,6 +92,7 @@ def closed(
     targets: Sequence[str | None],
     p_yes: Sequence[float | None] | None = None,
     questions: Sequence[str | None] | None = None,
+    labels: Sequence[Label] | None = None,
 ) -> dict[str, AnyStat]:
     """Metrics of yes/no questions.
 
@@ -114,6 +101,7 @@ def closed(
         targets: ground-truth answers, read by :func:`read_target`.
         p_yes: P(yes) per row where known; without any, ``auroc`` and ``ece`` are left out.
         questions: what was asked, for answers such as "normal" that need it to be read.
+        labels: what the answers say, where they have been read already.
 
     Returns:
         accuracy, balanced_accuracy, f1_yes, macro_f1, mcc, parse_rate under the strict parser;
@@ -122,12 +110,12 @@ def closed(
     """
     asked = questions or [None] * len(texts)
     truth = [read_target(t, q) for t, q in zip(targets, asked, strict=True)]
-    strict = [read(t, q) for t, q in zip(texts, asked, strict=True)]
-    released = [answers.parse_released(t) if t.strip() else "unclear" for t in texts]
+    strict = labels or [read_text(t, q) for t, q in zip(texts, asked, strict=True)]
+    released: list[Label] = [parse_released(t) if t.strip() else "unclear" for t in texts]
     out: dict[str, AnyStat] = {}
     finishers = (accuracy, balanced_accuracy, f1_yes, macro_f1, mcc)
-    for suffix, labels in (("", strict), ("_released", released)):
-        rows = confusion(labels, truth)
+    for suffix, given in (("", strict), ("_released", released)):
+        rows = confusion(given, truth)
         right = rows[:, 0] + rows[:, 4]
         for finish in finishers:
             out[finish.__name__ + suffix] = Stat(rows, finish, right, unit=finish is not mcc)
@@ -160,25 +148,6 @@ def average(values: Sequence[float] | np.ndarray, unit: bool = True) -> Stat:
     known = ~np.isnan(value)
     rows = np.stack([np.where(known, value, 0.0), known.astype(float)], axis=1)
     return Stat(rows, mean_of, value, known, unit)
-
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans({c: " " for c in string.punctuation})
-
-
-def normalise(text: str) -> str:
-    """Lower case, no punctuation or articles, single spaces (SQuAD v1.1 normalisation, with
-    punctuation as a break so that "left-sided" meets "left sided")."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def token_f1(text: str, target: str) -> float:
-    """Harmonic mean of token precision and recall (Rajpurkar et al. 2016); 1 if both empty."""
-    a, b = normalise(text).split(), normalise(target).split()
-    if not a or not b:
-        return float(a == b)
-    common = sum((Counter(a) & Counter(b)).values())
-    return 2 * common / (len(a) + len(b))
 
 
 def open_answers(texts: Sequence[str], targets: Sequence[str | None]) -> dict[str, AnyStat]:
