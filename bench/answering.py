@@ -324,7 +324,7 @@ def main() -> None:
         print(json.dumps(measure_memory(options)))
         return
     from mmedrag.answering.generators import load_generator, random_llava
-    from mmedrag.phantom import build
+    from mmedrag.phantom import build_benchmark
 
     facts = machine()
     if options.model is None and not options.random:
@@ -333,7 +333,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         studies = STUDIES[options.shape, options.quick]
-        build(data, studies=studies, domains=["radiology"], size=128, workers=1)
+        build_benchmark(data, studies=studies, domains=["radiology"], size=128, workers=1)
         by_condition = requests_of(data, options.short)
         model = options.model
         if model is None:

@@ -405,6 +405,27 @@ def one_size(work: Path, count: int, rounds: int) -> dict[str, Any]:
     index = Index.open(work / "index")
     bare, parameters = bare_index(work / "index")
     queries = HashEncoder(512).texts([f"query {n}" for n in range(256)])
+    timed = search_times(index.store, bare, parameters, queries, rounds)
+    who = ("bare", "search", "with_texts")
+    memory = {name: child("--resident", str(work / "index"), name) for name in who}
+    ratio = {
+        since: {name: memory[name][since] / memory["bare"][since] for name in who[1:]}
+        for since in ("grown_mib", "from_imports_mib")
+    }
+    return {
+        "engine": index.manifest["vectors"],
+        "build": built.as_dict(),
+        **timed,
+        "memory": memory,
+        "memory_ratio": ratio["grown_mib"],
+        "memory_ratio_from_imports": ratio["from_imports_mib"],
+    }
+
+
+def search_times(
+    store: Any, bare: Any, parameters: Any, queries: np.ndarray, rounds: int
+) -> dict[str, Any]:
+    """Milliseconds a query through the store and through the library, in turn, alone and by 64."""
     times: dict[str, list[float]] = {}
     same = []
     for number in range(rounds + 1):
@@ -413,7 +434,7 @@ def one_size(work: Path, count: int, rounds: int) -> dict[str, Any]:
             found = {}
             rivals: dict[str, Callable[[np.ndarray], Any]] = {
                 "bare": lambda q: bare.search(q, 10, params=parameters),
-                "ours": lambda q: index.store.search(q, 10),
+                "ours": lambda q: store.search(q, 10),
             }
             for name, search in sorted(rivals.items(), reverse=bool(number % 2)):
                 start = time.perf_counter()
@@ -424,23 +445,12 @@ def one_size(work: Path, count: int, rounds: int) -> dict[str, Any]:
             pairs = zip(found["ours"], found["bare"], strict=True)
             same.append(all((a[1] == b[1]).all() for a, b in pairs))
     spent = {name: statistics.median(values) for name, values in times.items()}
-    who = ("bare", "search", "with_texts")
-    memory = {name: child("--resident", str(work / "index"), name) for name in who}
-    ratio = {
-        since: {name: memory[name][since] / memory["bare"][since] for name in who[1:]}
-        for since in ("grown_mib", "from_imports_mib")
-    }
     return {
-        "engine": index.manifest["vectors"],
-        "build": built.as_dict(),
         "milliseconds_per_query": spent,
         "same_rows": all(same),
         "time_ratio": {
             f"batch_{s}": spent[f"ours-batch-{s}"] / spent[f"bare-batch-{s}"] for s in (1, 64)
         },
-        "memory": memory,
-        "memory_ratio": ratio["grown_mib"],
-        "memory_ratio_from_imports": ratio["from_imports_mib"],
     }
 
 
@@ -501,14 +511,20 @@ def search_all(path: Path, queries: np.ndarray, who: str) -> Any:
 def encoding(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """``encoder.images`` (files) and ``.texts`` against the model alone on inputs made before,
     and against the loop that prepares a batch, then runs it."""
+    from mmedrag.retrieval.encoders import load_encoder
+
+    spec = encoder_like_the_seed(work)
+    found = encoder_rates(load_encoder(spec), work, 64 if options.quick else 192, options.rounds)
+    return {"encoder": spec if spec.startswith("open_clip") else "random CLIP", **found}
+
+
+def encoder_rates(encoder: Any, work: Path, count: int, rounds: int) -> dict[str, Any]:
+    """``count`` pictures and reports through one encoder and through its bare rivals."""
     import torch
 
     from mmedrag.images import load_image
-    from mmedrag.retrieval.encoders import load_encoder
 
-    spec, batch = encoder_like_the_seed(work), 64
-    encoder: Any = load_encoder(spec)
-    towers, count = encoder.towers, 64 if options.quick else 192
+    towers, batch, device = encoder.towers, 64, encoder.device
     work.mkdir(exist_ok=True)
     paths = [work / f"{n}.jpg" for n in range(count)]
     for n, path in enumerate(paths):
@@ -520,22 +536,25 @@ def encoding(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     @torch.inference_mode()
     def model_on_pixels() -> Any:
-        return torch.cat([towers.image_features(pixels[cut]) for cut in cuts])
+        return torch.cat([towers.image_features(pixels[cut].to(device)) for cut in cuts])
 
     @torch.inference_mode()
     def loop_on_files() -> Any:
         parts = []
         for cut in cuts:
             pictures = [towers.prepare(load_image(path)) for path in paths[cut]]
-            parts.append(towers.image_features(torch.stack(pictures)))
+            parts.append(towers.image_features(torch.stack(pictures).to(device)))
         return torch.cat(parts)
 
     @torch.inference_mode()
     def model_on_texts() -> Any:
-        return torch.cat([towers.text_features(towers.tokenize(texts[cut])) for cut in cuts])
+        tokens = [towers.tokenize(texts[cut]) for cut in cuts]
+        rows = [{name: part.to(device) for name, part in row.items()} for row in tokens]
+        return torch.cat([towers.text_features(row) for row in rows])
 
     jobs: dict[str, Callable[[], Any]] = {
         "images_ours": lambda: encoder.images(paths),
+        "prepared_ours": lambda: encoder.images(list(pixels)),
         "images_model_alone": model_on_pixels,
         "images_one_after_another": loop_on_files,
         "texts_ours": lambda: encoder.texts(texts),
@@ -543,15 +562,14 @@ def encoding(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
     times: dict[str, list[float]] = {name: [] for name in jobs}
     rows: dict[str, np.ndarray] = {}
-    for _ in range(options.rounds):  # in turn, so that a drifting machine hits all alike
+    for _ in range(rounds):  # in turn, so that a drifting machine hits all alike
         for name, job in jobs.items():
             with Clock() as clock:
-                made = np.asarray(job())
+                made = np.asarray(job() if "ours" in name else job().cpu())
             times[name].append(clock.seconds)
             rows[name] = made / np.linalg.norm(made, axis=1, keepdims=True)
     least = {name: min(values) for name, values in times.items()}  # the least disturbed
     return {
-        "encoder": spec if spec.startswith("open_clip") else "random CLIP",
         "rows": count,
         "seconds": least,
         "preparing_seconds": preparing.seconds,
@@ -560,6 +578,7 @@ def encoding(work: Path, options: argparse.Namespace) -> dict[str, Any]:
             for kind, other in (("images", "one_after_another"), ("texts", "bare"))
         },
         "rate_to_model_alone": least["images_model_alone"] / least["images_ours"],
+        "prepared_rate_to_model_alone": least["images_model_alone"] / least["prepared_ours"],
         "rate_to_one_after_another": least["images_one_after_another"] / least["images_ours"],
         "texts_rate_to_bare": least["texts_bare"] / least["texts_ours"],
     }

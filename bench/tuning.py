@@ -62,12 +62,12 @@ def prepare(work: Path, model: Path | None, shape: str, count: int) -> None:
     """A model, benchmark images, and pairs with real prompts (three references)."""
     from mmedrag.answering import TemplateSet
     from mmedrag.answering.generators import random_llava
-    from mmedrag.phantom import build
+    from mmedrag.phantom import build_benchmark
     from mmedrag.preference.pairs import write_pairs
     from mmedrag.records import Domain, Hit, Noise, Pair, PairSet, Side, Trace
     from mmedrag.runtime import DataFolder
 
-    build(work / "data", studies=count, domains=["radiology"], size=128, workers=1)
+    build_benchmark(work / "data", studies=count, domains=["radiology"], size=128, workers=1)
     data = DataFolder(work / "data")
     corpus, templates = data.corpus(), TemplateSet()
     asked: dict[str, list[Any]] = {}
@@ -188,7 +188,7 @@ def settings(options: argparse.Namespace) -> Any:
     from mmedrag.preference.dpo import DpoTraining
 
     _, batch, epochs, rank = SCALE[options.shape, options.quick]
-    return DpoTraining(
+    chosen = DpoTraining(
         batch_size=batch,
         epochs=epochs,
         lora_r=rank,
@@ -198,6 +198,7 @@ def settings(options: argparse.Namespace) -> Any:
         log_steps=5,
         max_length=2048,
     )
+    return replace(chosen, **getattr(options, "changes", {}))
 
 
 def ours(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -231,6 +232,7 @@ def ours(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         "loss": result["loss"],
         "steps": result["steps"],
         "cache": result["cache"],
+        "parts": result["seconds"],
         "work": counters[0].take(2 + options.checkpointing),
     }
 
@@ -303,7 +305,7 @@ def trl(work: Path, options: argparse.Namespace) -> dict[str, Any]:
             learning_rate=s.learning_rate,
             lr_scheduler_type=s.schedule,
             warmup_steps=s.warmup_ratio,
-            logging_steps=5,
+            logging_steps=s.log_steps,
             report_to="none",
             use_cpu=cpu,  # noqa: E501
             bf16=not cpu,
@@ -424,7 +426,7 @@ def pair_building(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     kind = Short if options.random else Pipeline
 
     def pipeline() -> Pipeline:
-        retriever = open_retriever(work / "index", cache=False)
+        retriever = open_retriever(work / "index")
         return kind("radiology", {"radiology": retriever}, generator=generator)
 
     pipeline()(data.examples()[:4])  # start-up
@@ -620,10 +622,12 @@ def main() -> None:
                 found |= known
                 save(options.out, name, found)
         if options.only != "jobs" and options.shape != "336":
-            from mmedrag.phantom import build
+            from mmedrag.phantom import build_benchmark
 
             studies = 12 if options.quick or options.shape == "7b" else 64
-            build(work / "pictures", studies=studies, domains=["radiology"], size=128, workers=1)
+            build_benchmark(
+                work / "pictures", studies=studies, domains=["radiology"], size=128, workers=1
+            )
             found["pair_building"] = run(work, "pairs", False, options)
     finish(options.out, name, found, claims(found))
 

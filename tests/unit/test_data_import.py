@@ -224,6 +224,19 @@ def test_an_interrupted_import_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert snapshot(tmp_path / "cut") == snapshot(tmp_path / "whole")
 
 
+def test_a_cache_of_before_the_journal_is_still_read(tmp_path: Path) -> None:
+    src = write_manifest(tmp_path / "src", [manifest_row(i) for i in range(3)])
+    import_data("manifest", src, tmp_path / "out")
+    cache = tmp_path / "out" / "import-cache.jsonl"
+    rows = [line.partition("\t")[2] for line in cache.read_text().splitlines()]
+    assert all(json.loads(row)["stamp"] for row in rows)
+    cache.write_text("".join(row + "\n" for row in rows))  # an entry a line, without checksum
+    stored = tmp_path / "out" / "images" / "pics" / "0.png"
+    before = stored.stat().st_mtime_ns
+    import_data("manifest", src, tmp_path / "out")
+    assert stored.stat().st_mtime_ns == before  # reused, not made again
+
+
 def test_a_changed_source_image_is_stored_again(tmp_path: Path) -> None:
     src = write_manifest(tmp_path / "src", [manifest_row(0)])
     import_data("manifest", src, tmp_path / "out")

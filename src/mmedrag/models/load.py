@@ -139,10 +139,14 @@ def _parameters(config: Any) -> int:
 
 
 def choose_dtype(device: torch.device, parameters: int) -> torch.dtype:
-    """float32 for small models (exact, the same on every CPU); for large ones bfloat16 where it
-    is measured to be faster: some CPUs emulate it a hundred times slower."""
+    """float32 for small models (exact, the same on every CPU). Large ones: bfloat16 on a GPU that
+    has it (a product of :func:`speed`'s size would time its launch alone there), elsewhere where
+    it is measured to be faster: some CPUs emulate it a hundred times slower."""
     if parameters < LARGE:
         return torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     fast = speed(device.type, torch.bfloat16) > 1.2 * speed(device.type, torch.float32)
     return torch.bfloat16 if fast else torch.float32
 

@@ -1,4 +1,3 @@
-from . import build as build
 from .build import build_benchmark as build_benchmark, questions_of as questions_of
 from .canvas import Canvas as Canvas, Rng as Rng
 from .grammar import (

@@ -106,13 +106,22 @@ def random_llava(
     folder: str | Path, shape: str = "tiny", seed: int = 0, corpus: Sequence[str] = ()
 ) -> Path:
     """Write a random model, its processor and a byte-level tokenizer to ``folder``."""
+    config, processor = random_parts(shape, corpus)
+    from transformers import LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    model: Any = LlavaForConditionalGeneration(config)
+    if shape == "7b":
+        model.to(torch.bfloat16)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
+
+
+def random_parts(shape: str = "tiny", corpus: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Configuration and processor of a model of random weights, without the weights."""
     torchvision_shim.ready()
-    from transformers import (
-        CLIPVisionConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        MistralConfig,
-    )
+    from transformers import CLIPVisionConfig, LlavaConfig, MistralConfig
 
     sizes = SHAPES[shape]
     eye = sizes["vision"]
@@ -132,13 +141,7 @@ def random_llava(
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    torch.manual_seed(seed)
-    model: Any = LlavaForConditionalGeneration(config)
-    if shape == "7b":
-        model.to(torch.bfloat16)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
+    return config, processor
 
 
 def byte_tokenizer(corpus: Sequence[str] = (), image_token: str = "<image>") -> Any:
