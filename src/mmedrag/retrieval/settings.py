@@ -19,7 +19,7 @@ class RetrieverTraining(Settings):
 
     encoder: str = setting("embedded", "What to start from: a folder, hf:ID, hf-hub:ID, ...")
     batch_size: int = setting(
-        256, "Pairs that are each other's negatives, over all devices.", minimum=1
+        256, "Pairs of a step over all devices together, each other's negatives.", minimum=1
     )
     chunk: int = setting(
         64, "Pairs encoded at a time; fewer than the batch means gradient caching.", minimum=1
