@@ -41,7 +41,7 @@ from mmedrag.retrieval.trainer import (
     losses_of,
     validations_of,
 )
-from mmedrag.runtime import DataFolder, training, write_json, write_train_ids
+from mmedrag.runtime import DataFolder, Figures, ModelCard, training, write_json, write_train_ids
 
 __all__ = ["Pairs", "RetrieverTraining", "train_towers", "open_tracker", "train_retriever"]
 IN_MEMORY = 2 << 30  # bytes of prepared pictures that are kept instead of decoded every epoch
@@ -90,7 +90,7 @@ def train_retriever(
     if processes.first:
         towers.model.to("cpu")
         towers.save(out)
-        (out / "README.md").write_text(_card(record), encoding="utf-8")
+        _card(record).write(out)
         write_train_ids(out / "train_ids.jsonl", train)
         write_json(out / folder.result, record)
     folder.finish(processes)
@@ -239,15 +239,17 @@ def open_tracker(name: str, folder: Path) -> Tracker:
     raise UserError(f"tracker: got {name!r}, expected tensorboard or wandb")
 
 
-def _card(record: dict[str, Any]) -> str:
-    rows = "\n".join(f"| {k} | {v} |" for k, v in sorted(record["metrics"].items()))
-    return (
-        f"# Retriever ({record['domain'] or 'all domains'})\n\n"
-        f"Image-text encoder trained with symmetric InfoNCE on {record['train_pairs']} pairs, "
+def _card(record: dict[str, Any]) -> ModelCard:
+    measured = Figures(
+        f"Validation ({record['val_pairs']} pairs, each picture's own report among all):",
+        ("metric", "value"),
+        sorted(record["metrics"].items()),
+    )
+    return ModelCard(
+        title=f"Retriever ({record['domain'] or 'all domains'})",
+        what=f"Image-text encoder trained with symmetric InfoNCE on {record['train_pairs']} pairs, "
         f"{record['steps']} steps (best at {record['best_step']}), "
-        f"from `{record['settings']['encoder']}`.\n\n"
-        f"Validation ({record['val_pairs']} pairs, each picture's own report among all):\n\n"
-        f"| metric | value |\n|---|---|\n{rows}\n\n"
-        "Settings: `training.json`. Training rows: `train_ids.jsonl`. "
-        "Research software, not a medical device.\n"
+        f"from `{record['settings']['encoder']}`.",
+        figures=(measured,),
+        settings=record["settings"],
     )

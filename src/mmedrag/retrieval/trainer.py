@@ -28,7 +28,7 @@ from mmedrag.retrieval.encoders.base import Towers
 from mmedrag.retrieval.encoders.windows import windows
 from mmedrag.retrieval.loss import MAX_LOG_SCALE, cached_backward, false_negatives, info_nce
 from mmedrag.retrieval.settings import RetrieverTraining
-from mmedrag.runtime import Processes, torchvision_shim, training
+from mmedrag.runtime import Processes, torch_rng, torchvision_shim, training
 
 torchvision_shim.ready()
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
@@ -94,7 +94,7 @@ class Steps(Sequence[Step]):
 
 
 def _rng(seed: int, purpose: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 2 + purpose) * 1_000_000_007 + number)
+    return torch_rng((seed * 2 + purpose) * 1_000_000_007 + number)
 
 
 class EpochSteps(Sampler[int]):

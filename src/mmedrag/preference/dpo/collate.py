@@ -20,7 +20,7 @@ from mmedrag.answering.generators import common_length
 from mmedrag.preference.dpo.cache import FeatureStore
 from mmedrag.preference.dpo.encode import EncodedPair, EncodedSide, View, redrawn
 from mmedrag.records import KINDS
-from mmedrag.runtime import training
+from mmedrag.runtime import torch_rng, training
 
 KIND_NAMES = tuple(KINDS)
 
@@ -66,7 +66,7 @@ class LengthGrouped(Sampler[int]):
         return len(self.longest)
 
     def __iter__(self) -> Any:
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.clock.epoch)
+        generator = torch_rng(self.seed + 1_000_003 * self.clock.epoch)
         if not self.group:
             return iter(torch.randperm(len(self), generator=generator).tolist())
         mixed = torch.randperm(len(self.rows), generator=generator).tolist()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mmedrag.answering.generators import Inputs, expand
 from mmedrag.records import Noise, Pair, PairKind, Side, UserError
+from mmedrag.runtime import seeded_int, sha256
 
 log = logging.getLogger(__name__)
 CONTENT_FREE = ("gaussian_clip", "blank")  # noise kinds that do not look at the picture
@@ -150,14 +151,12 @@ def view_key(path: Path, noise: Noise | None, size: int) -> str:
 
 @lru_cache(maxsize=65536)
 def file_hash(path: Path) -> str:
-    try:
-        with open(path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: image cannot be read: {error.strerror}") from None
+    """sha256 of an image file, read once per process: several pairs share a picture."""
+    if not path.is_file():
+        raise UserError(f"{path}: image cannot be read: no such file")
+    return sha256(path)
 
 
 def redrawn(noise: Noise, epoch: int) -> Noise:
     """The noise of another access: the same kind under a seed of (seed, epoch)."""
-    digest = hashlib.sha256(f"{noise.seed}:{epoch}".encode()).digest()
-    return noise.model_copy(update={"seed": int.from_bytes(digest[:4], "big") >> 1})
+    return noise.model_copy(update={"seed": seeded_int(noise.seed, epoch, joint=":")})

@@ -24,7 +24,7 @@ from mmedrag.preference.dpo.collate import Collator
 from mmedrag.preference.dpo.encode import EncodedPair, View
 from mmedrag.preference.dpo.policy import as_reference, vision_features
 from mmedrag.records import UserError
-from mmedrag.runtime import Processes
+from mmedrag.runtime import Processes, each
 
 Pixels = Callable[[Sequence[View]], Tensor]
 ENCODE_BATCH = 64  # images per pass of the vision tower while the cache is filled
@@ -98,7 +98,7 @@ def fill_features(
     chunks = [own[i : i + ENCODE_BATCH] for i in range(0, len(own), ENCODE_BATCH)]
     with ThreadPoolExecutor(1) as reader:  # decode the next chunk while this one is encoded
         ahead = [reader.submit(pixels, [views[key] for key in c]) for c in chunks[:1]]
-        for number, chunk in enumerate(_progress(chunks, "vision features")):
+        for number, chunk in enumerate(each(chunks, "vision features")):
             values = ahead.pop().result()
             if number + 1 < len(chunks):
                 ahead.append(reader.submit(pixels, [views[key] for key in chunks[number + 1]]))
@@ -126,7 +126,7 @@ def fill_reference(
     device = next(policy.parameters()).device
     policy.eval()
     with torch.no_grad(), as_reference(policy), autocast(policy):
-        for part in _progress(collator.cut(own), "reference log-probs"):
+        for part in each(collator.cut(own), "reference log-probs"):
             fresh = _logps(part, collator, policy, device)
             journal.append([(k, v) for k, v in fresh.items() if k in absent])
     processes.wait()
@@ -157,9 +157,3 @@ def autocast(policy: Any) -> contextlib.AbstractContextManager[Any]:
     if parameter.dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(parameter.device.type, dtype=parameter.dtype)
-
-
-def _progress(chunks: Sequence[Any], what: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    yield from tqdm(chunks, desc=what, disable=None, leave=False)  # None: only on a terminal
