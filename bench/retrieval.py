@@ -397,12 +397,12 @@ def against_faiss(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_size(work: Path, count: int, rounds: int) -> dict[str, Any]:
-    from mmedrag.retrieval import Index, build_index
+    from mmedrag.retrieval import IndexFolder, build_index
 
     data = make_data(work / "data", 1, 1, count, 32, pictured=False)
     with Clock() as built:
         build_index([data], work / "index", None, HashEncoder(512))
-    index = Index.open(work / "index")
+    index = IndexFolder.open(work / "index")
     bare, parameters = bare_index(work / "index")
     queries = HashEncoder(512).texts([f"query {n}" for n in range(256)])
     timed = search_times(index.store, bare, parameters, queries, rounds)
@@ -490,10 +490,10 @@ def resident(path: Path, who: str) -> dict[str, float]:
 
 def search_all(path: Path, queries: np.ndarray, who: str) -> Any:
     """Open an index and search it once per query. Returns what was opened."""
-    from mmedrag.retrieval import Index
+    from mmedrag.retrieval import IndexFolder
 
     if who != "bare":
-        index = Index.open(path)
+        index = IndexFolder.open(path)
         for query in queries:
             _, rows = index.store.search(query[None], 10)
             if who == "with_texts":

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmedrag.records.protocols import Searcher
 from mmedrag.records.records import Example, Reference, UserError
-from mmedrag.retrieval.index import Filter, Index, index_info, verify_index
+from mmedrag.retrieval.index import Filter, IndexFolder, index_info, verify_index
 from mmedrag.retrieval.index_build import add_to_index, build_index, remove_from_index, update_index
 from mmedrag.retrieval.search import Exclusion, Retriever, open_retriever, released_rows
 from mmedrag.retrieval.select import RuleSpec
@@ -58,7 +58,7 @@ def test_the_folder_is_inspectable(built: Path, data: DataFolder) -> None:
     table = pq.read_table(built / "rows-000001.parquet").to_pylist()
     assert [r["id"] for r in table] == [r.id for r in data.corpus()]
     assert table[3]["patient"] == "p1" and table[3]["date"] == "2020-01-04"
-    assert [r.text for r in Index.open(built).references()] == [r.text for r in data.corpus()]
+    assert [r.text for r in IndexFolder.open(built).references()] == [r.text for r in data.corpus()]
 
 
 def test_opening_and_reading_do_not_import_pandas(built: Path) -> None:
@@ -70,17 +70,17 @@ def test_opening_and_reading_do_not_import_pandas(built: Path) -> None:
         "print('pandas' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    texts = Index.open(built).texts([3, 1])
+    texts = IndexFolder.open(built).texts([3, 1])
     assert said.stdout.splitlines() == [f"{texts} p1 32", "False"]
 
 
 def test_columns_are_read_from_the_state_that_was_opened(built: Path, data: DataFolder) -> None:
-    index = Index.open(built)
+    index = IndexFolder.open(built)
     change(data, s0003="Another text.")
     update_index(built, [data], encoder=ColourEncoder())
     assert not (built / "rows-000001.parquet").exists()
     assert index.texts([3])[0].startswith("Study 3.")
-    assert "Another text." in Index.open(built).texts(range(40))
+    assert "Another text." in IndexFolder.open(built).texts(range(40))
     assert index.mask(Filter(patient=["p1"])).sum() == 2
 
 
@@ -133,7 +133,7 @@ def test_changed_rows_need_update(built: Path, data: DataFolder) -> None:
     assert (result["added"], result["unchanged"], result["generation"]) == (0, 38, 1)
     result = update_index(built, [data], encoder=ColourEncoder())
     assert (result["replaced"], result["unchanged"], result["count"]) == (2, 38, 40)
-    index = Index.open(built)
+    index = IndexFolder.open(built)
     texts = dict(zip(index.ids, index.texts(range(40)), strict=True))
     assert texts["s0005"] == "There is fracture."
     stored = index.store.vectors()[index.ids.index("s0005")]
@@ -151,7 +151,7 @@ def test_remove_leaves_nothing_behind(built: Path) -> None:
 
     cache = EmbeddingCache(built / "cache", ColourEncoder(), "text")
     assert len(cache) == 38
-    index = Index.open(built)
+    index = IndexFolder.open(built)
     assert all(text_key(t) in cache for t in index.texts(range(38)))
     assert verify_index(built) == []
     with pytest.raises(UserError, match="would remove every reference"):
@@ -183,7 +183,7 @@ def test_another_encoder_is_refused(built: Path, data: DataFolder) -> None:
     for call in (
         lambda: open_retriever(built, other),
         lambda: add_to_index(built, [data], encoder=other),
-        lambda: Retriever(Index.open(built), other),
+        lambda: Retriever(IndexFolder.open(built), other),
     ):
         with pytest.raises(UserError, match="built with encoder colour"):
             call()

@@ -20,7 +20,7 @@ import pytest
 
 from mmedrag.records.records import UserError
 from mmedrag.retrieval.embeddings import EmbeddingCache, embed_images, embed_texts, text_key
-from mmedrag.retrieval.index import Index, verify_index
+from mmedrag.retrieval.index import IndexFolder, verify_index
 from mmedrag.retrieval.index_build import add_to_index, build_index, remove_from_index, update_index
 from mmedrag.retrieval.search import open_retriever
 from mmedrag.retrieval.stores import folder
@@ -57,7 +57,7 @@ def prepare(base: Path) -> None:
 
 
 def state(path: Path) -> dict[str, tuple[str, bytes]]:
-    index = Index.open(path)
+    index = IndexFolder.open(path)
     texts, vectors = index.texts(range(len(index))), index.store.vectors()
     assert len(vectors) == len(index)
     return {i: (t, v.tobytes()) for i, t, v in zip(index.ids, texts, vectors, strict=True)}
@@ -172,7 +172,7 @@ def test_a_killed_build_ends_with_the_same_bytes(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_index([data], tmp_path / "killed", None, Dying())
     with pytest.raises(UserError, match="no index here"):
-        Index.open(tmp_path / "killed")
+        IndexFolder.open(tmp_path / "killed")
     again = ColourEncoder()
     build_index([data], tmp_path / "killed", None, again)
     assert again.encoded_texts == 300 - 128
@@ -202,9 +202,9 @@ def test_a_flipped_byte_in_any_file_is_found(tmp_path: Path) -> None:
             assert verify_index(path), f"{file.name}: byte {at} of {len(sound)}"
             if file.parent == path:
                 with pytest.raises(folder.Damaged, match="build it again"):
-                    Index.open(path)
+                    IndexFolder.open(path)
             else:  # a damaged cache costs time, never an answer
-                assert len(Index.open(path)) == 20
+                assert len(IndexFolder.open(path)) == 20
         file.write_bytes(sound)
     assert verify_index(path) == []
 
@@ -216,10 +216,10 @@ def test_missing_and_cut_files(name: str, tmp_path: Path) -> None:
     whole = (tmp_path / "i" / name).read_bytes()
     (tmp_path / "i" / name).write_bytes(whole[:-1])
     with pytest.raises(folder.Damaged, match=rf"{name}: \d+ bytes, expected"):
-        Index.open(tmp_path / "i")
+        IndexFolder.open(tmp_path / "i")
     (tmp_path / "i" / name).unlink()
     with pytest.raises(folder.Damaged, match=f"{name}: missing"):
-        Index.open(tmp_path / "i")
+        IndexFolder.open(tmp_path / "i")
     build_index([data], tmp_path / "i", None, ColourEncoder())  # what the message says to do
     assert verify_index(tmp_path / "i") == []
 
@@ -230,7 +230,7 @@ def test_a_damaged_manifest_is_repaired_by_building(tmp_path: Path) -> None:
     manifest = tmp_path / "i" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"count', '"kount').replace("24", "25"))
     with pytest.raises(folder.Damaged, match="checksum differs"):
-        Index.open(tmp_path / "i")
+        IndexFolder.open(tmp_path / "i")
     encoder = ColourEncoder()
     build_index([data], tmp_path / "i", None, encoder)
     assert encoder.encoded_texts == 0
@@ -239,10 +239,10 @@ def test_a_damaged_manifest_is_repaired_by_building(tmp_path: Path) -> None:
 
 def test_no_index_here(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no index here"):
-        Index.open(tmp_path)
+        IndexFolder.open(tmp_path)
     (tmp_path / "manifest.json").write_text("[1, 2]")
     with pytest.raises(folder.Damaged):
-        Index.open(tmp_path)
+        IndexFolder.open(tmp_path)
 
 
 # --- cache ------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def test_readers_while_a_writer_commits(tmp_path: Path) -> None:
     def read() -> None:
         while not done.is_set():
             try:
-                index = Index.open(path)
+                index = IndexFolder.open(path)
                 seen.add(index.manifest["generation"])
                 assert len(index.texts(range(len(index)))) == len(index.store.vectors())
             except Exception as error:
@@ -352,7 +352,7 @@ def test_readers_while_a_writer_commits(tmp_path: Path) -> None:
     assert failures == []
     assert len(seen) > 1
     assert opened.search(start.examples(), 5) == before  # its files are gone, its view is not
-    assert Index.open(path).manifest["generation"] == 13
+    assert IndexFolder.open(path).manifest["generation"] == 13
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mmedrag.answering.generators import load_generator
 from mmedrag.domain import open_domain
 from mmedrag.experiments import PAIRWISE, SETS
 from mmedrag.phantom import DOMAINS
-from mmedrag.pipeline import interactive
+from mmedrag.pipeline.system import SIDECAR
 from mmedrag.records import Prompt, Request
 from mmedrag.retrieval.encoders.load import load_encoder
 
@@ -71,7 +71,7 @@ def test_the_model_that_ships_is_the_last_stages(work: Path, pictures) -> None:
     shipped = work / "models" / "vlm"
     assert answer(work, shipped, pictures[0]) == answer(work, work / VQA[-1], pictures[0])
     assert answer(work, shipped, pictures[0]) != answer(work, work / VQA[0], pictures[0])
-    assert "min_confidence" in json.loads((shipped / interactive.SIDECAR).read_text())
+    assert "min_confidence" in json.loads((shipped / SIDECAR).read_text())
 
 
 @pytest.mark.parametrize("name", ["encoder", *(f"retriever-{domain}" for domain in DOMAINS)])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from mmedrag.answering.generators import load_generator
 from mmedrag.domain import open_domain
 from mmedrag.phantom import DOMAINS, build_benchmark
-from mmedrag.pipeline import CORPUS, Pipeline, RunSettings, interactive, run_conditions
+from mmedrag.pipeline import CORPUS, SIDECAR, Pipeline, RunSettings, interactive, run_conditions
 from mmedrag.preference.dpo import DpoTraining, train_dpo
 from mmedrag.preference.pairs import PairSettings, even_answers, make_pairs, read_pairs
 from mmedrag.records import PAPER_KINDS, ConditionSpec, Pair
@@ -125,7 +125,7 @@ def abstention(build: Build) -> dict[str, Any]:
         system, data, {"references": ConditionSpec("selected")}, out, settings, 0, {"row": "tuned"}
     )
     fitted = interactive.fit_abstention([out / "references"], ANSWERED)
-    write_json(build.out / "vlm" / interactive.SIDECAR, fitted)
+    write_json(build.out / "vlm" / SIDECAR, fitted)
     return fitted
 
 

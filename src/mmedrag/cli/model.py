@@ -70,10 +70,10 @@ def info(call: Call, model: Path) -> None:
 )
 def calibrate(call: Call, runs: tuple[Path, ...], model: Path | None, accuracy: float) -> None:
     """Fit, on runs over validation data, the confidence below which `ask` abstains."""
-    from mmedrag.pipeline import interactive
+    from mmedrag.pipeline import SIDECAR, interactive
     from mmedrag.runtime import write_json
 
     fitted = interactive.fit_abstention(runs, accuracy)
     if model and fitted["min_confidence"] is not None:
-        write_json(model / interactive.SIDECAR, fitted)
+        write_json(model / SIDECAR, fitted)
     call.finish(fitted, ok=fitted["min_confidence"] is not None)

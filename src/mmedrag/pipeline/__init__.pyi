@@ -19,6 +19,7 @@ from .run import (
 )
 from .settings import Flags as Flags, RunSettings as RunSettings
 from .system import (
+    SIDECAR as SIDECAR,
     OneDomainTable as OneDomainTable,
     System as System,
     build_pipeline as build_pipeline,

@@ -15,6 +15,7 @@ from typing import Any
 from mmedrag.pipeline import evidence
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import TRACES
+from mmedrag.pipeline.system import load_system
 from mmedrag.pipeline.worker import Worker
 from mmedrag.records import (
     Answer,
@@ -28,9 +29,7 @@ from mmedrag.records import (
     verdict,
 )
 from mmedrag.retrieval import select
-from mmedrag.runtime import read_json, read_jsonl
-
-SIDECAR = "mmedrag.json"  # beside a model's config.json: {"min_confidence": ...}
+from mmedrag.runtime import read_jsonl
 
 
 class Evidence(Hit):
@@ -113,8 +112,6 @@ def ask(
     if isinstance(system, Pipeline):
         pipeline = system
     else:
-        from mmedrag.pipeline.system import load_system
-
         pipeline = load_system(system, references=references != "none")
     kind = evidence.guess_answer_type(question) if question else None
     example = Example.of(images, question, answer_type=kind, patient=patient)
@@ -129,12 +126,6 @@ def notices(pipeline: Pipeline) -> tuple[str, ...]:
     """What readers of this system's answers have to know."""
     notice = pipeline.domain.notice if isinstance(pipeline.domain, Cautioned) else None
     return (notice,) if notice else ()
-
-
-def min_confidence(model: Path) -> float:
-    """The fitted threshold beside a model; 0 where none was fitted."""
-    path = model / SIDECAR
-    return float(read_json(path).get("min_confidence") or 0) if path.is_file() else 0.0
 
 
 def fit_abstention(run_folders: Iterable[Path], accuracy: float) -> dict[str, Any]:

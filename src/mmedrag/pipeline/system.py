@@ -29,9 +29,10 @@ from mmedrag.pipeline.pipeline import GENERIC, Pipeline
 from mmedrag.pipeline.settings import Flags
 from mmedrag.records import Adaptable, Generator, UserError, protocols
 from mmedrag.retrieval import RuleSpec
-from mmedrag.runtime import config
+from mmedrag.runtime import config, read_json
 
 log = logging.getLogger(__name__)
+SIDECAR = "mmedrag.json"  # beside a model's config.json: {"min_confidence": ...}
 HITS = 8  # how many hits are retrieved at least, before selection
 
 
@@ -141,7 +142,6 @@ def build_pipeline(
         search: ``views``, ``exclude``, ``where`` of :func:`mmedrag.retrieval.open_retriever`.
     """
     from mmedrag.answering.generators import load_generator
-    from mmedrag.pipeline.interactive import min_confidence
 
     generator = None
     adapters: dict[str, Any] = {}
@@ -178,6 +178,12 @@ def _adapted(generator: Generator, kind: str, name: str, adapter: str) -> Genera
     if not isinstance(generator, Adaptable):
         raise UserError(f"[domains.{name}]: adapter: a generator of kind {kind!r} takes none")
     return generator.with_adapter(str(located(adapter)))
+
+
+def min_confidence(model: Path) -> float:
+    """The fitted threshold beside a model; 0 where none was fitted."""
+    path = model / SIDECAR
+    return float(read_json(path).get("min_confidence") or 0) if path.is_file() else 0.0
 
 
 def index_domain(path: str | Path) -> str:

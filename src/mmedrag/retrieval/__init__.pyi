@@ -6,7 +6,7 @@ from .embeddings import (
 )
 from .index import (
     Filter as Filter,
-    Index as Index,
+    IndexFolder as IndexFolder,
     index_info as index_info,
     verify_index as verify_index,
 )
@@ -16,6 +16,7 @@ from .index_build import (
     remove_from_index as remove_from_index,
     update_index as update_index,
 )
+from .library import Index as Index
 from .ranks import DEEPEST as DEEPEST, KS as KS, per_query as per_query, relevant as relevant
 from .search import (
     Exclusion as Exclusion,

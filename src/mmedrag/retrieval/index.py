@@ -11,9 +11,7 @@ Public functions (stable); what changes an index is in :mod:`mmedrag.retrieval.i
 
     index_info(path) -> dict
     verify_index(path) -> list[str]             # findings; empty: sound
-    Index.open(path) -> Index
-    Index.build(data, out, domain=None, encoder=None, ...) -> Index
-    Index.search(image, k=8, patient=None) -> list[Hit]
+    IndexFolder.open(path) -> IndexFolder
 """
 
 from __future__ import annotations
@@ -24,24 +22,19 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mmedrag.embedded import retriever_of
-from mmedrag.records import Encoder, Example, Hit, Reference, UserError, resolve_object
+from mmedrag.records import Encoder, Reference, UserError, resolve_object
 from mmedrag.retrieval.embeddings import EmbeddingCache, HashOnly
 from mmedrag.retrieval.encoders.load import load_encoder
 from mmedrag.retrieval.stores import folder
 from mmedrag.retrieval.stores.engines import STORES
-from mmedrag.runtime import DataFolder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from mmedrag.retrieval.search import Retriever
-
-Source = str | Path | DataFolder
 log = logging.getLogger(__name__)
 CHECK_AT_OPEN = 64 << 20  # files up to this size are hashed at each open; verify hashes all
 COLUMNS = ("id", "text", "domain", "patient", "split", "source", "licence", "attribution")
@@ -83,18 +76,12 @@ class Filter:
         return cls(**given) if given else None
 
 
-class Index:
+class IndexFolder:
     """A read-only view of a committed index; a writer's later commit does not disturb it.
 
     Attributes:
         manifest, store, domain, ids; ``patients`` strings [n] (None: unknown); ``pixels`` S32
         [n, views] and ``phash`` uint64 [n, views] of the rows' own images.
-
-    Example::
-
-        index = Index.build("data", "index-radiology", domain="radiology")
-        for hit in index.search("chest.png", k=3):
-            print(hit.score, hit.text)
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -112,13 +99,11 @@ class Index:
         store = resolve_object(manifest["store"], STORES, "store")
         self.store = store.open(names["vectors"], manifest["vectors"], self.ids)
         strings = np.dtypes.StringDType(na_object=None)
-        self._encoder: Encoder | None = None  # an object that it was built with, without a name
-        self._retriever: Retriever | None = None  # made by the first search
         self.patients = np.array(self._read("patient").to_pylist(), dtype=strings)
         self.pixels, self.phash = _hash_arrays(self._read("pixels"), self._read("phash"))
 
     @classmethod
-    def open(cls, path: str | Path) -> Index:
+    def open(cls, path: str | Path) -> Self:
         """Open the committed state.
 
         Raises:
@@ -126,55 +111,6 @@ class Index:
         """
         path = Path(path)
         return folder.consistent(path, lambda manifest: cls(path, manifest))
-
-    @classmethod
-    def build(
-        cls,
-        data: Source | Sequence[Source],
-        out: str | Path,
-        domain: str | None = None,
-        encoder: str | Encoder | None = None,
-        **options: Any,
-    ) -> Index:
-        """Encode the references of data folders into the index folder ``out``, and open it.
-
-        Args:
-            domain: whose references; None: of all domains.
-            encoder: by default the one that ships for the domain.
-            options: of :func:`mmedrag.retrieval.build_index`.
-
-        Raises:
-            UserError: no reference to index, or a folder that holds something else.
-        """
-        from mmedrag.retrieval.index_build import build_index
-
-        given = [data] if isinstance(data, (str, Path, DataFolder)) else data
-        folders = [one if isinstance(one, DataFolder) else DataFolder(one) for one in given]
-        build_index(folders, out, domain, encoder or retriever_of(domain), **options)
-        index = cls.open(out)
-        index._encoder = None if encoder is None or isinstance(encoder, str) else encoder
-        return index
-
-    def search(
-        self, image: str | Path | Sequence[str | Path], k: int = 8, patient: str | None = None
-    ) -> list[Hit]:
-        """The ``k`` references nearest to a picture (or the views of a study), best first.
-
-        References of ``patient``, and of the same or nearly the same picture, are left out. For
-        many pictures, filters and other rules there is :func:`mmedrag.retrieval.open_retriever`.
-
-        Raises:
-            UserError: an unreadable picture, or the encoder is not there any more.
-        """
-        from mmedrag.retrieval.search import Retriever
-
-        if self._retriever is None:
-            encoder = self._encoder or self.encoder()
-            self._retriever = Retriever(self, encoder, cache=self.path / "cache")
-        hits, _ = self._retriever.search([Example.of(image, patient=patient)], k)
-        for reason in self._retriever.errors.values():
-            raise UserError(reason)
-        return hits[0]
 
     @property
     def domain(self) -> str | None:
@@ -268,7 +204,7 @@ class Index:
 
 
 def index_info(path: str | Path) -> dict[str, Any]:
-    return Index.open(path).info()
+    return IndexFolder.open(path).info()
 
 
 def verify_index(path: str | Path) -> list[str]:
@@ -278,7 +214,7 @@ def verify_index(path: str | Path) -> list[str]:
         manifest = folder.read_manifest(path)
         findings = folder.check_files(path, manifest)
         if not findings:
-            index = Index.open(path)
+            index = IndexFolder.open(path)
             norms = np.linalg.norm(index.store.vectors(), axis=1)
             if not np.allclose(norms, 1, atol=1e-3):
                 findings.append("vectors: not all of unit length")

@@ -31,7 +31,7 @@ from mmedrag.retrieval.embeddings import (
     text_key,
 )
 from mmedrag.retrieval.encoders.load import load_encoder
-from mmedrag.retrieval.index import COLUMNS, Index, Named, index_info, stored_spec
+from mmedrag.retrieval.index import COLUMNS, IndexFolder, Named, index_info, stored_spec
 from mmedrag.retrieval.stores import folder
 from mmedrag.retrieval.stores.engines import STORES
 from mmedrag.runtime import DataFolder
@@ -127,7 +127,7 @@ def add_to_index(
     """
     path = Path(path)
     with folder.writer(path):
-        index = Index.open(path)
+        index = IndexFolder.open(path)
         m = index.manifest
         model = _model(index, encoder, device)
         split = split or m["split"]
@@ -172,7 +172,7 @@ def remove_from_index(path: str | Path, ids: Sequence[str]) -> dict[str, Any]:
     """Remove references by id, with their vectors and cached embeddings."""
     path = Path(path)
     with folder.writer(path):
-        index = Index.open(path)
+        index = IndexFolder.open(path)
         known = set(index.ids)
         gone = known.intersection(ids)
         if gone:
@@ -259,14 +259,14 @@ def _commit(path: Path, manifest: dict[str, Any], rows: list[dict[str, Any]], st
     folder.commit(path, manifest, {"rows.parquet": write_rows, "vectors.faiss": store.save})
 
 
-def _writable(index: Index) -> Any:
+def _writable(index: IndexFolder) -> Any:
     """The same store in memory, where it may change (the opened one is mapped read-only)."""
     name = next(name for name in index.manifest["files"] if name.startswith("vectors-"))
     settings = index.manifest["vectors"]
     return type(index.store).open(index.path / name, settings, index.ids, writable=True)
 
 
-def _forget(index: Index, gone: set[str]) -> None:
+def _forget(index: IndexFolder, gone: set[str]) -> None:
     """Drop the removed rows' content from the caches, unless a remaining row has it too."""
     names = [i in gone for i in index.ids]
     dropped, kept = np.array(names), ~np.array(names)
@@ -283,7 +283,7 @@ def _forget(index: Index, gone: set[str]) -> None:
         cache.drop(field, {key.rstrip(b"\0") for key in what})
 
 
-def _model(index: Index, encoder: str | Encoder | None, device: str | None) -> Encoder:
+def _model(index: IndexFolder, encoder: str | Encoder | None, device: str | None) -> Encoder:
     if encoder is None or isinstance(encoder, str):
         return index.encoder(encoder, device)
     index.check(encoder)

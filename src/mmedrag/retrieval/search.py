@@ -26,7 +26,7 @@ import numpy as np
 
 from mmedrag.records import Encoder, Example, Hit, Selection
 from mmedrag.retrieval.embeddings import EmbeddingCache, ImageEmbeddings, embed_images
-from mmedrag.retrieval.index import Filter, Index
+from mmedrag.retrieval.index import Filter, IndexFolder
 
 NEAR = 2  # bits of 64 in which near-identical images may differ
 
@@ -50,7 +50,7 @@ class Retriever:
 
     def __init__(
         self,
-        index: Index,
+        index: IndexFolder,
         encoder: Encoder,
         exclude: Exclusion = Exclusion(),  # noqa: B008 - frozen
         views: str = "mean",
@@ -187,7 +187,7 @@ def open_retriever(
         cache: folder in which query embeddings are kept for later calls; by default they are kept
             nowhere.
     """
-    index = Index.open(path)
+    index = IndexFolder.open(path)
     if encoder is None or isinstance(encoder, str):
         encoder = index.encoder(encoder, device)
     return Retriever(index, encoder, exclude, views, where, cache)
