@@ -1,5 +1,7 @@
-"""RAG-PT of the small model on patients that nothing else was trained on, and the confidence under
-which it abstains."""
+"""RAG-PT of the small model, and the confidence under which it abstains.
+
+Its pairs are of patients that nothing else was trained on.
+"""
 
 from __future__ import annotations
 
