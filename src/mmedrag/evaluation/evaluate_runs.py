@@ -64,8 +64,8 @@ def evaluate(
 
     Example::
 
-        result = evaluate(["runs/base", "runs/selected"], DataFolder("DATA"), out="metrics.json")
-        result.runs["base"].scores("vqa_closed").metrics["accuracy"].value
+        result = evaluate(["alone", "references"], "data", out="metrics.json")
+        result.runs["alone"].scores("vqa_closed").metrics["accuracy"].value
     """
     systems = load_runs(runs)
     data = DataFolder(data) if isinstance(data, (str, Path)) else data
