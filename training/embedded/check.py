@@ -19,7 +19,7 @@ from mmedrag.evaluation import EvaluationResult, evaluate
 from mmedrag.phantom import DOMAINS, findings_in
 from mmedrag.pipeline import RunSettings, run_conditions
 from mmedrag.records import ConditionSpec, Trace, is_right, label_of, target_of
-from mmedrag.runtime import DataFolder, as_dict, read_json, read_jsonl
+from mmedrag.runtime import DataFolder, as_dict, read_json, read_jsonl, write_text
 from training.embedded import preference
 from training.embedded.stages import Build
 
@@ -157,7 +157,7 @@ def write_card(build: Build, found: dict[str, Any]) -> None:
         "models": found,
     }
     (models / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")
-    (models / "README.md").write_text(card(scores))
+    write_text(models / "README.md", card(scores))
 
 
 def card(scores: dict[str, Any]) -> str:

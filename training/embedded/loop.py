@@ -6,7 +6,6 @@ It resumes from its state file, to the same numbers as if it had not been interr
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -16,6 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
+
+from mmedrag.runtime import replacing
 
 log = logging.getLogger(__name__)
 B = TypeVar("B")
@@ -69,9 +70,8 @@ def fit(
             if check:
                 log.info("%s %d %s", state.stem, done, check())
                 model.train()
-            part_file = state.with_name(state.name + ".part")
-            torch.save({k: v.state_dict() for k, v in parts.items()} | {"step": done}, part_file)
-            os.replace(part_file, state)
+            with replacing(state) as out:
+                torch.save({k: v.state_dict() for k, v in parts.items()} | {"step": done}, out)
     model.eval()
 
 

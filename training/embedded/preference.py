@@ -24,7 +24,7 @@ from mmedrag.preference.dpo import DpoTraining, train_dpo
 from mmedrag.preference.pairs import PairSettings, even_answers, make_pairs, read_pairs
 from mmedrag.records import PAPER_KINDS, ConditionSpec, Pair
 from mmedrag.retrieval import RuleSpec, build_index, open_retriever
-from mmedrag.runtime import DataFolder, read_json, write_json
+from mmedrag.runtime import DataFolder, read_json, write_json, write_text
 from training.embedded.stages import Build
 
 log = logging.getLogger(__name__)
@@ -145,4 +145,4 @@ def ship(build: Build, trained: Path, folder: Path) -> None:
     card, sizes = (trained / "README.md").read_text(), build.sizes
     seeds = f"{sizes.pair_seeds[0]} to {sizes.pair_seeds[-1]}"
     rows = f"train patients of benchmark seeds {seeds}, {sizes.pair_studies} studies a domain each"
-    (folder / "README.md").write_text(card.replace("`train_ids.jsonl`", rows))
+    write_text(folder / "README.md", card.replace("`train_ids.jsonl`", rows))

@@ -62,12 +62,12 @@ def even_answers(pairs: Sequence[Pair], labels: Mapping[str, str] | None = None)
         labels: pair id → what its chosen answer says, read with the question; without it the text
             alone is read.
     """
-    said = {pair.id: _chosen(pair, labels or {}) for pair in pairs}
+    chosen = {pair.id: _chosen(pair, labels or {}) for pair in pairs}
     kinds = [kind for kind in EVEN if any(pair.kind == kind for pair in pairs)]
     cells: dict[tuple[str, str | None, str], int] = {}
     for pair in pairs:
         if _counts(pair):
-            cell = _cell(pair, said)
+            cell = _cell(pair, chosen)
             cells[cell] = cells.get(cell, 0) + 1
 
     def room(domain: str | None, answer: str) -> int:
@@ -77,7 +77,7 @@ def even_answers(pairs: Sequence[Pair], labels: Mapping[str, str] | None = None)
     kept, taken = [], dict.fromkeys(cells, 0)
     for pair in pairs:
         if _counts(pair):
-            cell = _cell(pair, said)
+            cell = _cell(pair, chosen)
             taken[cell] += 1
             if taken[cell] > room(*cell[1:]):
                 continue
@@ -89,8 +89,8 @@ def _counts(pair: Pair) -> bool:
     return pair.kind in EVEN and pair.meta.get("task") == "vqa"
 
 
-def _cell(pair: Pair, said: Mapping[str, str]) -> tuple[str, str | None, str]:
-    return pair.kind, pair.meta.get("domain"), said[pair.id]
+def _cell(pair: Pair, chosen: Mapping[str, str]) -> tuple[str, str | None, str]:
+    return pair.kind, pair.meta.get("domain"), chosen[pair.id]
 
 
 def _chosen(pair: Pair, labels: Mapping[str, str]) -> str:
