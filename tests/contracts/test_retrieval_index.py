@@ -64,7 +64,7 @@ def test_the_folder_is_inspectable(built: Path, data: DataFolder) -> None:
 def test_opening_and_reading_do_not_import_pandas(built: Path) -> None:
     """It takes 25 MiB and a third of a second, for nothing that an index needs."""
     code = (
-        "import sys; from mmedrag.retrieval.index import Index\n"
+        "import sys; from mmedrag import Index\n"
         f"index = Index.open({str(built)!r})\n"
         "print(index.texts([3, 1]), index.patients[3], len(index.pixels[0][0]))\n"
         "print('pandas' in sys.modules)"
