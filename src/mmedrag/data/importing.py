@@ -57,6 +57,8 @@ def import_data(
     for key in ("image_root", "key"):
         if isinstance(given.get(key), str):
             given[key] = Path(given[key])
+    if isinstance(given.get("image_root"), (list, tuple)):
+        given["image_root"] = [Path(root) for root in given["image_root"]]
     known = [p for p in inspect.signature(load).parameters if p not in ("src", "writer")]
     for key in given:
         if key not in known:
