@@ -55,6 +55,7 @@ def phantom(
 @click.argument("out", type=FOLDER)
 @click.option(
     "--image-root",
+    "roots",
     type=FOLDER,
     multiple=True,
     help="Folder that image paths start from. Repeatable.",
@@ -68,34 +69,24 @@ def phantom(
     "Repeatable; NAME= for none.",
 )
 def import_(
-    call: Call,
-    format: str,
-    src: Path,
-    out: Path,
-    image_root: tuple[Path, ...],
-    column: tuple[str, ...],
+    call: Call, format: str, src: Path, out: Path, roots: tuple[Path, ...], column: tuple[str, ...]
 ) -> None:
     """Import SRC, in FORMAT, into the data folder OUT.
 
-    FORMAT is manifest, released, llava, vqa, table, dicom, or package.module:function. A bad
-    row goes to OUT/rejected.jsonl and never stops the others. Other options of a format are
-    settings, such as --set domain=radiology.
+    FORMAT is manifest, released, llava, vqa, table, dicom, data (joins the data folders below
+    SRC), or package.module:function. A bad row goes to OUT/rejected.jsonl and never stops the
+    others. Other options of a format are settings, such as --set domain=radiology.
     """
     from mmedrag.data import import_data
 
     options: dict[str, Any] = call.rest()
     if column:
         options["columns"] = {**(options.get("columns") or {}), **_columns(column)}
+    if roots:
+        options["image_root"] = _roots(roots)
     shares = options.pop("shares", None)
     result = import_data(
-        format,
-        src,
-        out,
-        seed=call.seed,
-        shares=shares,
-        image_root=_roots(image_root),
-        progress=call.progress("rows"),
-        **options,
+        format, src, out, seed=call.seed, shares=shares, progress=call.progress("rows"), **options
     )
     found = result.to_dict()
     found["rows by split"] = found.pop("splits")  # questions, reports to write, and references

@@ -145,7 +145,7 @@ def clean_question(text: str) -> str:
 
     Both belong to the prompt, which is rendered anew.
     """
-    return _OPTIONS.sub("", _IMAGE_TOKEN.sub("\n", text).strip()).strip()
+    return _OPTIONS.sub("", unmarked(text)).strip()
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -170,6 +170,11 @@ def expect_image(text: str, named: Any) -> None:
 def is_placeholder(value: Any, words: frozenset[str] = PLACEHOLDERS) -> bool:
     """Is it a word such as ``nan`` or ``N/A`` that stands for nothing?"""
     return isinstance(value, str) and value.strip().casefold() in words
+
+
+def unmarked(text: str) -> str:
+    """The text without its places for pictures."""
+    return _IMAGE_TOKEN.sub("\n", text).strip()
 
 
 def text_of(

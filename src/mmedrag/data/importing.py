@@ -16,6 +16,7 @@ from mmedrag.records import Split, UserError, resolve_object
 from mmedrag.runtime import sha256
 
 FORMATS = {
+    "data": "mmedrag.data.formats.folders:load",
     "dicom": "mmedrag.data.formats.dicom:load",
     "llava": "mmedrag.data.formats.llava:load",
     "manifest": "mmedrag.data.formats.manifest:load",

@@ -106,7 +106,9 @@ class Writer:
         if path.is_file():
             if read_json(path) != json.loads(json.dumps(dict(settings))):
                 raise UserError(
-                    f"{self.out}: holds another import (see {SETTINGS}), expected an empty folder"
+                    f"{self.out}: holds another import (see {SETTINGS}), expected an empty folder; "
+                    "to join imports, give each a folder of its own below one, ALL, then: "
+                    "mmedrag data import data ALL OUT"
                 )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{self.out}: is not empty, expected a new or empty folder")
