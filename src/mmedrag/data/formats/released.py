@@ -376,6 +376,7 @@ def export_released(data: str | Path, out: str | Path) -> dict[str, int]:
                     "answer": example.answer,
                     "image": image if isinstance(image, str) else image[0],
                     "report": reports.get(example.meta.get("study"), ""),
+                    **({"options": example.options} if example.options else {}),
                 }
             )
         else:
