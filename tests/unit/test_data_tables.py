@@ -222,6 +222,9 @@ def test_a_place_without_a_picture_is_refused_and_a_question_without_one_is_name
     assert [example.id for example in folder.examples()] == ["t/3"]
     assert all("place for a picture" in line for line in said["refusals"])
     assert said["questions_without_image"] == 1
+    fewer = [{"id": 1, "image": "a.png", "messages": talk("<image><image>Is it?", "Yes.")}]
+    notes = imported("llava", written(src, ".json", fewer))[0]["notes"]
+    assert notes == ["1 doubtful rows: t.json:2: 2 places for pictures, 1 named"]
     assert said["notes"] == ["1 questions whose rows name no image: t.jsonl:3"]
 
 

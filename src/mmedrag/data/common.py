@@ -153,18 +153,19 @@ def pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((n for n in names if row.get(n) not in (None, "", [])), None)
 
 
-def marked(text: str) -> bool:
-    """Does the text have a place for a picture?"""
-    return bool(re.search(_MARKER, text))
+def expect_image(text: str, named: Any) -> str | None:
+    """Refuse a row whose text has a place for a picture, but that names none.
 
-
-def expect_image(text: str, named: Any) -> None:
-    """Refuse a row whose text has a place for a picture that the row does not name."""
-    if marked(text) and named in (None, "", []):
+    Returns what is doubtful: more places than pictures.
+    """
+    places = sum(1 for _ in re.finditer(_MARKER, text))
+    if places and named in (None, "", []):
         raise UserError(
             "the text has a place for a picture, but the row names none; "
             f"expected one of {', '.join(IMAGE_KEYS)}"
         )
+    pictures = len(named) if isinstance(named, list) else 1
+    return f"{places} places for pictures, {pictures} named" if places > pictures else None
 
 
 def is_placeholder(value: Any, words: frozenset[str] = PLACEHOLDERS) -> bool:

@@ -293,6 +293,7 @@ class Writer:
             result.notes.append(
                 f"{result.missing_images} images are not there: these rows are text-only "
                 "(meta.missing_images names them)"
+                + ("" if self._stored else "; none was found: --image-root names their folder")
             )
         result.questions_without_image = len(self._bare)
         if self._bare:

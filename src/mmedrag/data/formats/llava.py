@@ -96,7 +96,7 @@ def conversation(
     exchanges, inside = exchanges_of(spoken, talk[0])
     named = pick(value, IMAGE_KEYS)
     pictures = value[named] if named else inside
-    expect_image("\n".join(question for question, _ in exchanges), pictures)
+    writer.doubt(row, expect_image("\n".join(question for question, _ in exchanges), pictures))
     if isinstance(pictures, list) and len(pictures) == 1:
         pictures = pictures[0]
     base = row_id(row, value.get("id", value.get("question_id")))

@@ -113,6 +113,7 @@ def _row(row: SourceRow, writer: Writer, roots: list[Path], train_only: Sequence
             continue
         extra = extra_fields(pair, {"question", "answer", "answer_type"} | choice.used)
         kept, original = choice.answer_type(pair.get("answer_type"))
+        writer.doubt(row, choice.doubt and f"{where}: {choice.doubt}")
         writer.example(
             row,
             id=f"{row_id}/qa-{number}",

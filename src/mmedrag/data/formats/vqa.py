@@ -113,7 +113,7 @@ def question_row(row: SourceRow, writer: Writer, roots: Sequence[Path], defaults
         text = f"{text}\n{text_of(value, 'input')}"
     if is_placeholder(value.get(names["image"] or "")):
         names["image"] = None
-    expect_image(text, names["image"] and value[names["image"]])
+    writer.doubt(row, expect_image(text, names["image"] and value[names["image"]]))
     choice = choice_of(
         value, clean_question(text), text_of(value, names["answer"] or "answer", numbers=True)
     )
