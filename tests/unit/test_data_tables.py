@@ -301,6 +301,7 @@ LUNG = ["Lung", "Liver"]
         {"options": ["Lung", "Liver"], "answer": "lung."},
         {"choices": ["Lung", "Liver"], "answer": 0},
         {"choices": {"text": ["Lung", "Liver"], "label": ["A", "B"]}, "answer_key": "A"},
+        {"choices": {"text": ["Lung", "Liver"], "label": ["A"]}, "answer": "A"},
         {"options": [{"key": "A", "value": "Lung"}, {"key": "B", "value": "Liver"}], "answer": "A"},
         {"options": "A: Lung, B: Liver", "answer": "A"},
         {"options": "(A) Lung\n(B) Liver", "answer": "A"},
@@ -351,6 +352,7 @@ def test_options_that_cannot_be_understood_are_named(src: Path) -> None:
         {"options": ["Lung"], "answer": "A"},
         {"options": ["Lung", ["x"]], "answer": "A"},
         {"options": "something", "answer": "A"},
+        {"options": "[" * 100_000 + "]", "answer": "A"},
         {"options": LUNG, "answer": "E"},
         {"options": LUNG, "answer": "A", "answer_idx": "B"},
         {"option_a": "Lung", "option_b": "", "option_c": "Liver", "answer": "A"},
@@ -358,14 +360,14 @@ def test_options_that_cannot_be_understood_are_named(src: Path) -> None:
     ]
     rows = [{"image": "a.png", "question": "Which?", **row} for row in bad]
     said, folder = imported("vqa", written(src, ".jsonl", rows), code=1)
-    words = ("expected a list", "at least two", "expected a list", "expected a list")
+    words = ("expected a list", "at least two", *["expected a list"] * 3)
     words += ("none of the 2 options", "different options", "is empty")
     assert len(said["refusals"]) == len(words)
     for number, (line, word) in enumerate(zip(said["refusals"], words, strict=True), 1):
         assert line.startswith(f"t.jsonl:{number}: ") and word in line
     assert [e.answer for e in folder.examples()] == ["B"]
     assert said["notes"] == [
-        "1 doubtful rows: t.jsonl:8: answer 'B' may be an option, but the row has none"
+        "1 doubtful rows: t.jsonl:9: answer 'B' may be an option, but the row has none"
     ]
 
 

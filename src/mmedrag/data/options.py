@@ -100,8 +100,9 @@ def _listed(key: str, value: Any) -> tuple[Sequence[str], list[str]]:
         texts, labels = by.get("text", by.get("texts")), by.get("label", by.get("labels"))
         if isinstance(texts, list):
             value = texts
-            given = [str(label) for label in labels] if isinstance(labels, list) else None
-            return given or _letters(texts), [_plain(text, bad) for text in texts]
+            if not isinstance(labels, list) or len(labels) != len(texts):
+                labels = list(_letters(texts))
+            return [str(label) for label in labels], [_plain(text, bad) for text in texts]
         kept = {str(k): v for k, v in value.items() if v is not None}  # Arrow fills all keys
         return list(kept), [_plain(text, bad) for text in kept.values()]
     if not isinstance(value, list):

@@ -171,7 +171,7 @@ def exchanges_of(turns: Any, field: str) -> tuple[list[tuple[str, str]], list[An
         if speaker not in expected or text is None:
             raise UserError(
                 f"{field}.{number}: expected a turn from {expected[0]} with a text value, "
-                f"got {speaker!r:.40}"
+                f"got {turn!r:.80}"
             )
         texts.append(text)
     if not texts or len(texts) % 2:

@@ -281,14 +281,10 @@ def _choose(
     return chosen
 
 
-def _row(
-    row: SourceRow,
-    chosen: Mapping[str, list[str]],
-    writer: Writer,
-    roots: Sequence[Path],
-    defaults: Defaults,
-) -> None:
-    value = row.value
+def _ours(
+    value: Mapping[str, Any], chosen: Mapping[str, list[str]], writer: Writer
+) -> dict[str, Any]:
+    """The row's fields under our names, without placeholders; the parts of a text joined."""
     ours = {
         key: plain(value.get(columns[0]))
         for key, columns in chosen.items()
@@ -304,7 +300,18 @@ def _row(
             ours[key] = None
         elif isinstance(given, str):
             ours[key] = given.strip()
-    ours = {key: v for key, v in ours.items() if v not in (None, "")}
+    return {key: v for key, v in ours.items() if v not in (None, "")}
+
+
+def _row(
+    row: SourceRow,
+    chosen: Mapping[str, list[str]],
+    writer: Writer,
+    roots: Sequence[Path],
+    defaults: Defaults,
+) -> None:
+    value = row.value
+    ours = _ours(value, chosen, writer)
     used = {column for columns in chosen.values() for column in columns}
     choice = None
     if question := text_of(ours, "question", numbers=True):
