@@ -117,8 +117,9 @@ def test_question_files_of_cares_and_llava_med(tmp_path: Path) -> None:
     assert [(e.question, e.answer, e.answer_type, e.split) for e in examples] == [
         ("Is it normal?", "Yes.", "closed", "test"),
         ("Any mass?", "No (as reported).", "closed", "test"),
-        ("Where is it? [A:ear, B:scalp]", "B:scalp", "open", "test"),
+        ("Where is it?", "scalp", "open", "test"),  # what it offers stands in `options`
     ]
+    assert examples[2].options == ["ear", "scalp"]
     assert len({e.id for e in examples}) == 3 and examples[2].meta["age"] == 45
     assert [r.meta["study"] for r in corpus] == ["cares/x/0", "cares/y"]
 

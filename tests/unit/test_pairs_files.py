@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from mmedrag.cli.pairs import noun
 from mmedrag.data.formats.released_pairs import import_released
 from mmedrag.images.alike import pixel_hash
 from mmedrag.images.files import load_image
@@ -225,6 +227,101 @@ def test_kind_from_flag_references_and_order(tmp_path: Path) -> None:
     unordered = [row(image=f"{n}.png") for n in (5, 2, 9, 1)]
     found, _ = imported(tmp_path, unordered)
     assert found.counts["kind_unknown"] == 4
+
+
+def brought(tmp_path: Path, rows: list, *words: str, code: int = 0, name: str = "rows.jsonl"):
+    """What `pairs import` makes of rows, and what it says."""
+    path, out = tmp_path / name, tmp_path / "brought"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    call = ["import", str(path), "--out", str(out), "--json", *words]
+    done = CliRunner().invoke(noun, call)
+    assert done.exit_code == code, (done.output, done.exception)
+    return read_pairs(out), json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("format", ["ms-swift", "trl"])
+def test_what_pairs_export_writes_is_read_again(tmp_path: Path, data: Path, format: str) -> None:
+    other = Prompt(template="t", text="Is it there?")
+    pairs = [pair("resist", root=data), pair("unaided", root=data, prompt=other)]
+    if format == "ms-swift":
+        pairs += [pair("cross_modal", NOISE, root=data), pair("copy", root=data, other=other)]
+        references = Prompt(template="t", text="Reference reports of similar cases:\n1. x\nIs it?")
+        pairs += [pair("stage1", NOISE, root=data, prompt=references)]
+    pairs = [p.model_copy(update={"id": f"{p.id}-{n}"}) for n, p in enumerate(pairs)]
+    export_pairs(pairs, tmp_path / "out", format, noise_size=24)
+    rows = [json.loads(x) for x in (tmp_path / "out/pairs.jsonl").read_text().splitlines()]
+    found, said = brought(tmp_path / "out", rows, "--images", str(data))
+    assert said["faults"] == [] and len(found) == len(pairs)
+    for was, now in zip(pairs, found, strict=True):
+        for old, new in ((was.chosen, now.chosen), (was.rejected, now.rejected)):
+            assert (new.text, new.prompt.text) == (old.text, old.prompt.text)
+            picture = load_image(now.root / new.image)
+            clean = load_image(data / "images/a.png")
+            expected = clean if old.noise is None else apply_noise(clean, old.noise, 24)
+            assert pixel_hash(picture) == pixel_hash(expected)
+    if format == "ms-swift":
+        assert [p.kind for p in found[2:]] == ["stage1", "unaided", "cross_modal"]
+
+
+def said(text, speaker="assistant"):
+    return [{"role": speaker, "content": text}]
+
+
+def test_rows_of_other_trainers(tmp_path: Path, data: Path) -> None:
+    part = [{"type": "image"}, {"type": "text", "text": "Is it?"}]
+    inside = [{"type": "image", "image": "images/a.png"}, {"type": "text", "text": "Is it?"}]
+    yes, no = said([{"type": "text", "text": "Yes."}]), said([{"type": "text", "text": "No."}])
+    ask, one = said("<image>Is it?", "user"), {"images": ["images/a.png"]}
+    rows = [
+        {"prompt": said(part, "user"), "chosen": yes, "rejected": no, **one},
+        {"prompt": said(inside, "user"), "chosen": yes, "rejected": no},
+        {"chosen": ask + yes, "rejected": ask + no, **one},
+        {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No.", **one},
+        {"question": "Is it?", "chosen": "Yes.", "rejected": "No.", "image": "images/a.png"},
+        {"messages": ask + said("Yes."), "rejected_response": "No.", **one},
+        {"messages": ask + said("Yes."), "rejected_messages": ask + said("No."), **one},
+        {
+            "conversations": [{"from": "human", "value": "<image>Is it?"}],
+            "chosen": {"from": "gpt", "value": "Yes."},
+            "rejected": {"from": "gpt", "value": "No."},
+            "images": [str(data / "images/a.png")],
+        },
+    ]
+    found, _ = brought(tmp_path, rows, "--images", str(data))
+    assert [p.id for p in found] == [f"unaided:row{n}" for n in range(1, 9)]
+    for one_pair in found:
+        for side, answer in ((one_pair.chosen, "Yes."), (one_pair.rejected, "No.")):
+            assert (side.prompt.text, side.text, side.image) == ("Is it?", answer, "images/a.png")
+
+
+def test_faults_of_other_trainers_rows(tmp_path: Path, data: Path) -> None:
+    good = {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No.", "images": ["images/a.png"]}
+    talk = said("Is it?", "user") + said("Yes.")
+    rows = [
+        good,
+        {**good, "images": []},
+        {**good, "images": ["../../etc/passwd"]},
+        {**good, "images": ["/etc/hostname"]},
+        {**good, "images": ["images/none.png"]},
+        {**good, "rejected": "Yes."},
+        {**good, "chosen": ""},
+        {**good, "prompt": said("Be brief.", "system") + said("Is it?", "user")},
+        {**good, "prompt": talk + said("Sure?", "user")},
+        row(),
+    ]
+    found, told = brought(tmp_path, rows, "--images", str(data), code=1)
+    assert [int(p.id.rpartition("row")[2]) for p in found] == [1, 5, 6, 7, 8]
+    faults = [
+        line.split(": ")[0].rpartition(":")[2] + line.split(": ")[1] for line in told["faults"]
+    ]
+    assert faults == [
+        *("2schema", "3schema", "4schema", "5image_missing", "6identical_texts", "7empty_text"),
+        *("8system_turn", "8system_turn", "9schema", "10schema"),
+    ]
+    (tmp_path / "empty.jsonl").write_text("")
+    call = ["import", str(tmp_path / "empty.jsonl"), "--out", str(tmp_path / "o")]
+    assert "empty, expected rows" in str(CliRunner().invoke(noun, call).exception)
+    assert not (tmp_path / "o").exists()
 
 
 # --- native folder and held-out images ------------------------------------------------------------

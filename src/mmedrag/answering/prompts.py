@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,6 +89,9 @@ def load_set(name: str) -> Mapping[str, Any]:
     return chosen
 
 
+_YES_NO = {"yes", "no"}
+
+
 def fill(template: str, **values: object) -> str:
     """``template`` with each ``{name}`` replaced once; braces inside a value stay as they are."""
     return re.sub(r"\{(\w+)\}", lambda m: str(values[m[1]]) if m[1] in values else m[0], template)
@@ -125,7 +129,12 @@ class TemplateSet:
         base, suffix = kind(trace), "+refs" if references else ""
         domain = trace.domain.label if trace.domain else UNKNOWN
         mimic = ["_mimic"] if "mimic" in (trace.source or "").lower() else []
-        names = [f"{base}_{domain}{m}{suffix}" for m in [*mimic, ""]] + [base + suffix]
+        bases = ["vqa_choice", base] if _offered(trace) and base == "vqa_open" else [base]
+        names = [
+            name
+            for b in bases
+            for name in [*(f"{b}_{domain}{m}{suffix}" for m in [*mimic, ""]), b + suffix]
+        ]
         return next(name for name in names if name in load_set(self.name)["templates"])
 
     def _text(self, trace: Trace, references: Sequence[Hit]) -> Prompt:
@@ -141,7 +150,10 @@ class TemplateSet:
             fill(item, i=i, r=_reference(hit.text, collapse, markers))
             for i, hit in enumerate(references, 1)
         )
-        turn = fill(template, Q=_question(trace.question), R=listed, k=len(references))
+        asked, options = _question(trace.question), _options(trace)
+        if options and "{O}" not in template:  # a template that knows no options loses none
+            asked = f"{asked}\n{options}"
+        turn = fill(template, Q=asked, O=options, R=listed, k=len(references))
         parts = "\0".join([template, item if references else "", conversation])
         digest = hashlib.sha256(parts.encode()).hexdigest()[:8]
         return Prompt(
@@ -157,6 +169,20 @@ def kind(trace: Trace) -> str:
     if trace.task == "report":
         return "report"
     return "vqa_closed" if trace.answer_type == "closed" else "vqa_open"
+
+
+def _offered(trace: Trace) -> list[str]:
+    """The options to show: yes and no of a closed question stand in its template."""
+    options = trace.options or []
+    told = trace.answer_type == "closed" and {o.strip().casefold() for o in options} <= _YES_NO
+    return [] if told else options
+
+
+def _options(trace: Trace) -> str:
+    """One option a line, lettered; without control text."""
+    shown = [" ".join(neutralise(option).split()) for option in _offered(trace)]
+    marks = string.ascii_uppercase if len(shown) <= 26 else range(1, len(shown) + 1)
+    return "\n".join(f"{mark}. {text}" for mark, text in zip(marks, shown, strict=False))
 
 
 def _reference(text: str, collapse: bool, markers: Sequence[str]) -> str:

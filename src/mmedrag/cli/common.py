@@ -136,7 +136,10 @@ class Command(click.Command):
             recipe = load_recipe(asked.get("config"), changes, self.table)
             own = recipe.get(self.table, {})
             names = {str(p.name) for p in self.params if not self._is_setting(p)}
+            several = {p.name for p in self.params if getattr(p, "multiple", False)}
             ctx.default_map = {key: own.pop(key) for key in list(own) if key in names}
+            for key in several & {k for k, v in ctx.default_map.items() if isinstance(v, str)}:
+                ctx.default_map[key] = [ctx.default_map[key]]
             if self.settings is None and not self.open_table:
                 self._check(ctx, own)
             ctx.obj = recipe

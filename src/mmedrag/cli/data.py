@@ -53,7 +53,13 @@ def phantom(
 @click.argument("format")
 @click.argument("src", type=ANY)
 @click.argument("out", type=FOLDER)
-@click.option("--image-root", type=FOLDER, help="Folder that image paths start from.")
+@click.option(
+    "--image-root",
+    "roots",
+    type=FOLDER,
+    multiple=True,
+    help="Folder that image paths start from. Repeatable.",
+)
 @click.option(
     "--column",
     "column",
@@ -63,36 +69,37 @@ def phantom(
     "Repeatable; NAME= for none.",
 )
 def import_(
-    call: Call, format: str, src: Path, out: Path, image_root: Path | None, column: tuple[str, ...]
+    call: Call, format: str, src: Path, out: Path, roots: tuple[Path, ...], column: tuple[str, ...]
 ) -> None:
     """Import SRC, in FORMAT, into the data folder OUT.
 
-    FORMAT is manifest, released, llava, vqa, table, dicom, or package.module:function. A bad
-    row goes to OUT/rejected.jsonl and never stops the others. Other options of a format are
-    settings, such as --set domain=radiology.
+    FORMAT is manifest, released, llava, vqa, table, dicom, data (joins the data folders below
+    SRC), or package.module:function. A bad row goes to OUT/rejected.jsonl and never stops the
+    others. Other options of a format are settings, such as --set domain=radiology.
     """
     from mmedrag.data import import_data
 
     options: dict[str, Any] = call.rest()
     if column:
         options["columns"] = {**(options.get("columns") or {}), **_columns(column)}
+    if roots:
+        options["image_root"] = _roots(roots)
     shares = options.pop("shares", None)
     result = import_data(
-        format,
-        src,
-        out,
-        seed=call.seed,
-        shares=shares,
-        image_root=image_root,
-        progress=call.progress("rows"),
-        **options,
+        format, src, out, seed=call.seed, shares=shares, progress=call.progress("rows"), **options
     )
     found = result.to_dict()
+    found["rows by split"] = found.pop("splits")  # questions, reports to write, and references
     shown = [f"refused: {reason}" for reason in found.pop("refusals")]
     if len(shown) > REFUSALS:
         more = f"{len(shown) - REFUSALS} more are in {out / 'rejected.jsonl'}"
         shown = [*shown[:REFUSALS], more]
     call.finish(result.to_dict(), "\n".join([*shown, lines(found)]), ok=not result.rejected)
+
+
+def _roots(given: tuple[Path, ...]) -> Path | list[Path] | None:
+    """One folder as itself: a mapping or a single root of a recipe is of another kind."""
+    return None if not given else given[0] if len(given) == 1 else list(given)
 
 
 def _columns(given: tuple[str, ...]) -> dict[str, list[str]]:
@@ -109,7 +116,12 @@ def _columns(given: tuple[str, ...]) -> dict[str, list[str]]:
 @command("check", table="data", group=noun)
 @click.argument("data", type=ANY, nargs=-1, required=True)
 @click.option("--html", type=FILE, help="Also write a page with thumbnails of the worst.")
-@click.option("--image-root", type=FOLDER, help="Where images of released files lie.")
+@click.option(
+    "--image-root",
+    type=FOLDER,
+    multiple=True,
+    help="Where images of released files lie. Repeatable.",
+)
 @click.option("--no-images", is_flag=True, help="Leave pictures unread: rows and texts only.")
 @click.option(
     "--most",
@@ -122,7 +134,7 @@ def check(
     call: Call,
     data: tuple[Path, ...],
     html: Path | None,
-    image_root: Path | None,
+    image_root: tuple[Path, ...],
     no_images: bool,
     most: int,
 ) -> None:
@@ -136,7 +148,7 @@ def check(
     report = check_data(
         data,
         html=html,
-        image_root=image_root,
+        image_root=_roots(image_root),
         images=not no_images,
         most=most,
         progress=call.progress("rows and images"),

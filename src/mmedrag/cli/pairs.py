@@ -58,11 +58,14 @@ def build(call: Call, data: Path, out: Path, held_out: tuple[Path, ...]) -> None
 @click.option("--images", type=FOLDER, help="Folder that the rows' image paths start from.")
 @click.option("--resist", type=int, help="How many rows without noise are resist, if known.")
 def import_(call: Call, src: Path, out: Path, images: Path | None, resist: int | None) -> None:
-    """Read released alignment rows; their faults are listed, none is hidden."""
-    from mmedrag.data.formats import import_released
+    """Read released, TRL, ms-swift or LLaMA-Factory rows; faults are listed, none is hidden.
+
+    What `pairs export` wrote is read with --images DATA.
+    """
+    from mmedrag.data.formats import import_pairs
     from mmedrag.preference.pairs import write_pairs
 
-    found, faults = import_released(src, images, resist, call.seed)
+    found, faults = import_pairs(src, images, resist, call.seed)
     write_pairs(found, out, images or src.parent, {"imported": str(src)})
     listed = [str(fault) for fault in faults]
     text = "\n".join([*listed, f"{len(found.pairs)} pairs, {len(faults)} faults, written to {out}"])

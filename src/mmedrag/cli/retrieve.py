@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mmedrag.cli.common import FILE, FOLDER, Call, command, with_system
+from mmedrag.cli.common import FILE, FOLDER, Call, command, lines, with_system
 from mmedrag.cli.options import options_of
 from mmedrag.pipeline import RunSettings
 
@@ -67,4 +67,6 @@ def noun(
         exclude=Exclusion(patient=not keep_own, image=not keep_own, near=looks_alike),
     )
     result = retrieve_examples(pipeline, examples, out, format, call.progress("examples"))
-    call.finish(result, ok=not result["failed"])
+    named = {"kept": "references kept per row", "excluded": "references left out in all"}
+    shown = lines({named.get(key, key): value for key, value in result.items()})
+    call.finish(result, shown, ok=not result["failed"])

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedrag.data.rows import SourceRow
+from mmedrag.data.rows import SourceRow, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import Split, UserError
 
 _YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
-_IMAGE_TOKEN = re.compile(r"\s*<image>\s*")
+# where a prompt has its pictures, in the words of LLaVA, Qwen, InternLM, Phi, Llama, Gemma,
+# Pixtral, MiniCPM, DeepSeek and others; Qwen puts the path between <img> and </img>
+_MARKER = (
+    r"(?:Picture \d+:\s*)?<img>[^<]*</img>|\(?<image>\./</image>\)?"
+    r"|<\|vision_start\|>(?:<\|image_pad\|>)*<\|vision_end\|>"
+    r"|<(?:im_start|img_start)><image><(?:im_end|img_end)>"
+    r"|<\|?(?:image|img)(?:[ _-]?\d+)?\|?>|<(?:start_of_image|image[_-]?placeholder"
+    r"|ImageHere|image_soft_token|fim_image|image_token)>|\[IMG(?:_END|_BREAK)?\]|<\|image_pad\|>"
+)
+_IMAGE_TOKEN = re.compile(rf"\s*(?:{_MARKER})\s*")
+# texts that stand for no text; NOTHING is more, for fields that are never "none"
+PLACEHOLDERS = frozenset({"nan", "n/a", "#n/a", "<na>", "null", "nat"})
+NOTHING = PLACEHOLDERS | {"na", "none", "nil", "n.a.", "-", "--"}
+# fields that name the picture or the views of a row
+IMAGE_KEYS = (
+    *("image", "images", "image_name", "img_name", "image_path", "image_paths", "images_path"),
+    *("img_path", "img", "Figure_path", "figure_path", "image_file", "img_file"),
+)
+# the first bytes of PNG, JPEG, GIF, WebP and BMP in base64, as some tables hold pictures
+_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk")
 _OPTIONS = re.compile(
     r"\s*Please choose from the following two options:\s*\[yes, no\]\.?\s*$", re.IGNORECASE
 )
@@ -55,9 +78,46 @@ def source_files(src: Path, *suffixes: str, skip: tuple[str, ...] = ()) -> list[
     return [(path, path.relative_to(src).as_posix()) for path in found]
 
 
-def image_roots(src: Path, image_root: Path | None) -> list[Path]:
-    """Where a source's images lie: where the user says, else beside the source."""
-    return [image_root or (src if src.is_dir() else src.parent)]
+ImageRoot = Path | Sequence[Path]
+
+
+def image_roots(src: Path, image_root: ImageRoot | None) -> list[Path]:
+    """Where a source's images lie: where the user says (one or several), else beside it."""
+    if image_root:
+        return [image_root] if isinstance(image_root, Path) else list(image_root)
+    return [src if src.is_dir() else src.parent]
+
+
+def rows_of(
+    files: Iterable[tuple[Path, str]],
+    writer: Writer,
+    read: Callable[[Path, str], Iterable[SourceRow]] = read_rows,
+) -> Iterator[SourceRow]:
+    """The rows of all files; a file without any is named in the notes.
+
+    Raises:
+        UserError: all are empty.
+    """
+    empty, filled = [], False
+    for path, name in files:
+        count = 0
+        if not _blank(path):
+            for row in read(path, name):
+                count += 1
+                yield row
+        filled = filled or count > 0
+        empty += [] if count else [name]
+    if empty and not filled:
+        raise UserError(f"{', '.join(empty):.300}: empty, expected rows")
+    writer.result.notes += [f"{name}: empty, no row in it" for name in empty]
+
+
+def _blank(path: Path) -> bool:
+    try:
+        with open(path, "rb") as handle:
+            return all(not line.strip(b"\xef\xbb\xbf \t\r\n") for line in handle)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def import_rows(
@@ -81,18 +141,57 @@ def row_id(row: SourceRow, own: Any, fallback: str | None = None) -> str:
 
 
 def clean_question(text: str) -> str:
-    """The question without ``<image>`` markers and without the released yes/no instruction.
+    """The question without image markers and without the released yes/no instruction.
 
     Both belong to the prompt, which is rendered anew.
     """
-    return _OPTIONS.sub("", _IMAGE_TOKEN.sub("\n", text).strip()).strip()
+    return _OPTIONS.sub("", unmarked(text)).strip()
+
+
+def pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of ``names`` that the row has with a value."""
+    return next((n for n in names if row.get(n) not in (None, "", [])), None)
+
+
+def expect_image(text: str, named: Any) -> str | None:
+    """Refuse a row whose text has a place for a picture, but that names none.
+
+    Returns what is doubtful: more places than pictures.
+    """
+    places = sum(1 for _ in re.finditer(_MARKER, text))
+    if places and named in (None, "", []):
+        raise UserError(
+            "the text has a place for a picture, but the row names none; "
+            f"expected one of {', '.join(IMAGE_KEYS)}"
+        )
+    pictures = len(named) if isinstance(named, list) else 1
+    return f"{places} places for pictures, {pictures} named" if places > pictures else None
+
+
+def is_placeholder(value: Any, words: frozenset[str] = PLACEHOLDERS) -> bool:
+    """Is it a word such as ``nan`` or ``N/A`` that stands for nothing?"""
+    return isinstance(value, str) and value.strip().casefold() in words
+
+
+def unmarked(text: str) -> str:
+    """The text without its places for pictures."""
+    return _IMAGE_TOKEN.sub("\n", text).strip()
 
 
 def text_of(
-    row: dict[str, Any], key: str, required: bool = False, numbers: bool = False
+    row: Mapping[str, Any],
+    key: str,
+    required: bool = False,
+    numbers: bool = False,
+    absent: frozenset[str] = PLACEHOLDERS,
 ) -> str | None:
-    """A text field; null and absent are None; ``numbers`` also takes ints and floats as text."""
+    """A text field; null, absent and the words ``absent`` are None.
+
+    ``numbers`` also takes ints and floats as text.
+    """
     value = row.get(key)
+    if is_placeholder(value, absent):
+        value = None
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if value is None or value == "":
@@ -156,9 +255,13 @@ def images_of(
         return None, []
     names = named if isinstance(named, list) else [named]
     stored, missing = [], []
-    for name in names:
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise UserError(f"image: got {name!r:.60}, expected a path")
+    for given in names:
+        path_given, data = _named(given)
+        if data is not None:
+            short = hashlib.sha256(data).hexdigest()[:16]
+            stored.append(writer.picture(f"embedded {short}", data, f"{prefix}embedded/{short}"))
+            continue
+        name = below(path_given, roots)
         path = find(name, roots)
         if path is None:
             missing.append(name)
@@ -171,13 +274,43 @@ def images_of(
     return (stored if isinstance(named, list) else stored[0]), missing
 
 
+def _named(given: Any) -> tuple[str, bytes | None]:
+    """(path, content): an image as a row has it, the content where it stands in the row."""
+    if isinstance(given, Mapping):
+        if isinstance(given.get("bytes"), bytes):
+            return "", bytes(given["bytes"])
+        given = given.get(pick(given, ("bytes", "path", "url", "image")) or "path")
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise UserError(f"image: got {given!r:.60}, expected a path")
+    coded = re.sub(r"^data:image/[\w.+-]+;base64,", "", given)
+    if coded != given or (len(given) > 200 and given.startswith(_BASE64)):
+        try:
+            return "", base64.b64decode("".join(coded.split()), validate=True)
+        except (binascii.Error, ValueError):
+            raise UserError(f"image: {given[:40]!r}… is not base64") from None
+    return given.removeprefix("file://"), None
+
+
+def below(name: str, roots: Sequence[Path]) -> str:
+    """An absolute path below one of ``roots`` as a path relative to it; others as they are."""
+    if not os.path.isabs(name):
+        return name
+    for root in roots:
+        for start in (os.path.abspath(root), os.path.realpath(root)):
+            if os.path.normpath(name).startswith(start.rstrip("/") + "/"):
+                return os.path.relpath(name, start)
+    return name
+
+
 def find(name: str, roots: Sequence[Path]) -> Path | None:
     """The file ``name`` under one of ``roots``; None if it is not there."""
     if "\0" in name:
         raise UserError(f"image: got {name!r:.60}, expected a path")
     parts = Path(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts:
-        raise UserError(f"image: {name!r:.80} leaves its folder, expected a relative path inside")
+        raise UserError(
+            f"image: {name!r:.80} leaves its folder, expected a path below the image root"
+        )
     for root in roots:
         try:
             if (root / parts).is_file():

@@ -16,6 +16,7 @@ from mmedrag.records import Split, UserError, resolve_object
 from mmedrag.runtime import sha256
 
 FORMATS = {
+    "data": "mmedrag.data.formats.folders:load",
     "dicom": "mmedrag.data.formats.dicom:load",
     "llava": "mmedrag.data.formats.llava:load",
     "manifest": "mmedrag.data.formats.manifest:load",
@@ -57,6 +58,8 @@ def import_data(
     for key in ("image_root", "key"):
         if isinstance(given.get(key), str):
             given[key] = Path(given[key])
+    if isinstance(given.get("image_root"), (list, tuple)):
+        given["image_root"] = [Path(root) for root in given["image_root"]]
     known = [p for p in inspect.signature(load).parameters if p not in ("src", "writer")]
     for key in given:
         if key not in known:

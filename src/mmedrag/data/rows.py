@@ -50,14 +50,14 @@ def parse(text: str) -> Any:
 
 
 def read_rows(path: Path, name: str | None = None) -> Iterator[SourceRow]:
-    """All rows of a ``.jsonl`` file, or of the one array of a ``.json`` file.
+    """All rows of a JSON Lines file, or of a file that is one JSON array; the content decides.
 
     ``name`` is what ``SourceRow.file`` says (default: the path as given). A JSON array that breaks
     off yields the rows before the break and then one row with the error.
     """
     name = name or str(path)
     try:
-        if path.suffix.lower() in (".jsonl", ".ndjson"):
+        if holds_lines(path):
             with open(path, "rb") as handle:
                 yield from _lines(handle, name)
         else:
@@ -73,6 +73,23 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[SourceRow]:
             yield from _array(text, name)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def holds_lines(path: Path) -> bool:
+    """Is the file JSON Lines (a row a line) rather than one array? Its suffix decides doubts."""
+    named = path.suffix.lower() in (".jsonl", ".ndjson")
+    with open(path, "rb") as handle:
+        filled = (line for line in iter(lambda: handle.readline(MAX_LINE), b"") if line.strip())
+        first = next(filled, b"").removeprefix(b"\xef\xbb\xbf").strip()
+        if named and not first.startswith(b"["):
+            return True
+        if not named and not first.startswith(b"{"):
+            return False
+        try:  # a whole value on the first line, and more behind it: a row a line
+            parse(first.decode("utf-8"))
+        except ValueError:
+            return False
+        return next(filled, None) is not None
 
 
 def _lines(handle: Any, name: str) -> Iterator[SourceRow]:

@@ -49,6 +49,7 @@ class ImportResult:
     rejected: int = 0
     images: int = 0
     missing_images: int = 0  # named by a row, but not there: that row is text-only
+    questions_without_image: int = 0  # their rows name none
     splits: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)  # what was refused and why, to be shown
@@ -87,6 +88,9 @@ class Writer:
         self._looks: dict[str, Look] = {}  # stored image → what it looks like
         self._stored: dict[str, str] = {}  # source file → stored image
         self.missing: set[str] = set()  # image names that rows give, but that are not there
+        self._bare: list[str] = []  # questions whose rows name no image
+        self._doubts: list[str] = []
+        self.placeholders = 0  # texts such as nan that were read as no text
         self._claim(settings)
         self._cache = Journal(self.out / CACHE, older=_older)
         rows = self._cache.rows(self._cache.where)
@@ -102,7 +106,9 @@ class Writer:
         if path.is_file():
             if read_json(path) != json.loads(json.dumps(dict(settings))):
                 raise UserError(
-                    f"{self.out}: holds another import (see {SETTINGS}), expected an empty folder"
+                    f"{self.out}: holds another import (see {SETTINGS}), expected an empty folder; "
+                    "to join imports, give each a folder of its own below one, ALL, then: "
+                    "mmedrag data import data ALL OUT"
                 )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{self.out}: is not empty, expected a new or empty folder")
@@ -232,7 +238,15 @@ class Writer:
             return False
         self._ids[kind].add(row.id)
         self.rows[kind].append(row)
+        if isinstance(row, Example) and row.question and not row.image:
+            if "missing_images" not in row.meta:
+                self._bare.append(f"{source.file}:{source.line}")
         return True
+
+    def doubt(self, row: SourceRow, words: str | None) -> None:
+        """A row that is kept as it stands, but may mean more than was understood."""
+        if words:
+            self._doubts.append(f"{row.file}:{row.line}: {words}")
 
     def unique(self, kind: str, wanted: str, number: int) -> str:
         """``wanted``, or with the row number where that id is taken (sources repeat ids)."""
@@ -279,7 +293,15 @@ class Writer:
             result.notes.append(
                 f"{result.missing_images} images are not there: these rows are text-only "
                 "(meta.missing_images names them)"
+                + ("" if self._stored else "; none was found: --image-root names their folder")
             )
+        result.questions_without_image = len(self._bare)
+        if self._bare:
+            result.notes.append(
+                f"{len(self._bare)} questions whose rows name no image: {_first(self._bare)}"
+            )
+        if self._doubts:
+            result.notes.append(f"{len(self._doubts)} doubtful rows: {_first(self._doubts)}")
         self._cache.close()
         return result
 
@@ -314,6 +336,10 @@ def write_rejected(path: Path, rows: list[BadRow]) -> int:
         return write_jsonl(path, rows)
     path.unlink(missing_ok=True)
     return 0
+
+
+def _first(places: list[str], most: int = 5) -> str:
+    return ", ".join(places[:most]) + (", …" if len(places) > most else "")
 
 
 def _older(line: bytes) -> tuple[str, bytes]:

@@ -92,6 +92,7 @@ class Example(_Row):
     question: str | None = None
     answer: str | None = None
     answer_type: AnswerType | None = None
+    options: list[str] | None = None  # of a multiple-choice question; ``answer`` is one of them
 
     @classmethod
     def of(
@@ -217,6 +218,7 @@ class Trace(Record):
     task: Task
     question: str | None = None
     answer_type: AnswerType | None = None
+    options: list[str] | None = None
     patient: str | None = None
     split: Split | None = None
     source: str | None = None
@@ -246,7 +248,7 @@ class Trace(Record):
     @classmethod
     def of(cls, example: Example, condition: Condition | None = None) -> Trace:
         """The empty trace of an example; the example itself rides along, unstored."""
-        return cls(
+        trace = cls(
             example_id=example.id,
             task=example.task,
             question=example.question,
@@ -261,6 +263,9 @@ class Trace(Record):
             condition=condition or Condition(),
             example=example,
         )
+        if example.options:  # unset where there are none, so that such rows have no such field
+            trace.options = list(example.options)
+        return trace
 
 
 class Side(Record):

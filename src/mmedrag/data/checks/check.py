@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmedrag.data.checks import text as text_rules
@@ -21,13 +21,14 @@ from mmedrag.data.checks.pictures import look
 from mmedrag.data.checks.report import FINDINGS, CheckReport
 from mmedrag.data.checks.rows import Item, read
 from mmedrag.data.common import clean_question
+from mmedrag.data.formats.released import Roots
 from mmedrag.records import UserError, parse_released
 
 
 def check(
     paths: Sequence[str | Path],
     *,
-    image_root: Path | Mapping[str, Path] | None = None,
+    image_root: Roots | None = None,
     images: bool = True,
     html: str | Path | None = None,
     most: int = 5000,
@@ -36,7 +37,7 @@ def check(
     """Check DATA folders or released files; several together are also checked for leakage.
 
     Args:
-        image_root: where images of released files lie (one folder, or one per dataset).
+        image_root: where images of released files lie (one folder, several, or one per dataset).
         images: decode pictures (needed for damage and near-duplicates).
         html: write a page with thumbnails of the worst there.
         most: findings of one kind that are listed one by one (``totals`` counts all).

@@ -69,7 +69,7 @@ class Item:
         return list(dict.fromkeys(text for text in texts if text))
 
 
-def read(path: Path, image_root: Path | Mapping[str, Path] | None = None) -> Iterator[Item]:
+def read(path: Path, image_root: released.Roots | None = None) -> Iterator[Item]:
     """Items of a DATA folder, one of its files, or released files."""
     if path.is_dir() and any((path / name).is_file() for name in TABLES):
         for name in TABLES:
@@ -148,7 +148,7 @@ def _pair(item: Item, pair: Pair, root: Path) -> None:
     item.noised = sides[0][2] != sides[1][2] or sides[0][1] != sides[1][1]
 
 
-def _released(row: SourceRow, name: str, image_root: Path | Mapping[str, Path] | None) -> Item:
+def _released(row: SourceRow, name: str, image_root: released.Roots | None) -> Item:
     item = Item(row.file, row.line, "example", scope=row.file)
     value = row.value
     kind = released.kind_of(value)

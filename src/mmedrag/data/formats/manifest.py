@@ -12,22 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.data.common import (
-    answer_type,
+    IMAGE_KEYS,
+    ImageRoot,
     extra_fields,
     image_roots,
     images_of,
     import_rows,
+    pick,
+    rows_of,
     split_named,
     text_of,
 )
-from mmedrag.data.rows import SourceRow, read_rows
+from mmedrag.data.options import choice_of
+from mmedrag.data.rows import SourceRow
 from mmedrag.data.writer import Writer
 from mmedrag.records import UserError
 
 TEXT_KINDS = ("report", "caption", "note", "labels", "none")
 WRITTEN = ("report", "caption", "note")  # kinds that are a target to write
 TRAIN_ONLY = {"dsb2018": "many pictures are crops of the same slide"}
-_OWN = "id domain image text qa patient split source licence attribution meta".split()
+_OWN = "id domain text qa patient split source licence attribution meta".split()
 
 
 def sources(src: Path) -> list[Path]:
@@ -46,7 +50,7 @@ def load(
     src: Path,
     writer: Writer,
     *,
-    image_root: Path | None = None,
+    image_root: ImageRoot | None = None,
     train_only: Sequence[str] = tuple(TRAIN_ONLY),
 ) -> None:
     """Fill ``writer`` from the manifests at ``src``.
@@ -55,7 +59,7 @@ def load(
     sources in ``train_only`` go to split ``train``.
     """
     roots = image_roots(src, image_root)
-    rows = (row for path in sources(src) for row in read_rows(path, path.name))
+    rows = rows_of(((path, path.name) for path in sources(src)), writer)
     import_rows(rows, writer, lambda row: _row(row, writer, roots, train_only))
 
 
@@ -71,7 +75,8 @@ def _row(row: SourceRow, writer: Writer, roots: list[Path], train_only: Sequence
     pairs = value.get("qa") or []
     if not isinstance(pairs, list):
         raise UserError("qa: expected a list of {question, answer, answer_type}")
-    meta = {"study": row_id} | extra_fields(value, _OWN)
+    named = pick(value, IMAGE_KEYS)
+    meta = {"study": row_id} | extra_fields(value, [*_OWN, named or "image"])
     shared: dict[str, Any] = {
         key: text_of(value, key)
         for key in ("domain", "patient", "source", "licence", "attribution")
@@ -79,7 +84,7 @@ def _row(row: SourceRow, writer: Writer, roots: list[Path], train_only: Sequence
     shared["split"] = split_named(text_of(value, "split"))
     if shared["split"] is None and shared["source"] in train_only:
         shared["split"] = "train"
-    image, missing = images_of(value.get("image"), roots, writer, value.get("sha256"))
+    image, missing = images_of(value[named] if named else None, roots, writer, value.get("sha256"))
     if missing:
         meta["missing_images"] = missing
     shared["image"] = image
@@ -100,20 +105,22 @@ def _row(row: SourceRow, writer: Writer, roots: list[Path], train_only: Sequence
         if not isinstance(pair, dict):
             writer.reject(row, f"{where}: expected an object, got {pair!r:.60}")
             continue
-        extra = extra_fields(pair, {"question", "answer", "answer_type"})
         try:
-            question = text_of(pair, "question", required=True)
-            answer = text_of(pair, "answer", numbers=True)
+            question = text_of(pair, "question", required=True) or ""
+            choice = choice_of(pair, question, text_of(pair, "answer", numbers=True))
         except UserError as error:
             writer.reject(row, f"{where}: {error}")
             continue
-        kept, original = answer_type(pair.get("answer_type"), answer)
+        extra = extra_fields(pair, {"question", "answer", "answer_type"} | choice.used)
+        kept, original = choice.answer_type(pair.get("answer_type"))
+        writer.doubt(row, choice.doubt and f"{where}: {choice.doubt}")
         writer.example(
             row,
             id=f"{row_id}/qa-{number}",
             task="vqa",
-            question=question,
-            answer=answer,
+            question=choice.question,
+            answer=choice.answer,
+            options=choice.options or None,
             answer_type=kept,
             meta=light | extra | original,
             **shared,

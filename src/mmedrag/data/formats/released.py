@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.data.common import (
+    ImageRoot,
     answer_type,
     clean_question,
+    image_roots,
     images_of,
     row_id,
     source_files,
@@ -33,7 +35,7 @@ from mmedrag.data.common import (
     text_of,
 )
 from mmedrag.data.formats.released_pairs import import_released
-from mmedrag.data.rows import SourceRow, parse, read_rows
+from mmedrag.data.rows import SourceRow, holds_lines, parse, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import Example, Pair, Reference, Split, UserError
 from mmedrag.runtime import DataFolder, write_json, write_text
@@ -47,6 +49,7 @@ DOMAINS = {
     "pmc": "pathology",
     "quilt": "pathology",
 }
+AS_WRITTEN: frozenset[str] = frozenset()  # no word is a placeholder: rows go back byte-equal
 STYLES = "released.json"  # how each source file was laid out, for a byte-equal way back
 
 
@@ -132,11 +135,14 @@ def sources(src: Path) -> list[tuple[Path, str]]:
     return sorted(files, key=lambda file: ("vqa" in file[1].lower(), file[1]))
 
 
-def load(src: Path, writer: Writer, *, image_root: Path | Mapping[str, Path] | None = None) -> None:
+Roots = ImageRoot | Mapping[str, Path]
+
+
+def load(src: Path, writer: Writer, *, image_root: Roots | None = None) -> None:
     """Fill ``writer`` from released files at ``src`` (a file, or a folder such as ``data/``).
 
-    ``image_root``: one folder, or one per dataset (``harvard``, ``iu``, ``mimic``, ``pmc``,
-    ``quilt``). In a single folder, images are also looked for under the dataset's name.
+    ``image_root``: one folder, several, or one per dataset (``harvard``, ``iu``, ``mimic``,
+    ``pmc``, ``quilt``). In a single folder, images are also looked for under the dataset's name.
     The absolute ``image_root`` inside rows is a path of the authors' machine: it is not read.
     """
     done, styles = 0, {}
@@ -168,22 +174,18 @@ def load(src: Path, writer: Writer, *, image_root: Path | Mapping[str, Path] | N
     write_json(writer.out / STYLES, styles, indent=2)
 
 
-def roots_for(image_root: Path | Mapping[str, Path] | None, study: Study) -> list[Path]:
+def roots_for(image_root: Roots | None, study: Study) -> list[Path]:
     """Where the images of a study's dataset may lie."""
     if image_root is None:
         return []
     if isinstance(image_root, Mapping):
         return [Path(image_root[name]) for name in (study.dataset or "",) if name in image_root]
-    named = [image_root / study.dataset] if study.dataset else []
-    return [*named, image_root]
+    roots = image_roots(Path(), image_root)
+    return [*(root / study.dataset for root in roots if study.dataset), *roots]
 
 
 def _row(
-    row: SourceRow,
-    kind: str | None,
-    writer: Writer,
-    image_root: Path | Mapping[str, Path] | None,
-    seen: set[str],
+    row: SourceRow, kind: str | None, writer: Writer, image_root: Roots | None, seen: set[str]
 ) -> None:
     value = row.value
     if kind is None:
@@ -206,7 +208,7 @@ def _row(
     released = {"released": {"file": row.file, "row": row.number, "fields": value}}
     if kind == "report":
         text_key = next(key for key in TEXT_KEYS if key in value)
-        text = text_of(value, text_key) or ""
+        text = text_of(value, text_key, absent=AS_WRITTEN) or ""
         writer.reference(
             row,
             id=writer.unique("corpus", wanted, row.number),
@@ -226,18 +228,20 @@ def _row(
                 **shared,
             )
         return
-    report = text_of(value, "report")
+    report = text_of(value, "report", absent=AS_WRITTEN)
     if report and study.name and study.name not in seen:
         seen.add(study.name)
         corpus_id = writer.unique("corpus", f"{stem}/report/{study.key}", row.number)
         writer.reference(row, id=corpus_id, text=report, meta=meta, **shared)
     if kind == "answer":
-        question = text_of(value, "prompt", required=True) or ""
-        target = text_of(value, "gt_answer") or text_of(value, "gt_report")
+        question = text_of(value, "prompt", required=True, absent=AS_WRITTEN) or ""
+        target = text_of(value, "gt_answer", absent=AS_WRITTEN) or text_of(
+            value, "gt_report", absent=AS_WRITTEN
+        )
         task = "report" if "gt_report" in value else "vqa"
     else:
-        question = text_of(value, "question", required=True) or ""
-        target, task = text_of(value, "answer"), "vqa"
+        question = text_of(value, "question", required=True, absent=AS_WRITTEN) or ""
+        target, task = text_of(value, "answer", absent=AS_WRITTEN), "vqa"
     closed: dict[str, Any] = {}
     if task == "vqa":
         kept, original = answer_type("closed", target)
@@ -255,10 +259,7 @@ def _row(
 
 
 def _images(
-    value: Mapping[str, Any],
-    writer: Writer,
-    image_root: Path | Mapping[str, Path] | None,
-    study: Study,
+    value: Mapping[str, Any], writer: Writer, image_root: Roots | None, study: Study
 ) -> tuple[str | list[str] | None, list[str]]:
     key = next((key for key in IMAGE_KEYS if value.get(key)), None)
     if key is None:
@@ -279,9 +280,7 @@ def _images(
 # --- preference pairs ---------------------------------------------------------------------------
 
 
-def _alignment(
-    rows: Sequence[SourceRow], writer: Writer, image_root: Path | Mapping[str, Path] | None
-) -> None:
+def _alignment(rows: Sequence[SourceRow], writer: Writer, image_root: Roots | None) -> None:
     """Alignment rows as native pairs; what each row means is ``released_pairs``'s business."""
     with tempfile.TemporaryDirectory(prefix="mmedrag-") as scratch:
         sound = Path(scratch) / "rows.json"  # without what could not be read as JSON
@@ -327,7 +326,7 @@ def layout(path: Path, rows: Sequence[Any]) -> dict[str, Any] | None:
     except UnicodeDecodeError:
         return None
     end = "\n" if text.endswith("\n") else ""
-    lines = path.suffix.lower() in (".jsonl", ".ndjson")
+    lines = holds_lines(path)
     for ascii_only in (True, False):
         for indent in (None,) if lines else (4, None, 2, 1):
             style = {"lines": lines, "ascii": ascii_only, "indent": indent, "end": end}
@@ -377,6 +376,7 @@ def export_released(data: str | Path, out: str | Path) -> dict[str, int]:
                     "answer": example.answer,
                     "image": image if isinstance(image, str) else image[0],
                     "report": reports.get(example.meta.get("study"), ""),
+                    **({"options": example.options} if example.options else {}),
                 }
             )
         else:

@@ -53,7 +53,7 @@ def import_released(
         The pairs, and the faults in row order.
     """
     faults: list[Fault] = []
-    rows = _load(path)
+    rows = load_rows(path)
     parts: list[tuple[int, dict[str, Any], str, str]] = []  # (row, content, image, id)
     for number, row in enumerate(rows, 1):
         problem, image = _shape(row)
@@ -79,7 +79,8 @@ def import_released(
     return PairSet(pairs, counts), faults
 
 
-def _load(path: Path) -> list[Any]:
+def load_rows(path: Path) -> list[Any]:
+    """Rows of a JSON array or of JSON Lines; a line that is no JSON becomes a text saying so."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

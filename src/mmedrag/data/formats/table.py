@@ -1,7 +1,8 @@
-"""``data import table``: CSV, TSV, Parquet, Arrow and Hugging Face datasets folders.
+"""``data import table``: CSV, TSV, JSON rows, Parquet, Arrow and Hugging Face datasets folders.
 
 A row with a question gives a vqa example, a row with a text (report, caption) a report example
-and a corpus row; both are possible. Columns are found by common names, or by a column map.
+and a corpus row; both are possible. Columns are found by common names, or by a column map. A row
+that holds a conversation (``messages``) is read as in ``llava``.
 """
 
 from __future__ import annotations
@@ -17,23 +18,35 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.data.common import (
+    IMAGE_KEYS,
+    NOTHING,
+    PLACEHOLDERS,
     Defaults,
-    answer_type,
+    ImageRoot,
     clean_question,
+    expect_image,
     image_roots,
     images_of,
+    is_placeholder,
+    rows_of,
     source_files,
     split_named,
     text_of,
 )
+from mmedrag.data.formats.llava import conversation, talk_of
 from mmedrag.data.formats.vqa import split_from
-from mmedrag.data.rows import SourceRow, parse
+from mmedrag.data.options import choice_of
+from mmedrag.data.rows import SourceRow, parse, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "uid", "image_id", "study_id", "dicom_id", "question_id", "qid", "index"),
-    "image": ("image", "image_path", "img", "img_path", "path", "file_name", "filename", "file"),
+    "image": (
+        *("image", "image_path", "img", "img_path"),
+        *dict.fromkeys(key.lower() for key in IMAGE_KEYS),
+        *("path", "file_name", "filename", "file"),
+    ),
     "text": ("text", "report", "caption", "impression", "findings", "note", "description"),
     "question": ("question", "prompt"),
     "answer": ("answer", "label_text"),
@@ -46,7 +59,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "attribution": ("attribution",),
 }
 SEVERAL = ("image", "text")  # may come from more than one column
+SECTIONS = ("findings", "impression")  # of one report, in its order
 _ENDS = (".csv", ".tsv", ".parquet", ".arrow")
+_JSON = (".json", ".jsonl", ".ndjson")
 
 
 def load(
@@ -54,7 +69,7 @@ def load(
     writer: Writer,
     *,
     columns: Mapping[str, str | Sequence[str]] | None = None,
-    image_root: Path | None = None,
+    image_root: ImageRoot | None = None,
     domain: str | None = None,
     source: str | None = None,
     licence: str | None = None,
@@ -71,24 +86,35 @@ def load(
     mapped = _map(columns or {})
     roots = image_roots(src, image_root)
     defaults = Defaults(domain, source, licence, attribution)
-    done = 0
-    for path, name in tables(src):
-        chosen: dict[str, list[str]] | None = None
-        for row in read_table(path, name):
-            done += 1
-            writer.tick(done)
-            try:
-                if row.error:
-                    raise UserError(row.error)
-                chosen = chosen or _choose(row.value, mapped, name)
-                _row(row, chosen, writer, roots, defaults)
-            except _BadTable as error:
-                if src.is_file():
-                    raise UserError(str(error)) from None
-                writer.reject(row, str(error))  # one table of many does not stop the others
-                break
-            except UserError as error:
-                writer.reject(row, str(error))
+    chosen: dict[tuple[str, ...], dict[str, list[str]]] = {}  # rows of JSON may differ in fields
+    bad: set[str] = set()  # one table of many does not stop the others
+    for done, row in enumerate(rows_of(tables(src), writer, read_table), 1):
+        writer.tick(done)
+        if row.file in bad:
+            continue
+        try:
+            if row.error:
+                raise UserError(row.error)
+            if not isinstance(row.value, dict):
+                raise UserError("expected an object")
+            if talk_of(row.value):
+                conversation(row, writer, roots, defaults, "auto")
+                continue
+            key = (row.file, *map(str, row.value))
+            if key not in chosen:
+                chosen[key] = _choose(row.value, mapped, row.file)
+            _row(row, chosen[key], writer, roots, defaults)
+        except _BadTable as error:
+            if src.is_file() and not chosen:
+                raise UserError(str(error)) from None
+            writer.reject(row, str(error))
+            bad |= set() if row.file.lower().endswith(_JSON) else {row.file}
+        except UserError as error:
+            writer.reject(row, str(error))
+    if placeholders := writer.placeholders:
+        writer.result.notes.append(
+            f"{placeholders} texts that say nan, N/A or the like are no text"
+        )
 
 
 def _map(columns: Mapping[str, str | Sequence[str]]) -> dict[str, list[str]]:
@@ -109,15 +135,23 @@ class _BadTable(Exception):
 
 def tables(src: Path) -> list[tuple[Path, str]]:
     """(file, name) of the tables at ``src``; of a saved dataset its data files."""
-    if src.is_file() and src.suffix.lower() not in _ENDS:
-        raise UserError(f"{src}: expected {', '.join(_ENDS)} or a folder of these")
-    return source_files(src, *_ENDS, skip=("cache-", "."))
+    if src.is_file() and src.suffix.lower() not in (*_ENDS, *_JSON):
+        raise UserError(f"{src}: expected {', '.join((*_ENDS, *_JSON))} or a folder of these")
+    skip = ("cache-", ".")
+    try:  # the .json files of a saved dataset describe its tables
+        return source_files(src, *_ENDS, skip=skip)
+    except UserError:
+        return source_files(src, *_JSON, skip=skip)
 
 
 def read_table(path: Path, name: str) -> Iterator[SourceRow]:
     """Rows of one table as dicts; for binary tables ``line`` counts rows from 1."""
-    if path.suffix.lower() in (".csv", ".tsv"):
-        yield from _read_csv(path, name)
+    with open(path, "rb") as handle:
+        magic = handle.read(8)
+    binary = magic.startswith((b"PAR1", b"ARROW1")) or path.suffix.lower() in (".parquet", ".arrow")
+    if not binary:
+        json_rows = path.suffix.lower() in _JSON
+        yield from read_rows(path, name) if json_rows else _read_csv(path, name)
         return
     import pyarrow as pa
 
@@ -177,19 +211,26 @@ def _read_csv(path: Path, name: str) -> Iterator[SourceRow]:
     csv.field_size_limit(16 * 2**20)
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")
+        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # "Unicode text" of spreadsheets
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         yield SourceRow(name, line, 0, error="not UTF-8 text, expected UTF-8")
         return
-    head = text.split("\n", 1)[0]
-    tab = path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head)
-    delimiter = "\t" if tab else ";" if head.count(";") > head.count(",") else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    skipped = len(text) - len(text.lstrip("\r\n"))  # empty lines above the header
+    above, text = text.count("\n", 0, skipped), text[skipped:]
+    head, _, rest = text.partition("\n")
+    if named := re.fullmatch(r'"?sep=(.)"?[,;\s]*', head, re.IGNORECASE):  # as Excel writes it
+        above, text, delimiter = above + 1, rest, named[1]
+    else:
+        tab = "\t" in head and (path.suffix.lower() == ".tsv" or "," not in head)
+        delimiter = "\t" if tab else max(",;|", key=head.count)
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, delimiter=delimiter, strict=True, skipinitialspace=True)
     header: list[str] | None = None
     number = 0
     while True:
-        line = reader.line_num + 1
+        line = above + reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
@@ -227,6 +268,8 @@ def _choose(
             chosen[key] = given[key]
         else:
             chosen[key] = [lower[n] for n in names if n in lower][:1]
+            if key == "text" and chosen[key] and chosen[key][0].lower() in SECTIONS:
+                chosen[key] = [lower[section] for section in SECTIONS if section in lower]
     if chosen["text"] and chosen["text"] == chosen["question"]:
         chosen["text"] = []
     if not (chosen["text"] or chosen["question"] or chosen["image"]):
@@ -238,6 +281,28 @@ def _choose(
     return chosen
 
 
+def _ours(
+    value: Mapping[str, Any], chosen: Mapping[str, list[str]], writer: Writer
+) -> dict[str, Any]:
+    """The row's fields under our names, without placeholders; the parts of a text joined."""
+    ours = {
+        key: plain(value.get(columns[0]))
+        for key, columns in chosen.items()
+        if columns and key != "image"
+    }
+    parts = [plain(value.get(column)) for column in chosen["text"]]
+    sound = [part for part in parts if not is_placeholder(part, NOTHING)]
+    writer.placeholders += len(parts) - len(sound)
+    if chosen["text"]:
+        ours["text"] = "\n".join(str(part).strip() for part in sound if part not in (None, ""))
+    for key, given in ours.items():
+        if is_placeholder(given, PLACEHOLDERS if key in ("question", "answer") else NOTHING):
+            ours[key] = None
+        elif isinstance(given, str):
+            ours[key] = given.strip()
+    return {key: v for key, v in ours.items() if v not in (None, "")}
+
+
 def _row(
     row: SourceRow,
     chosen: Mapping[str, list[str]],
@@ -246,23 +311,19 @@ def _row(
     defaults: Defaults,
 ) -> None:
     value = row.value
-    ours = {
-        key: plain(value.get(columns[0]))
-        for key, columns in chosen.items()
-        if columns and key != "image"
-    }
-    parts = [plain(value.get(column)) for column in chosen["text"]]
-    if len(parts) > 1:
-        ours["text"] = "\n".join(str(part) for part in parts if part not in (None, ""))
-    ours = {key: v for key, v in ours.items() if v not in (None, "")}
+    ours = _ours(value, chosen, writer)
     used = {column for columns in chosen.values() for column in columns}
+    choice = None
+    if question := text_of(ours, "question", numbers=True):
+        expect_image(question, [v for c in chosen["image"] if (v := value.get(c))])
+        choice = choice_of(value, clean_question(question), text_of(ours, "answer", numbers=True))
+        used |= choice.used
     meta = {str(k): plain(v) for k, v in value.items() if k not in used and v not in (None, "")}
     stem = row.file.rsplit(".", 1)[0]
     own = text_of(ours, "id", numbers=True)
     base = f"{stem}/{own if own is not None else row.number}"
     image, missing = _images([value.get(c) for c in chosen["image"]], base, writer, roots)
     text = text_of(ours, "text", numbers=True)
-    question = text_of(ours, "question", numbers=True)
     if text is None and question is None and image is None:
         raise UserError("row has no text, no question and no image")
     # questions about one picture share its corpus row; a text is a corpus row of its own
@@ -289,15 +350,16 @@ def _row(
             meta=meta,
             **shared,
         )
-    if question is not None:
-        answer = text_of(ours, "answer", numbers=True)
-        kept, original = answer_type(ours.get("answer_type"), answer)
+    if choice is not None:
+        kept, original = choice.answer_type(ours.get("answer_type"))
+        writer.doubt(row, choice.doubt)
         writer.example(
             row,
             id=writer.unique("examples", base, row.number),
             task="vqa",
-            question=clean_question(question),
-            answer=answer,
+            question=choice.question,
+            answer=choice.answer,
+            options=choice.options or None,
             answer_type=kept,
             meta=meta | original,
             **shared,
@@ -333,14 +395,15 @@ def _images(
         flat += value if isinstance(value, list) else [value]
     stored: list[str] = []
     missing: list[str] = []
-    for number, value in enumerate(v for v in flat if v not in (None, "")):
+    flat = [value.strip() if isinstance(value, str) else value for value in flat]
+    flat = [v for v in flat if v not in (None, "") and not is_placeholder(v, NOTHING)]
+    for number, value in enumerate(flat):
         data = value.get("bytes") if isinstance(value, Mapping) else value
         if isinstance(data, bytes):
             key = f"{base}#{number}"
             stored.append(writer.picture(key, data, re.sub(r"[^\w/.-]", "_", f"{base}-{number}")))
             continue
-        path = value.get("path") if isinstance(value, Mapping) else value
-        image, gone = images_of(path, roots, writer)
+        image, gone = images_of(value, roots, writer)
         stored += [image] if isinstance(image, str) else []
         missing += gone
     if not stored:

@@ -13,27 +13,37 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.data.common import (
+    IMAGE_KEYS,
     Defaults,
-    answer_type,
+    ImageRoot,
+    below,
     clean_question,
+    expect_image,
     extra_fields,
     find,
     image_roots,
     images_of,
     import_rows,
+    is_placeholder,
+    pick,
     row_id,
+    rows_of,
     source_files,
     split_named,
     text_of,
 )
-from mmedrag.data.rows import SourceRow, read_rows
+from mmedrag.data.options import choice_of
+from mmedrag.data.rows import SourceRow
 from mmedrag.data.writer import Writer
 from mmedrag.records import Split, UserError
 
 NAMES = {  # ours: those in use, the first that has a value counts
-    "question": ("question", "Question", "text", "prompt"),
-    "answer": ("answer", "Answer", "gt_answer", "gpt4_answer", "fig_caption", "label"),
-    "image": ("image", "image_name", "img_name", "image_path", "image_id", "img_id", "filename"),
+    "question": ("question", "Question", "text", "prompt", "query", "instruction"),
+    "answer": (
+        *("answer", "Answer", "gt_answer", "gpt4_answer", "fig_caption", "label"),
+        *("response", "output"),
+    ),
+    "image": (*IMAGE_KEYS, "image_id", "img_id", "filename", "file_name", "file", "path"),
     "id": ("question_id", "qid", "id", "pair_id"),
     "patient": ("patient", "patient_id", "subject_id"),
 }
@@ -44,7 +54,7 @@ def load(
     src: Path,
     writer: Writer,
     *,
-    image_root: Path | None = None,
+    image_root: ImageRoot | None = None,
     domain: str | None = None,
     source: str | None = None,
     licence: str | None = None,
@@ -70,14 +80,9 @@ def load(
             question_row(row, writer, roots, defaults)
 
     files = source_files(src, ".json", ".jsonl")
-    import_rows((row for file in files for row in read_rows(*file)), writer, use)
+    import_rows(rows_of(files, writer), writer, use)
     if skipped:
         writer.result.notes.append(f"{skipped} rows in other languages than {language!r} left out")
-
-
-def pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of ``names`` that the row has with a value."""
-    return next((n for n in names if row.get(n) not in (None, "", [])), None)
 
 
 def split_from(name: str) -> Split | None:
@@ -97,19 +102,31 @@ def question_row(row: SourceRow, writer: Writer, roots: Sequence[Path], defaults
         raise UserError("expected an object with image, question and answer")
     names = {kind: pick(value, keys) for kind, keys in NAMES.items()}
     if names["question"] is None:
-        raise UserError(f"question: missing, expected one of {', '.join(NAMES['question'])}")
-    question = clean_question(text_of(value, names["question"], required=True) or "")
-    answer = text_of(value, names["answer"] or "answer", numbers=True)
+        talk = (
+            "; conversations are read as llava"
+            if {"messages", "conversations"} & set(value)
+            else ""
+        )
+        raise UserError(f"question: missing, expected one of {', '.join(NAMES['question'])}{talk}")
+    text = text_of(value, names["question"], required=True) or ""
+    if names["question"] == "instruction" and value.get("input"):  # Alpaca: what it is about
+        text = f"{text}\n{text_of(value, 'input')}"
+    if is_placeholder(value.get(names["image"] or "")):
+        names["image"] = None
+    writer.doubt(row, expect_image(text, names["image"] and value[names["image"]]))
+    choice = choice_of(
+        value, clean_question(text), text_of(value, names["answer"] or "answer", numbers=True)
+    )
+    answer = choice.answer
     wanted = row_id(row, value.get(names["id"] or "id"))
     image, missing, key = _image(value, names["image"], writer, roots)
     meta: dict[str, Any] = {}
     if key:
         meta["study"] = f"{defaults.source}/{key}" if defaults.source else key
     given = value.get("answer_type")
-    options = text_of(value, "options") if isinstance(value.get("options"), str) else None
-    kept, original = ("open", {}) if options else answer_type(given, answer)
+    kept, original = choice.answer_type(given)
     known = {"answer_type", "domain", "source", "licence", "attribution", "split", "meta"}
-    known |= {n for n in names.values() if n}
+    known |= {n for n in names.values() if n} | choice.used
     shared = defaults.fields(value) | {
         "image": image,
         "patient": text_of(value, names["patient"] or "patient", numbers=True),
@@ -120,12 +137,14 @@ def question_row(row: SourceRow, writer: Writer, roots: Sequence[Path], defaults
     if key and not writer.has("corpus", meta["study"]):
         light = {k: value[k] for k in ("modality", "image_organ", "location") if k in value}
         writer.reference(row, id=meta["study"], text="", meta=meta | light, **shared)
+    writer.doubt(row, choice.doubt)
     writer.example(
         row,
         id=writer.unique("examples", wanted, row.number),
         task="vqa",
-        question=question,
+        question=choice.question,
         answer=answer,
+        options=choice.options or None,
         answer_type=kept,
         meta=meta | extra_fields(value, known) | original,
         **shared,
@@ -139,10 +158,13 @@ def _image(
     if name is None:
         return None, [], None
     given: Any = value[name]
-    if isinstance(given, list):
+    if isinstance(given, list) and len(given) == 1:
+        given = given[0]
+    if not isinstance(given, (str, int)) or len(str(given)) > 1000:  # views, or a picture itself
         image, missing = images_of(given, roots, writer)
-        return image, missing, str(given[0])
-    wanted = str(given)
+        views = [image] if isinstance(image, str) else image or missing
+        return image, missing, str(views[0])
+    wanted = below(str(given), roots)
     key = re.sub(r"(/source)?\.\w{2,5}$", "", wanted)  # SLAKE: xmlab1/source.jpg
     suffixes = SUFFIXES if "." not in wanted[-6:] else ("",)
     there = next((s for s in suffixes if find(wanted + s, roots)), "")
