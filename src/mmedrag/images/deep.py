@@ -11,9 +11,10 @@ import io
 import math
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from mmedrag.images.pixels import MAX_PIXELS, check_size, picture_from_array
 from mmedrag.records import UserError
@@ -53,6 +54,7 @@ def on_black(
 
 def png(data: bytes, opened: Image.Image, name: str) -> Image.Image | None:
     """A PNG of 16 bits per channel, not yet turned; None: Pillow reads it whole."""
+    assert isinstance(opened, ImageFile.ImageFile)
     mode = opened.tile[0].args
     mode = mode if isinstance(mode, str) else mode[0]
     hidden = opened.info.get("transparency")
@@ -84,6 +86,7 @@ def _as(data: bytes, mode: str) -> np.ndarray:
 
 def ppm(data: bytes, opened: Image.Image, name: str) -> Image.Image | None:
     """A colour PPM whose largest value is above 255; None: Pillow reads it whole."""
+    assert isinstance(opened, ImageFile.ImageFile)
     tile = opened.tile[0]
     largest = tile.args[-1] if isinstance(tile.args, tuple) else 255
     if opened.mode != "RGB" or not isinstance(largest, int) or largest <= 255:
@@ -104,7 +107,7 @@ class Tiff:
     """The first picture of a TIFF: its tags, by number, as the specification names them."""
 
     tags: TiffImagePlugin.ImageFileDirectory_v2
-    end: str  # "<" or ">"
+    end: Literal["<", ">"]
 
     @classmethod
     def of(cls, data: bytes) -> Tiff:
@@ -150,10 +153,10 @@ class Tiff:
     @property
     def kind(self) -> str:
         """What decides how it is read, for an error."""
+        bits = "/".join(map(str, self.numbers(258)[:4])) or "1"
         return (
-            f"PhotometricInterpretation {self.photometric}, BitsPerSample "
-            f"{'/'.join(map(str, self.numbers(258)[:4])) or 1}, SampleFormat {self.number(339, 1)}, "
-            f"Compression {self.number(259, 1)}"
+            f"PhotometricInterpretation {self.photometric}, BitsPerSample {bits}, "
+            f"SampleFormat {self.number(339, 1)}, Compression {self.number(259, 1)}"
         )
 
     def sample_type(self, name: str) -> np.dtype:

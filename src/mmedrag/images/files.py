@@ -103,6 +103,14 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
         raise UserError(f"{name}: image cannot be decoded: {short_reason(error)}") from None
 
 
+def stated_size(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Format and (width, height) by a file's header alone; raises what Pillow does at others."""
+    if data[:4] in deep.TIFF_HEADS:
+        return "TIFF", deep.Tiff.of(data).size
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        return opened.format or "", opened.size
+
+
 def looks_like_dicom(data: bytes) -> bool:
     """A part-10 preamble or, where that is missing, a plausible first element of the header.
 
