@@ -56,7 +56,7 @@ def png(data: bytes, opened: Image.Image, name: str) -> Image.Image | None:
     """A PNG of 16 bits per channel, not yet turned; None: Pillow reads it whole."""
     assert isinstance(opened, ImageFile.ImageFile)
     mode = opened.tile[0].args
-    mode = mode if isinstance(mode, str) else mode[0]
+    mode = mode[0] if isinstance(mode, tuple) else str(mode)
     hidden = opened.info.get("transparency")
     if mode == "I;16B" and isinstance(hidden, int):
         grey = np.asarray(opened)
@@ -96,7 +96,8 @@ def ppm(data: bytes, opened: Image.Image, name: str) -> Image.Image | None:
         words = data[tile.offset :].split(maxsplit=count)[:count]
         samples = np.array([int(word) for word in words], dtype=np.uint16)
     else:
-        samples = np.frombuffer(data[tile.offset :][: 2 * count], ">u2").astype(np.uint16)
+        whole = data[tile.offset :][: 2 * count]
+        samples = np.frombuffer(whole, ">u2", len(whole) // 2).astype(np.uint16)
     if len(samples) < count:
         raise UserError(f"{name}: image is truncated: {len(samples):,} of {count:,} samples")
     return on_black(samples.reshape(opened.height, opened.width, 3), None, name)

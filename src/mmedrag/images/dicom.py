@@ -333,11 +333,12 @@ def _table(item: Any, dataset: Any, values: np.ndarray) -> tuple[np.ndarray, int
     data = item.get("LUTData")
     if isinstance(data, bytes):
         entries = np.frombuffer(data[: len(data) // 2 * 2], _words(dataset)).astype("<u2")
-        # entries of 8 bits lie two in a word, or the table is shorter than stated
-        if len(entries) < count:
-            pairs = entries.view("u1")
-            words_first = 0.5 if bits > 8 else 2.0
-            entries = pairs if _rough(pairs) < words_first * _rough(entries) else entries
+        # fewer words than stated: 8-bit entries, two in a word, or a table that is cut short.
+        # Read wrongly, either goes up and down all the time
+        pairs = entries.view("u1")
+        fits = bits <= 8 or count <= len(pairs) <= count + 1
+        if len(entries) < count and fits and _rough(pairs) < 2 * _rough(entries):
+            entries = pairs
     else:
         found = data if data is not None else []
         entries = np.atleast_1d(np.asarray(found, dtype=np.int64) & 0xFFFF)
