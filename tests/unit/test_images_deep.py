@@ -18,6 +18,7 @@ from mmedrag.images import load_image
 from mmedrag.images.deep import Tiff
 from mmedrag.images.files import decode_image, stated_size
 from mmedrag.records import UserError
+from mmedrag.retrieval.embeddings import EmbeddingCache, HashOnly, embed_images
 from mmedrag.runtime.data_folder import DataFolder
 
 H, W = 37, 50
@@ -342,17 +343,30 @@ def test_import_stores_deep_pictures_as_they_are_and_names_views(tmp_path: Path)
     (tmp_path / "film.png").write_bytes(png16(np.stack([FILM] * 3, -1), 2))
     (tmp_path / "white.tif").write_bytes(tiff(FILM, 0))
     (tmp_path / "odd.tif").write_bytes(tiff(FILM, 1, t339=5))
+    (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "m.jsonl").write_text(
         '{"id": "a", "domain": "radiology", "text": "Clear lungs.", "text_kind": "report", '
         '"image": ["film.png", "white.tif"]}\n'
         '{"id": "b", "domain": "radiology", "text": "No mass.", "text_kind": "report", '
-        '"image": ["film.png", "odd.tif"]}\n'
+        '"image": ["film.png", "odd.tif", "text.png"]}\n'
     )
     args = ["data", "import", "manifest", str(tmp_path / "m.jsonl"), str(tmp_path / "out")]
     result = CliRunner().invoke(cli, args)
     assert result.exit_code == 1
     assert f"refused: m.jsonl:2: {tmp_path / 'odd.tif'}: TIFF of" in result.output
+    assert f"; {tmp_path / 'text.png'}: not an image" in result.output  # every view that is bad
     row = DataFolder(tmp_path / "out").corpus()[0]
     film, white = (np.asarray(load_image(path)).astype(int) for path in row.images)
     assert (film == expected(FILM)).all() and (white == 255 - expected(FILM)).all()
     assert import_data("manifest", tmp_path / "m.jsonl", tmp_path / "two").corpus == 1
+
+
+def test_several_views_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    """Each of a row's views that is bad, not the first alone."""
+    good, bad = tmp_path / "good.png", [tmp_path / "one.png", tmp_path / "two.png"]
+    Image.new("RGB", (8, 8), (90, 20, 60)).save(good)
+    for path in bad:
+        path.write_text("no picture")
+    found = embed_images([[good, *bad], [good]], None, EmbeddingCache(None, HashOnly(), "image"))
+    assert list(found.errors) == [0]
+    assert all(f"{path}: not an image" in found.errors[0] for path in bad)

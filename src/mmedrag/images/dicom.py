@@ -326,7 +326,7 @@ def _table(item: Any, dataset: Any, values: np.ndarray) -> tuple[np.ndarray, int
     """A lookup table as it is, whatever its descriptor states: (entries, first value, bits).
 
     Raises:
-        UserError: no entries.
+        ValueError: no entries.
     """
     count, first, bits = (int(v) for v in item.LUTDescriptor)
     count = (count & 0xFFFF) or 1 << 16
@@ -343,7 +343,7 @@ def _table(item: Any, dataset: Any, values: np.ndarray) -> tuple[np.ndarray, int
         found = data if data is not None else []
         entries = np.atleast_1d(np.asarray(found, dtype=np.int64) & 0xFFFF)
     if not len(entries):
-        raise UserError("DICOM lookup table without LUTData")
+        raise ValueError("LUTData is empty")
     # the first value may be written with the sign that the values do not have
     low, high, other = float(values.min()), float(values.max()), first - (1 << 16)
     if first > 0x7FFF and high < first and low < other + len(entries):

@@ -137,7 +137,8 @@ def _file(
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}") from None
     content = hashlib.sha256(data).hexdigest()
-    key = f"dicom:{names.name('file', content)}:{look}:{max_frames}"
+    # 2: pictures of before that may have been read wrongly are made anew
+    key = f"dicom:2:{names.name('file', content)}:{look}:{max_frames}"
     fields = writer.recall(key)
     if fields is None:
         fields = _content(data, content, row.file, writer, names, look, max_frames)
