@@ -107,7 +107,8 @@ class Worker:
                         why[path] = None
                     except Exception as error:
                         why[path] = _one_line(error)
-            trace.error = trace.error or "; ".join(filter(None, map(why.get, views))) or None
+            if any(map(why.get, views)) and not trace.error:
+                trace.error = "; ".join(filter(None, map(why.get, views)))
         found = [trace for trace in traces if trace.error]
         for trace in found:
             log.warning("%s: %s", trace.example_id, trace.error)
