@@ -203,6 +203,219 @@ def test_all_of_pydicoms_own_files_give_a_picture_or_a_reason() -> None:
     assert decoded >= 85 and refused >= 1, (decoded, refused)
 
 
+# --- what a file states and its pixels contradict
+
+RAMP = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (8, 1))
+SHADES = np.round(RAMP / 4095 * 255)  # what it should look like
+
+
+def table(entries: np.ndarray, first: int, bits: int, count: int | None = None) -> Any:
+    found = pydicom.Dataset()
+    found.add_new((0x0028, 0x3002), "US" if first >= 0 else "SS", [count or len(entries), 0, bits])
+    found.LUTDescriptor = [count or len(entries), first, bits]
+    data = entries.tobytes()
+    found.add_new((0x0028, 0x3006), "OW", data + bytes(len(data) % 2))
+    return found
+
+
+@pytest.mark.parametrize("pixel_sign", [0, 1])
+@pytest.mark.parametrize("value_vr", ["SS", "US"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_of_either_sign_is_no_part_of_the_picture(
+    pixel_sign: int, value_vr: str, photometric: str, tmp_path: Path
+) -> None:
+    """A CT whose surroundings are -2000 .. -1990, stated with and without a sign."""
+    pixels = np.tile(np.linspace(0, 1000, 64).astype(np.int16), (8, 1))
+    clean = shown(
+        make(pixels[:, 8:], BitsStored=16, HighBit=15, PhotometricInterpretation=photometric),
+        tmp_path,
+    )
+    pixels[:4, :8], pixels[4:, :8] = -2000, -1990
+    changes = {
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": pixel_sign,
+        "PhotometricInterpretation": photometric,
+    }
+    dataset = make(pixels.view(np.uint16), **changes)
+    wrap = 65536 if value_vr == "US" else 0
+    dataset.add_new((0x0028, 0x0120), value_vr, -2000 + wrap)
+    dataset.add_new((0x0028, 0x0121), value_vr, -1990 + wrap)
+    found = shown(dataset, tmp_path)
+    assert (found[:, :8] == 0).all() and (found[:, 8:] == clean).all()
+    del dataset[0x0028, 0x0121]  # one value alone: the other shade of padding is picture
+    alone = shown(dataset, tmp_path)
+    assert (alone[:4, :8] == 0).all() and not (alone[:, 8:] == clean).all()
+
+
+def test_padding_beyond_the_stored_bits(tmp_path: Path) -> None:
+    """12 bits stored, padding written over the whole word: it is found, and black stays picture."""
+    words = RAMP.copy()
+    words[:, :8] = 0xF830
+    dataset = make(words)
+    dataset.add_new((0x0028, 0x0120), "SS", -2000)
+    found = shown(dataset, tmp_path)
+    assert (found[:, :8] == 0).all()
+    assert (found[:, 8:] == shown(make(RAMP[:, 8:]), tmp_path)).all()
+    zero = make(RAMP + 100 * (RAMP == 0))
+    zero.add_new((0x0028, 0x0120), "US", 0x8000)  # no 12 bits: stands for no pixel, not for 0
+    assert (shown(zero, tmp_path) == shown(make(RAMP + 100 * (RAMP == 0)), tmp_path)).all()
+
+
+def test_padding_that_covers_every_pixel_is_ignored_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = make(RAMP, PixelPaddingValue=0, PixelPaddingRangeLimit=4095)
+    assert (shown(dataset, tmp_path) == SHADES).all()
+    assert "one.dcm: PixelPaddingValue covers every pixel: ignored" in caplog.text
+
+
+@pytest.mark.parametrize(("stated", "held"), [(16, 12), (16, 10), (8, 12), (12, 12), (16, 16)])
+def test_a_voi_lut_has_the_bits_that_its_entries_need(
+    stated: int, held: int, tmp_path: Path
+) -> None:
+    entries = np.linspace(0, (1 << held) - 1, 4096).astype("<u2")
+    found = shown(make(RAMP, VOILUTSequence=[table(entries, 0, stated)]), tmp_path)
+    assert (np.abs(found - SHADES) <= 1).all() and found.max() == 255
+    inverse = shown(make(RAMP, VOILUTSequence=[table(entries[::-1], 0, stated)]), tmp_path)
+    assert (np.abs(inverse - (255 - SHADES)) <= 1).all()
+
+
+def test_voi_luts_of_odd_sizes(tmp_path: Path) -> None:
+    half = np.linspace(0, 65535, 2048).astype("<u2")
+    short = shown(make(RAMP, VOILUTSequence=[table(half, 0, 16, count=4096)]), tmp_path)
+    assert (short[:, RAMP[0] >= 2047] == 255).all()  # beyond the table: its last entry
+    assert (np.abs(short - np.minimum(RAMP / 2047, 1) * 255) <= 1).all()
+    bytes_ = np.linspace(0, 255, 4096).astype(np.uint8)
+    for bits in (8, 16):  # two entries in a word, whatever is stated
+        packed = shown(make(RAMP, VOILUTSequence=[table(bytes_, 0, bits)]), tmp_path)
+        assert (np.abs(packed - SHADES) <= 1).all()
+    grey = make(RAMP, VOILUTSequence=[table(np.array([], "<u2"), 0, 16, count=4096)])
+    with pytest.raises(UserError, match=r"one\.dcm.*LUTData"):
+        shown(grey, tmp_path)
+
+
+def test_the_first_value_of_a_table_may_have_the_other_sign(tmp_path: Path) -> None:
+    entries = np.linspace(0, 65535, 4096).astype("<u2")
+    hounsfield = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+    for first in (-1024, 65536 - 1024):
+        lut = table(entries, 0, 16)
+        lut.add_new((0x0028, 0x3002), "SS" if first < 0 else "US", [4096, first, 16])
+        found = shown(make(RAMP, VOILUTSequence=[lut], **hounsfield), tmp_path)
+        assert (np.abs(found - SHADES) <= 1).all(), first
+
+
+def test_a_modality_lut_shorter_than_stated(tmp_path: Path) -> None:
+    entries = (np.arange(2048) * 2).astype("<u2")
+    found = shown(make(RAMP, ModalityLUTSequence=[table(entries, 0, 16, count=4096)]), tmp_path)
+    assert (np.abs(found - np.minimum(RAMP / 2047, 1) * 255) <= 1).all()
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("high", [11, 13, 15])
+def test_values_lie_where_high_bit_says(signed: int, high: int, tmp_path: Path) -> None:
+    values = RAMP.astype(int) - (2048 if signed else 0)
+    words = ((values & 0xFFF) << (high - 11)).astype(np.uint16)
+    words |= 1 if high > 11 else 0  # an overlay below
+    words |= 0x8000 if high < 15 else 0  # and one above
+    found = shown(make(words, HighBit=high, PixelRepresentation=signed), tmp_path)
+    assert (found == SHADES).all()
+
+
+@pytest.mark.parametrize("high", [0, 7, 10, 16, 31])
+def test_an_impossible_high_bit_is_ignored_and_named(
+    high: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (shown(make(RAMP, HighBit=high), tmp_path) == SHADES).all()
+    assert f"one.dcm: HighBit {high} contradicts BitsStored 12: ignored" in caplog.text
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_window_far_off_the_values_is_named_and_not_shown(
+    photometric: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shades = SHADES if photometric == "MONOCHROME2" else 255 - SHADES
+    for centre, width in ((40000, 400), (-9000, 2000), (100000, 9000)):
+        caplog.clear()
+        changes = {"PhotometricInterpretation": photometric, "WindowWidth": width}
+        found = shown(make(RAMP, WindowCenter=centre, **changes), tmp_path)
+        assert (found == shades).all()
+        assert f"window {centre:g} ± {width / 2:g} is off the values 0 to 4095" in caplog.text
+    caplog.clear()
+    several = make(RAMP, WindowCenter=[40000, 2048], WindowWidth=[400, 4096])
+    assert (np.abs(shown(several, tmp_path) - SHADES) <= 1).all() and not caplog.text
+
+
+def test_air_outside_of_a_window_stays_black(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first slice of a CT: noise about -1000 that a window of soft tissue does not show."""
+    air = RAMP // 100
+    changes = {"RescaleIntercept": -1024, "RescaleSlope": 1, "WindowCenter": 40, "WindowWidth": 400}
+    assert (shown(make(air, **changes), tmp_path) == 0).all()
+    assert "is off the values -1024 to -984: the frame is shown without contrast" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({"PixelSpacing": [0.2, 0.2]}, (64, 8)),
+        ({"PixelSpacing": [0.4, 0.1]}, (64, 32)),  # between rows, between columns
+        ({"PixelSpacing": [0.1, 0.2]}, (128, 8)),
+        ({"ImagerPixelSpacing": [0.3, 0.1]}, (64, 24)),
+        ({"NominalScannedPixelSpacing": [0.1, 0.3]}, (192, 8)),
+        ({"PixelAspectRatio": [2, 1]}, (64, 16)),  # vertical \\ horizontal
+        ({"PixelAspectRatio": [1, 2], "PixelSpacing": [0.1, 0.1]}, (64, 8)),
+        ({"PixelSpacing": [0, 0]}, (64, 8)),
+        ({"PixelAspectRatio": [2, 1], "PatientOrientation": ["F", "L"]}, (16, 64)),
+    ],
+    ids=str,
+)
+def test_pixels_that_are_not_square(changes: Any, size: tuple[int, int], tmp_path: Path) -> None:
+    assert shown(make(RAMP, **changes), tmp_path).shape == size[::-1]
+
+
+def test_sides_that_no_scanner_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"one\.dcm: pixels of 1 x 100 .*within 32 times"):
+        shown(make(RAMP, PixelAspectRatio=[100, 1]), tmp_path)
+
+
+def test_colour_of_twelve_bits_in_sixteen(tmp_path: Path) -> None:
+    rgb = np.stack([RAMP, RAMP // 2, RAMP[:, ::-1]], axis=-1)
+    changes = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+    dataset = make(RAMP, BitsStored=16, HighBit=15, **changes)
+    dataset.PixelData = rgb.tobytes()
+    found = np.asarray(load_image(save(dataset, tmp_path / "c.dcm")))
+    assert (found == np.round(rgb / 4095 * 255)).all()
+    dataset.BitsStored, dataset.HighBit, dataset.PixelData = 8, 7, (rgb >> 4).tobytes()
+    assert (np.asarray(load_image(save(dataset, tmp_path / "c.dcm"))) == rgb >> 4).all()
+
+
+@pytest.mark.parametrize("scale", [1, 257])
+def test_a_palette_of_eight_bits_declared_as_sixteen(scale: int, tmp_path: Path) -> None:
+    dataset = make(RAMP // 16, PhotometricInterpretation="PALETTE COLOR", BitsStored=8, HighBit=7)
+    for number, name in enumerate(("Red", "Green", "Blue")):
+        entries = (np.arange(256) // (number + 1) * scale).astype("<u2")
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(dataset, f"{name}PaletteColorLookupTableData", entries.tobytes())
+    found = np.asarray(load_image(save(dataset, tmp_path / "p.dcm")))
+    for number in range(3):
+        assert (found[..., number] == RAMP // 16 // (number + 1)).all()
+
+
+def test_an_import_names_what_it_ignored(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    save(make(RAMP, HighBit=3), src / "a.dcm")
+    save(make(RAMP, HighBit=3, SOPInstanceUID="1.2.826.0.1.77.5"), src / "b.dcm")
+    save(make(RAMP, SOPInstanceUID="1.2.826.0.1.77.6"), src / "c.dcm")
+    for _ in range(2):  # the second time from what the first remembered
+        result = import_data("dicom", src, tmp_path / "out", ocr="off")
+        assert "a.dcm and 1 more: HighBit 3 contradicts BitsStored 12: ignored" in result.notes
+    rows = DataFolder(tmp_path / "out").corpus()
+    assert sum("remarks" in row.meta for row in rows) == 2
+
+
 # --- identity
 
 

@@ -254,7 +254,7 @@ def images_of(
     if named is None or named == "" or named == []:
         return None, []
     names = named if isinstance(named, list) else [named]
-    stored, missing = [], []
+    stored, missing, wrong = [], [], []
     for given in names:
         path_given, data = _named(given)
         if data is not None:
@@ -267,7 +267,12 @@ def images_of(
             missing.append(name)
             continue
         digest = sha256 if isinstance(sha256, str) and len(names) == 1 else None
-        stored.append(writer.image(path, prefix + name, digest))
+        try:
+            stored.append(writer.image(path, prefix + name, digest))
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError("; ".join(dict.fromkeys(wrong)))
     writer.missing.update(prefix + name for name in missing)
     if not stored:
         return None, missing

@@ -1,4 +1,4 @@
-from . import dicom as dicom, files as files
+from . import deep as deep, dicom as dicom, files as files
 from .alike import (
     MAX_BITS as MAX_BITS,
     MIN_LIKENESS as MIN_LIKENESS,

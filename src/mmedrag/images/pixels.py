@@ -13,6 +13,7 @@ from PIL import Image
 from mmedrag.records import UserError
 
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 image; more is refused before it is decoded
+MAX_ASPECT = 32.0  # of one pixel; a scan of an OCT cube reaches 24
 
 
 def check_size(size: tuple[int, int], name: str) -> None:
@@ -44,7 +45,8 @@ def scale_to_bytes(pixels: np.ndarray) -> np.ndarray:
     if not finite.any():
         raise ValueError("no finite pixel values")
     low, high = values[finite].min(), values[finite].max()
-    values = np.where(finite, values, low)
+    if not finite.all():
+        values = np.where(finite, values, low)
     return np.round((values - low) * (255.0 / (high - low or 1.0))).astype(np.uint8)
 
 
@@ -59,9 +61,31 @@ def picture_from_array(pixels: np.ndarray, name: str) -> Image.Image:
     if pixels.dtype.kind not in "buif":
         raise UserError(f"{name}: array of {pixels.dtype}, expected numbers")
     try:
-        data = np.ascontiguousarray(
-            scale_to_bytes(pixels)[..., :3] if pixels.ndim == 3 else scale_to_bytes(pixels)
-        )
+        # a fourth channel is alpha: it has no say in the range of the colours
+        data = np.ascontiguousarray(scale_to_bytes(pixels[..., :3] if pixels.ndim == 3 else pixels))
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
     return Image.fromarray(data).convert("RGB")
+
+
+def square_pixels(picture: Image.Image, across: float, down: float, name: str) -> Image.Image:
+    """The picture stretched along the longer side of its pixels, so that they become square.
+
+    Args:
+        across: width of a pixel. down: its height, in the same unit; both above 0.
+
+    Raises:
+        UserError: sides that no camera has, or too large a picture.
+    """
+    ratio = max(across / down, down / across)
+    if ratio < 1.01:
+        return picture
+    if ratio > MAX_ASPECT:
+        raise UserError(
+            f"{name}: pixels of {across:g} x {down:g} (width x height), expected sides within "
+            f"{MAX_ASPECT:g} times of each other"
+        )
+    width, height = picture.size
+    size = (round(width * ratio), height) if across > down else (width, round(height * ratio))
+    check_size(size, name)
+    return picture.resize(size, Image.Resampling.BICUBIC)

@@ -99,15 +99,16 @@ class Worker:
 
         why: dict[Path, str | None] = {}
         for trace in traces:
-            for path in trace.example.images if trace.example else []:
+            views = list(trace.example.images) if trace.example else []
+            for path in views:
                 if path not in why:
                     try:
                         load_image(path)
                         why[path] = None
                     except Exception as error:
                         why[path] = _one_line(error)
-                if why[path] and not trace.error:
-                    trace.error = why[path]
+            if any(map(why.get, views)) and not trace.error:
+                trace.error = "; ".join(filter(None, map(why.get, views)))
         found = [trace for trace in traces if trace.error]
         for trace in found:
             log.warning("%s: %s", trace.example_id, trace.error)

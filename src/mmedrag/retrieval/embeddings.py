@@ -304,9 +304,9 @@ def _gather(
         {},
     )
     for i, item in enumerate(items):
-        bad = next((key_of[path] for path in item if isinstance(key_of[path], str)), None)
-        if bad is not None or not item:
-            out.errors[i] = bad or "no image"
+        bad = dict.fromkeys(key_of[path] for path in item if isinstance(key_of[path], str))
+        if bad or not item:
+            out.errors[i] = "; ".join(bad) or "no image"
             continue
         keys = [key_of[path] for path in item]
         found = cache.get(keys)

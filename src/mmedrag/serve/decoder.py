@@ -182,8 +182,6 @@ def look(data: bytes, dicom: bool, max_pixels: int) -> tuple[Any, str]:
     Raises:
         UserError: as ``images.decode_image``. BadImage: too large, or zipped DICOM.
     """
-    from PIL import Image
-
     from mmedrag.images import files as images
 
     def guard(width: int, height: int) -> None:
@@ -201,7 +199,9 @@ def look(data: bytes, dicom: bool, max_pixels: int) -> tuple[Any, str]:
         dataset = files.read(data, "image")
         files.count_frames(dataset, "image")
         guard(int(dataset.Columns), int(dataset.Rows))
-        return files.pictures(dataset, "image", [0])[0], "DICOM"
+        picture = files.pictures(dataset, "image", [0])[0]
+        guard(*picture.size)  # pixels that are not square were stretched
+        return picture, "DICOM"
     if zipped:
         with contextlib.suppress(zipfile.BadZipFile, ValueError):  # decode_image says what is wrong
             sizes = [item.file_size for item in zipfile.ZipFile(io.BytesIO(data)).infolist()]
@@ -211,8 +211,7 @@ def look(data: bytes, dicom: bool, max_pixels: int) -> tuple[Any, str]:
     else:
         kind = ""
         with contextlib.suppress(Exception):  # whatever it is, decode_image puts it in words
-            with Image.open(io.BytesIO(data), formats=images.FORMATS) as opened:
-                kind, size = opened.format or "", opened.size
+            kind, size = images.stated_size(data)
         if kind:
             guard(*size)
     picture = images.decode_image(data, "image")

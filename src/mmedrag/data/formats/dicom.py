@@ -24,6 +24,7 @@ from mmedrag.records import UserError
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".dcm", ".dicom", ".ima", "")
+MAX_REMARKS = 5  # shown after an import
 SHOWN = {
     "modality": "Modality",
     "body_part": "BodyPartExamined",
@@ -82,17 +83,26 @@ def load(
     files, others = _files(src)
     if others:
         writer.result.notes.append(f"{others} files are not DICOM: left out")
+    odd: dict[str, list[str]] = {}
     for number, path in enumerate(files):
         # a path may hold a name: what is written calls the file by its number
         row = SourceRow(f"dicom-{number}", number + 1, number)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom's remarks on odd but usable values
-                _file(path, row, writer, names, fixed, look, max_frames)
+                for remark in _file(path, row, writer, names, fixed, look, max_frames):
+                    odd.setdefault(remark, []).append(path.name)
         except UserError as error:
             reason = str(error).removeprefix(f"{row.file}: ")
             writer.reject(row, reason, shown=str(path))
         writer.tick(number + 1, len(files))
+    for remark, paths in sorted(odd.items(), key=lambda item: -len(item[1]))[:MAX_REMARKS]:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        writer.result.notes.append(f"{paths[0]}{more}: {remark}")
+    if len(odd) > MAX_REMARKS:
+        writer.result.notes.append(
+            f"{len(odd) - MAX_REMARKS} other remarks: meta.remarks of the rows"
+        )
 
 
 def _files(src: Path) -> tuple[list[Path], int]:
@@ -120,13 +130,15 @@ def _file(
     fixed: dict[str, Any],
     look: str,
     max_frames: int,
-) -> None:
+) -> list[str]:
+    """One file's row; what the file states and its pixels contradict."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}") from None
     content = hashlib.sha256(data).hexdigest()
-    key = f"dicom:{names.name('file', content)}:{look}:{max_frames}"
+    # 2: pictures of before that may have been read wrongly are made anew
+    key = f"dicom:2:{names.name('file', content)}:{look}:{max_frames}"
     fields = writer.recall(key)
     if fields is None:
         fields = _content(data, content, row.file, writer, names, look, max_frames)
@@ -134,6 +146,7 @@ def _file(
         writer.remember(key, fields, [shown] if isinstance(shown, str) else shown)
     domain = fixed["domain"] or DOMAINS.get(fields["meta"].get("modality", ""))
     writer.reference(row, text="", **fields, **fixed | {"domain": domain})
+    return list(fields["meta"].get("remarks", []))
 
 
 def _content(
@@ -168,10 +181,11 @@ def _content(
         if count <= max_frames
         else [round(i * (count - 1) / max(1, max_frames - 1)) for i in range(max_frames)]
     )
+    remarks: list[str] = []
     stored, eraser = [], _Eraser(refuse=look == "refuse")
     clean = eraser if look in ("mask", "refuse") else None
     for number in wanted:
-        picture = pictures(dataset, label, [number], clean)[0]
+        picture = pictures(dataset, label, [number], clean, remarks)[0]
         name = f"dicom/{identity}" + (f"-{number}" if len(wanted) > 1 else "")
         stored.append(writer.picture(f"{label}#{number}", png_bytes(picture), name))
     meta: dict[str, Any] = {"study": f"dicom/{names.name('study', study)}"}
@@ -184,6 +198,8 @@ def _content(
         meta["date"] = f"{day[:4]}-{day[4:6]}-{day[6:]}"
     if count > 1:
         meta["frames"] = count
+    if remarks:
+        meta["remarks"] = remarks
     if eraser.lines:
         meta["masked_text"] = eraser.lines
     return {
