@@ -149,10 +149,12 @@ def open_domain(path: str | Path, device: str | None = None) -> DomainModel:
         )
     encoder = None
     if config["encoder"] is not None:
-        from mmedrag.retrieval.encoders import load_encoder
+        from mmedrag.retrieval.encoders import encoder_of_folder, load_encoder
 
-        spec = config["encoder"]["spec"]
-        encoder = load_encoder(str(folder / "encoder") if spec == "encoder" else spec, device)
+        spec = str(config["encoder"]["spec"])
+        if spec == "encoder":
+            spec = "inside:encoder"
+        encoder = load_encoder(encoder_of_folder(spec, folder), device)
         if encoder.fingerprint != config["encoder"]["fingerprint"]:
             raise UserError(f"{folder}: encoder {spec} is not the one it was trained with")
     return DomainModel(config, arrays, encoder)
