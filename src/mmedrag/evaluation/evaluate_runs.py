@@ -109,7 +109,7 @@ def evaluate(
         environment=Environment(**environment(), runs={run.name: run.commit for run in systems}),
     )
     if out is not None:
-        write_jsonl(scores_path(Path(out)), example_scores(scored))
+        write_jsonl(scores_path(Path(out)), example_scores(scored), own=True)
         result.write(out)
     return result
 

@@ -184,7 +184,7 @@ def save(page: tuple[str, Sequence[tables.Table]], out: Path) -> Path:
     html, made = page
     folder = out / "tables"
     for table in made:
-        write_text(folder / f"{table.id}.csv", table.csv())
-        write_text(folder / f"{table.id}.tex", table.latex())
-    write_text(out / "report.html", html)
+        write_text(folder / f"{table.id}.csv", table.csv(), own=True)
+        write_text(folder / f"{table.id}.tex", table.latex(), own=True)
+    write_text(out / "report.html", html, own=True)
     return out / "report.html"

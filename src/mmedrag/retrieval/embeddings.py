@@ -192,7 +192,7 @@ class EmbeddingCache:
         self.frames.append(records)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Stored:
     """The identity that the header of a cache tells."""
 

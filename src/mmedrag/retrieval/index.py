@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mmedrag.records import Encoder, Reference, UserError, resolve_object
-from mmedrag.retrieval.embeddings import EmbeddingCache, Identity, stored_caches, text_key
+from mmedrag.retrieval.embeddings import EmbeddingCache, stored_caches, text_key
 from mmedrag.retrieval.encoders.load import encoder_of_folder, is_shipped, load_encoder
 from mmedrag.retrieval.stores import folder
 from mmedrag.retrieval.stores.engines import STORES
@@ -285,7 +285,7 @@ def _mismatched(index: IndexFolder, vectors: np.ndarray) -> list[str]:
     return [f"rows and vectors do not belong together: {len(wrong)} of {len(known)}, as {first!r}"]
 
 
-class Named(Identity):
+class Named:
     """The identity of an encoder that is not loaded."""
 
     def __init__(self, manifest_encoder: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def build_index(
     spec = (
         encoder if isinstance(encoder, str) else model.spec if isinstance(model, Reopenable) else ""
     )
-    manifest = {
+    manifest: dict[str, Any] = {
         "domain": domain,
         "encoder": {
             "spec": "",

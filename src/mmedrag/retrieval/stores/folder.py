@@ -123,7 +123,9 @@ def commit(
     """
     current = folder / MANIFEST
     settle(folder)
-    before = read_manifest(folder) if current.exists() else {"generation": 0, "files": {}}
+    before: dict[str, Any] = (
+        read_manifest(folder) if current.exists() else {"generation": 0, "files": {}}
+    )
     taken = [int(found[1]) for p in folder.iterdir() if (found := NUMBERED.fullmatch(p.name))]
     generation = max([before["generation"], *taken]) + 1
     names = {
