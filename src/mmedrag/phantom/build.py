@@ -237,11 +237,10 @@ def build_benchmark(
             progress(len(made), total)
     return {
         "studies": total,
-        "truth": write_jsonl(out / "truth.jsonl", (t for r in made for t in r.truth), own=True),
-        "corpus": write_jsonl(out / "corpus.jsonl", (c for r in made for c in r.corpus), own=True),
-        "examples": write_jsonl(
-            out / "examples.jsonl", (e for r in made for e in r.examples), own=True
-        ),
+        name: write_jsonl(
+            out / f"{name}.jsonl", (row for r in made for row in getattr(r, name)), own=True
+        )
+        for name in ("truth", "corpus", "examples")
     }
 
 

@@ -123,9 +123,9 @@ def commit(
     """
     current = folder / MANIFEST
     settle(folder)
-    before: dict[str, Any] = (
-        read_manifest(folder) if current.exists() else {"generation": 0, "files": {}}
-    )
+    before: dict[str, Any] = {"generation": 0, "files": {}}
+    if current.exists():
+        before = read_manifest(folder)
     taken = [int(found[1]) for p in folder.iterdir() if (found := NUMBERED.fullmatch(p.name))]
     generation = max([before["generation"], *taken]) + 1
     names = {
