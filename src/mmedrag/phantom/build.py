@@ -237,10 +237,12 @@ def build_benchmark(
             progress(len(made), total)
     return {
         "studies": total,
-        name: write_jsonl(
-            out / f"{name}.jsonl", (row for r in made for row in getattr(r, name)), own=True
-        )
-        for name in ("truth", "corpus", "examples")
+        **{
+            name: write_jsonl(
+                out / f"{name}.jsonl", (row for r in made for row in getattr(r, name)), own=True
+            )
+            for name in ("truth", "corpus", "examples")
+        },
     }
 
 
