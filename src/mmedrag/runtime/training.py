@@ -103,7 +103,7 @@ class TrainingFolder:
         """A training begins in a new or empty folder (curves may be drawn into it already)."""
         if begun or not self.path.is_dir():
             return
-        mine = (CHECKPOINTS, "wandb", "events.out.tfevents")
+        mine = (CHECKPOINTS, "logs", "wandb", "events.out.tfevents")
         for path in sorted(self.path.iterdir()):
             unfinished = path.name == "run.json" + PART
             if not path.name.startswith(mine) and not unfinished:
