@@ -207,7 +207,7 @@ def merge(shards: Sequence[Path], out: Path, mixed: bool = False) -> dict[str, A
     run_folder.claim(Path(out), configs[0])
     lines: list[tuple[int, bytes]] = []
     for shard in found.values():
-        rows = (shard / TRACES).read_bytes().rstrip(b"\n").split(b"\n")
+        rows = [row for row in (shard / TRACES).read_bytes().split(b"\n") if row]
         lines += zip(read_json(shard / POSITIONS), rows, strict=True)
     write_bytes(Path(out) / TRACES, b"".join(row + b"\n" for _, row in sorted(lines)))
     run_folder.finish(Path(out), TRACES)
