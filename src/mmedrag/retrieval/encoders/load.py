@@ -78,10 +78,10 @@ def is_shipped(spec: str) -> bool:
     return re.fullmatch(rf"{EMBEDDED}(:[a-z0-9][a-z0-9-]*)?", spec) is not None
 
 
-def encoder_of_folder(spec: str, folder: Path) -> str:
+def encoder_of_folder(spec: str, folder: Path, again: str = "--retriever") -> str:
     """What may be loaded because a folder of data (an index, a domain model) names it: a shipped
     encoder, or a plain Hugging Face folder inside of it. A folder names no code, reads nothing
-    outside of itself and asks no server.
+    outside of itself and asks no server. ``again``: by what the user can give another.
 
     Raises:
         UserError: another name (one line that says to give it by a flag), or an unsafe folder.
@@ -91,7 +91,7 @@ def encoder_of_folder(spec: str, folder: Path) -> str:
     if not spec.startswith(INSIDE):
         raise UserError(
             f"{folder}: made with the encoder {spec or '(an object without a name)'}, which it may "
-            f"not load by itself; give it again: --retriever {spec or 'SPEC'}"
+            f"not load by itself; give it again: {again} {spec or 'SPEC'}"
         )
     name = spec.removeprefix(INSIDE)
     target = folder / name
