@@ -1,6 +1,7 @@
 """The index folder and the retriever over it: what is found, excluded, counted, and refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -190,18 +191,23 @@ def test_another_encoder_is_refused(built: Path, data: DataFolder) -> None:
 
 
 def test_encoder_folder_moves_with_the_index(data: DataFolder, tmp_path: Path) -> None:
-    from mmedrag.retrieval.index import found_spec, stored_spec
+    """A copy lies in the index, because an index may not read what is outside of it."""
+    from mmedrag.embedded import path as embedded
 
-    (tmp_path / "all" / "retriever").mkdir(parents=True)
+    shutil.copytree(embedded("retriever-radiology"), tmp_path / "all" / "retriever")
     index = tmp_path / "all" / "index"
-    spec = stored_spec(str(tmp_path / "all" / "retriever"), index)
-    assert spec == "relative:../retriever"
+    made = build_index([data], index, None, str(tmp_path / "all" / "retriever"))
+    assert made["encoder"]["spec"].startswith("inside:encoder-")
+    shutil.rmtree(tmp_path / "all" / "retriever")
     (tmp_path / "all").rename(tmp_path / "moved")
-    moved = tmp_path / "moved"
-    assert found_spec(spec, moved / "index") == str(moved / "retriever")
-    (moved / "retriever").rmdir()
-    with pytest.raises(UserError, match="give --retriever"):
-        found_spec(spec, moved / "index")
+    moved = tmp_path / "moved" / "index"
+    assert len(open_retriever(moved).search(data.examples()[:2], 3)[0][0]) == 3
+    assert verify_index(moved) == []
+    copy = moved / made["encoder"]["spec"].removeprefix("inside:")
+    (copy / "config.json").unlink()
+    assert any("no encoder here" in finding for finding in verify_index(moved))
+    with pytest.raises(UserError, match="give it again by --retriever"):
+        open_retriever(moved)
 
 
 # --- search -----------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def test_run_writes_every_row_in_input_order(small_data: Path, tmp_path: Path) -
     assert first["prompt"]["references"] == ["s00-q0.0", "s00-q0.1"]
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
         "config.json",
+        "finished.json",  # count and hash of the traces
         "timings.jsonl",
         "traces.jsonl",
     ]

@@ -31,7 +31,7 @@ def predict(
     from mmedrag.runtime import DataFolder, write_jsonl
 
     rows = predict_domain(DataFolder(data), open_domain(model, device), split)
-    write_jsonl(out, rows)
+    write_jsonl(out, rows, own=True)
     call.finish({"out": out, "rows": len(rows), "labels": dict(Counter(r["label"] for r in rows))})
 
 

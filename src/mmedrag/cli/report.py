@@ -35,8 +35,9 @@ def noun(
 ) -> None:
     """Write OUT/report.html from run folders, with tables as CSV and LaTeX beside it."""
     from mmedrag.report import write_report
-    from mmedrag.runtime import DataFolder
+    from mmedrag.runtime import DataFolder, check_own
 
+    check_own(out / "report.html", out / "metrics.json")
     page = write_report(
         runs,
         out,

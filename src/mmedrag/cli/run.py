@@ -62,9 +62,14 @@ def batch(call: Call, data: Path, out: Path, no_rag: bool) -> None:
 @command("merge", table="run", group=noun)
 @click.argument("runs", type=FOLDER, nargs=-1, required=True)
 @click.option("--out", type=FOLDER, required=True, help="Run folder of the whole.")
-def merge(call: Call, runs: tuple[Path, ...], out: Path) -> None:
+@click.option(
+    "--mixed",
+    is_flag=True,
+    help="Take shards of different versions, devices or dtypes; OUT/config.json says which.",
+)
+def merge(call: Call, runs: tuple[Path, ...], out: Path, mixed: bool) -> None:
     """Put the shards of one run together."""
     from mmedrag.pipeline import merge as merge_runs
 
-    result = merge_runs(runs, out)
+    result = merge_runs(runs, out, mixed)
     call.finish(result, ok=not result["failed"])

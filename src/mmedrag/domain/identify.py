@@ -120,8 +120,14 @@ def _unknown(reason: str, confidence: float | None, scores: dict[str, float] | N
     return Domain(label=UNKNOWN, confidence=sure, scores=scores or {}, reason=reason)
 
 
-def open_domain(path: str | Path, device: str | None = None) -> DomainModel:
+def open_domain(
+    path: str | Path, device: str | None = None, encoder: str | Encoder | None = None
+) -> DomainModel:
     """Load a domain model folder (or ``embedded:domain``).
+
+    Args:
+        encoder: that it was trained with, where that is neither a shipped one nor in its folder
+            (a folder names no code and nothing outside of itself).
 
     Raises:
         UserError: no such model, made by another version, or its encoder was exchanged.
@@ -147,12 +153,16 @@ def open_domain(path: str | Path, device: str | None = None) -> DomainModel:
             f"{folder}: made with picture statistics {config['statistics']}, expected {VERSION}; "
             "train it again"
         )
-    encoder = None
-    if config["encoder"] is not None:
-        from mmedrag.retrieval.encoders import load_encoder
+    if config["encoder"] is None:
+        encoder = None
+    else:
+        from mmedrag.retrieval.encoders import encoder_of_folder, load_encoder
 
-        spec = config["encoder"]["spec"]
-        encoder = load_encoder(str(folder / "encoder") if spec == "encoder" else spec, device)
+        spec = str(config["encoder"]["spec"])
+        if spec == "encoder":
+            spec = "inside:encoder"
+        given = encoder or encoder_of_folder(spec, folder, "open_domain(encoder=...)")
+        encoder = load_encoder(given, device) if isinstance(given, str) else given
         if encoder.fingerprint != config["encoder"]["fingerprint"]:
             raise UserError(f"{folder}: encoder {spec} is not the one it was trained with")
     return DomainModel(config, arrays, encoder)

@@ -64,6 +64,7 @@ def train_domain(
     """
     settings = settings or DomainTraining()
     path = Path(out)
+    _check_ours(path)
     if encoder is None and not settings.statistics:
         raise UserError("train domain: neither an encoder nor picture statistics to look at")
     train, val = split_rows(data, settings.seed)
@@ -226,6 +227,17 @@ def features_of(
 
 
 # --- folder ------------------------------------------------------------------------------------
+
+
+def _check_ours(path: Path) -> None:
+    """A domain model goes into a new folder, or on where one was killed before its config.json.
+
+    Raises:
+        UserError: the folder holds something else, or a model.
+    """
+    names = {p.name for p in path.iterdir()} if path.is_dir() else set()
+    if names - {"encoder", "head.safetensors", "head.safetensors.part", "config.json.part"}:
+        raise UserError(f"{path}: not empty, expected a new folder; choose another --out")
 
 
 def keep_encoder(model: Encoder | None, path: Path, copy: bool | None) -> dict[str, Any] | None:

@@ -98,7 +98,7 @@ def write_recipe(path: Path, result: dict[str, Any]) -> None:
     ]
     if result["threshold"] is not None:
         lines.append(f"threshold = {result['threshold']}")
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n", own=True)
 
 
 def _example(row: Reference) -> Example:

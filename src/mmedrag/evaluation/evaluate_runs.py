@@ -31,7 +31,7 @@ from mmedrag.evaluation.runs import TASKS, SystemRun, load_runs, system_groups
 from mmedrag.evaluation.scoring import Common, GroundTruth, Scored, score_all, tables
 from mmedrag.evaluation.subgroups import subgroup_tables
 from mmedrag.records import Score, UserError
-from mmedrag.runtime import DataFolder, environment, write_jsonl
+from mmedrag.runtime import DataFolder, check_own, environment, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ def evaluate(
     systems = load_runs(runs)
     data = DataFolder(data) if isinstance(data, (str, Path)) else data
     train, common = TrainingData.of(data), Common(GroundTruth.of(data), resamples, seed)
+    if out is not None:
+        check_own(out, scores_path(Path(out)))
     log.info("scoring %d runs", len(systems))
     scored: dict[str, dict[str, Scored]] = {}
     results: dict[str, RunResult] = {}
@@ -109,7 +111,7 @@ def evaluate(
         environment=Environment(**environment(), runs={run.name: run.commit for run in systems}),
     )
     if out is not None:
-        write_jsonl(scores_path(Path(out)), example_scores(scored))
+        write_jsonl(scores_path(Path(out)), example_scores(scored), own=True)
         result.write(out)
     return result
 

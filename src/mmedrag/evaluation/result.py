@@ -194,7 +194,7 @@ class EvaluationResult:
 
     def write(self, path: str | Path) -> None:
         """Write ``metrics.json``, atomically."""
-        write_json(Path(path), self.to_json())
+        write_json(Path(path), self.to_json(), own=True)
 
     @classmethod
     def read(cls, path: str | Path) -> EvaluationResult:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.records import WITH_REFERENCES, ConditionSpec, Trace, UserError, group_of
-from mmedrag.runtime import read_json, read_jsonl
+from mmedrag.runtime import read_json, read_jsonl, run_folder
 
 TASKS = ("vqa_closed", "vqa_open", "report")
 OVERALL = "overall"
@@ -111,6 +111,7 @@ def load_runs(folders: Sequence[str | Path]) -> list[SystemRun]:
     paths = [Path(folder).resolve() for folder in folders]
     alike = Counter(path.name for path in paths)
     for folder in paths:
+        run_folder.check_finished(folder)
         conditions = _by_condition(folder / "traces.jsonl")
         config = read_config(folder)
         own = folder.name if alike[folder.name] == 1 else f"{folder.parent.name}/{folder.name}"

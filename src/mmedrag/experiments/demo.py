@@ -119,7 +119,7 @@ def ablate(
         note += f" Not run: {'; '.join(f'{row} ({why})' for row, why in lacking.items())}."
     page = write_report(folders, out, data=data, metrics=result, title=title, note=note)
     state = {"studies_per_domain": settings.studies, "examples": len(examples), "seed": seed}
-    write_text(out / "sample.json", json.dumps(state) + "\n")
+    write_text(out / "sample.json", json.dumps(state) + "\n", own=True)
     return Ablation(result, page, len(examples), lacking)
 
 

@@ -18,7 +18,7 @@ from mmedrag.phantom.grammar import DOMAINS, DomainSpec, load_domain
 from mmedrag.phantom.questions import Balance, Question, ask_closed, ask_open, balance
 from mmedrag.phantom.sample import Knobs, Study, flip, picture, report, studies
 from mmedrag.records import Example, Reference, Truth, UserError
-from mmedrag.runtime import read_json, sync, write_json, write_jsonl, write_unsynced
+from mmedrag.runtime import check_own, read_json, sync, write_json, write_jsonl, write_unsynced
 
 LICENCE = "CC0-1.0"
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -237,9 +237,12 @@ def build_benchmark(
             progress(len(made), total)
     return {
         "studies": total,
-        "truth": write_jsonl(out / "truth.jsonl", (t for r in made for t in r.truth)),
-        "corpus": write_jsonl(out / "corpus.jsonl", (c for r in made for c in r.corpus)),
-        "examples": write_jsonl(out / "examples.jsonl", (e for r in made for e in r.examples)),
+        **{
+            name: write_jsonl(
+                out / f"{name}.jsonl", (row for r in made for row in getattr(r, name)), own=True
+            )
+            for name in ("truth", "corpus", "examples")
+        },
     }
 
 
@@ -271,12 +274,14 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[list[Rows]]:
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Mark the folder as this build's; refuse to mix two builds."""
-    (out / "images").mkdir(parents=True, exist_ok=True)
     path = out / "phantom.json"
+    check_own(*(out / f"{name}.jsonl" for name in ("truth", "corpus", "examples")))
     if path.exists() and read_json(path) != plan:
         raise UserError(
             f"{out}: holds another phantom build (see {path.name}); choose a new folder"
         )
-    if not path.exists() and any((out / "images").iterdir()):
+    pictures = out / "images"
+    if not path.exists() and pictures.exists() and any(pictures.iterdir()):
         raise UserError(f"{out}: images/ is not empty and is no phantom build; choose a new folder")
+    pictures.mkdir(parents=True, exist_ok=True)
     write_json(path, plan, sort_keys=True)

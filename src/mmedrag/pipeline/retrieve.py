@@ -40,7 +40,7 @@ def retrieve_examples(
         if progress:
             progress(len(found), len(examples))
     traces = [found[example.id] for example in examples]
-    write_jsonl(out, _rows(examples, traces, format))
+    write_jsonl(out, _rows(examples, traces, format), own=True)
     return {
         "out": str(out),
         "rows": len(traces),

@@ -135,7 +135,9 @@ def run_conditions(
 
     _claim_all(out, conditions, settings, seed, system, _inputs(data, rows, inputs), pipeline)
     folders = {name: out / name for name in conditions}
-    if all((folder / TRACES).exists() for folder in folders.values()):
+    for folder in folders.values():
+        run_folder.check_finished(folder)
+    if all((folder / TRACES).exists() for folder in folders.values()) and not _left(out, folders):
         failed = sum(_failed(folder / TRACES) for folder in folders.values())
         return {"rows": len(ids) * len(conditions), "failed": failed}
 
@@ -160,6 +162,7 @@ def run_conditions(
             if of > 1:
                 write_json(folder / POSITIONS, [position[i] for i in ids])
             journal.write(folder / TRACES, [f"{name}/{i}" for i in ids])
+            run_folder.finish(folder, TRACES)
         journal.close(remove=True)
     finally:
         journal.close()
@@ -167,12 +170,24 @@ def run_conditions(
     return {"rows": len(ids) * len(conditions), "failed": failed}
 
 
-def merge(shards: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Put the shards of one run together; the result is the run that was never split."""
+def _left(out: Path, folders: Mapping[str, Path]) -> bool:
+    """Whether a run was killed between its traces and the note of what they hold."""
+    noted = all((folder / run_folder.FINISHED).exists() for folder in folders.values())
+    return (out / JOURNAL).exists() and not noted
+
+
+def merge(shards: Sequence[Path], out: Path, mixed: bool = False) -> dict[str, Any]:
+    """Put the shards of one run together; the result is the run that was never split.
+
+    Args:
+        mixed: take shards made with different versions, devices or numbers; the config of the
+            result then says of each what it was made with (``shards``).
+    """
     configs = [read_json(Path(path) / "config.json") for path in shards]
     found: dict[int, Path] = {}
     wanted = 0
     for path, config in zip(shards, configs, strict=True):
+        run_folder.check_finished(Path(path))
         index, of = parse_shard((config.get("settings") or {}).get("run", {}).get("shard"))
         if of == 1 or not (Path(path) / POSITIONS).exists():
             raise UserError(f"{path}: not a finished shard (made by run --shard i/n)")
@@ -184,18 +199,48 @@ def merge(shards: Sequence[Path], out: Path) -> dict[str, Any]:
             if config.get(part) != configs[0].get(part):
                 what = run_folder.difference(configs[0].get(part), config.get(part))
                 raise UserError(f"{path}: was made with other {part} ({what})")
+    if made := _made_with(shards, configs, mixed):
+        configs[0]["shards"] = made
     if len(found) != wanted:
         missing = next(i for i in range(wanted) if i not in found)
         raise UserError(f"run merge: {len(found)} of {wanted} shards given, {missing} is missing")
     run_folder.claim(Path(out), configs[0])
     lines: list[tuple[int, bytes]] = []
     for shard in found.values():
-        rows = (shard / TRACES).read_bytes().rstrip(b"\n").split(b"\n")
+        rows = [row for row in (shard / TRACES).read_bytes().split(b"\n") if row]
         lines += zip(read_json(shard / POSITIONS), rows, strict=True)
     write_bytes(Path(out) / TRACES, b"".join(row + b"\n" for _, row in sorted(lines)))
+    run_folder.finish(Path(out), TRACES)
     times = b"".join((p / TIMINGS).read_bytes() for p in found.values() if (p / TIMINGS).exists())
     write_bytes(Path(out) / TIMINGS, times)
     return {"out": str(out), "rows": len(lines), "failed": _failed(Path(out) / TRACES)}
+
+
+def _made_with(
+    shards: Sequence[Path], configs: Sequence[dict[str, Any]], mixed: bool
+) -> list[dict[str, Any]]:
+    """What each shard was made with, where they differ in what may change an answer.
+
+    Raises:
+        UserError: they do, and ``mixed`` does not allow it.
+    """
+    made = [
+        {
+            "model": config.get("model"),
+            "dtype": config.get("dtype"),
+            "device": str(config.get("device")).partition(":")[0],  # cuda:0 and cuda:1 are alike
+            "versions": (config.get("environment") or {}).get("versions"),
+            "commit": (config.get("environment") or {}).get("commit"),
+        }
+        for config in configs
+    ]
+    for path, one in zip(shards, made, strict=True):
+        if one != made[0] and not mixed:
+            what = run_folder.difference(made[0], one)
+            raise UserError(
+                f"{path}: was made with another {what}; run it again alike, or allow it: --mixed"
+            )
+    return made if any(one != made[0] for one in made) else []
 
 
 def _inputs(

@@ -55,6 +55,9 @@ class Flags:
     model: str | None = setting(None, "Model that answers.", metavar="DIR|ID")
     adapter: str | None = setting(None, "Adapter on the model; none: without.", metavar="DIR")
     index: Sequence[str] = setting((), "Repeatable, one per domain.", metavar="DIR")
+    retriever: str | None = setting(
+        None, "Encoder of the --index, where it is one of your own.", metavar="DIR|SPEC"
+    )
     rule: str | None = setting(
         None, "Selection rule; parameters: --set selection.K=V.", metavar="NAME"
     )

@@ -253,7 +253,7 @@ def _domains(
             raise UserError(f"--index {path}: domain {name!r} has one already, {given[name]}")
         given[name] = str(path)
         old = found.get(name, OneDomainTable())
-        found[name] = OneDomainTable(str(path), None, old.adapter)
+        found[name] = OneDomainTable(str(path), flags.retriever, old.adapter)
     if not any(part.index for part in found.values()):
         if not fallback:
             log.info("no index is named: answers are given without references")

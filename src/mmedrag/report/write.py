@@ -17,7 +17,7 @@ from mmedrag.evaluation.metrics import RESAMPLES
 from mmedrag.records import UserError
 from mmedrag.report import gallery, tables, view
 from mmedrag.report.view import Section
-from mmedrag.runtime import DataFolder, write_text
+from mmedrag.runtime import DataFolder, check_own, write_text
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +183,10 @@ def save(page: tuple[str, Sequence[tables.Table]], out: Path) -> Path:
     """Write the page and its tables atomically; returns the page's path."""
     html, made = page
     folder = out / "tables"
+    files = [folder / f"{table.id}.{kind}" for table in made for kind in ("csv", "tex")]
+    check_own(out / "report.html", *files)
     for table in made:
-        write_text(folder / f"{table.id}.csv", table.csv())
-        write_text(folder / f"{table.id}.tex", table.latex())
-    write_text(out / "report.html", html)
+        write_text(folder / f"{table.id}.csv", table.csv(), own=True)
+        write_text(folder / f"{table.id}.tex", table.latex(), own=True)
+    write_text(out / "report.html", html, own=True)
     return out / "report.html"

@@ -72,11 +72,14 @@ class EmbeddingCache:
         self.frames: list[np.ndarray] = []
         self.at: MutableMapping[bytes, tuple[int, int]] = {}
         self.rejected = 0
-        self._end = 0
+        self._end = self._size = 0
+        self._torn = False
         name = {"fingerprint": encoder.fingerprint, "kind": kind, "dim": encoder.dim}
         body = json.dumps(name, sort_keys=True).encode()
         self._header = MAGIC + body + f" {zlib.crc32(body):08x}\n".encode()
         self.path = folder / f"{encoder.fingerprint[:16]}-{kind}.emb" if folder else None
+        if folder and self.path and (folder.is_symlink() or self.path.is_symlink()):
+            raise UserError(f"{self.path}: a link, expected a file of the folder's own")
         if self.path and self.path.exists():
             with open(self.path, "rb") as handle:
                 self._replay(handle)
@@ -122,15 +125,16 @@ class EmbeddingCache:
         view.path, view.frames, view.at = None, list(self.frames), ChainMap({}, self.at)
         return view
 
-    def drop(self, field: str, values: set[bytes]) -> None:
-        """Rewrite the file without the records whose ``field`` is one of ``values``."""
+    def keep(self, field: str, values: set[bytes]) -> None:
+        """Rewrite the file with the records alone whose ``field`` is one of ``values``."""
         records = self.get(list(self.at))
-        kept = records[[value not in values for value in records[field].tolist()]]
+        kept = records[[value in values for value in records[field].tolist()]]
         if self.path is None or len(kept) == len(records):
             return
         self.frames, self.at, self._end = [], {}, 0
         if not len(kept):
             self.path.unlink()
+            self._size = 0
             return
         with replacing(self.path) as out:
             out.write(self._header)
@@ -139,17 +143,19 @@ class EmbeddingCache:
         with open(self.path, "rb") as handle:
             self._replay(handle)
 
-    def problems(self) -> list[str]:
-        """What a full check of the file finds (the constructor has replayed it)."""
-        if self.path is None or not self.path.exists():
-            return []
+    def problems(self, torn: bool = True) -> list[str]:
+        """What the constructor's replay of the file has found. ``torn``: with a last batch that
+        is not whole, as a killed or a busy writer leaves it (the next one cuts it off)."""
         found = [f"{self.rejected} vectors rejected"] if self.rejected else []
-        rest = self.path.stat().st_size - self._end
-        return found + ([f"{rest} bytes after the last sound batch"] if rest else [])
+        rest = self._size - self._end
+        if rest > 0 and (torn or not self._torn):
+            found.append(f"{rest} bytes after the last sound batch")
+        return found
 
     def _replay(self, handle: Any) -> None:
         """Take the frames from where the last replay ended."""
-        size = os.fstat(handle.fileno()).st_size
+        self._size = size = os.fstat(handle.fileno()).st_size
+        self._torn = False
         handle.seek(self._end)
         if not self._end:
             if handle.read(len(self._header)) != self._header:
@@ -161,11 +167,13 @@ class EmbeddingCache:
         while True:
             head = handle.read(_FRAME.size)
             if len(head) < _FRAME.size:
+                self._torn = True
                 return
             count, crc, head_crc = _FRAME.unpack(head)
             payload = b""
             if zlib.crc32(head[:8]) == head_crc:
                 payload = handle.read(count * self.record.itemsize)
+                self._torn = len(payload) < count * self.record.itemsize
             if not payload or len(payload) < count * self.record.itemsize:
                 return  # torn: the next writer cuts it off
             self._end = handle.tell()
@@ -182,6 +190,40 @@ class EmbeddingCache:
         for row in np.flatnonzero(sound).tolist():
             self.at[keys[32 * row : 32 * row + 32]] = (len(self.frames), row)
         self.frames.append(records)
+
+
+@dataclass
+class _Stored:
+    """The identity that the header of a cache tells."""
+
+    dim: int
+    fingerprint: str
+    kind: str
+
+
+def stored_caches(folder: Path) -> list[EmbeddingCache]:
+    """Every cache in a folder, whichever encoder it is of; other files are left alone."""
+    found = []
+    for path in sorted(folder.glob("*.emb")) if folder.is_dir() else []:
+        stored = _stored(path)
+        if stored and path.name == f"{stored.fingerprint[:16]}-{stored.kind}.emb":
+            found.append(EmbeddingCache(folder, stored, stored.kind))
+    return found
+
+
+def is_cache_file(path: Path) -> bool:
+    """Whether a file is, by its header, a cache of embeddings (or one being written)."""
+    return path.is_file() and not path.is_symlink() and _stored(path) is not None
+
+
+def _stored(path: Path) -> _Stored | None:
+    with open(path, "rb") as handle:
+        if handle.read(len(MAGIC)) != MAGIC:
+            return None
+        body, _, crc = handle.readline(4096).rstrip(b"\n").rpartition(b" ")
+    if crc != b"%08x" % zlib.crc32(body):
+        return None
+    return _Stored(**json.loads(body))
 
 
 def _frame(records: np.ndarray) -> bytes:

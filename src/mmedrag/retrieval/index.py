@@ -5,7 +5,10 @@ Place in the picture: what ``retriever[d].search`` looks into. Layout::
     INDEX/manifest.json          settings, encoder, sha256 of every file; written last, atomically
     INDEX/rows-000003.parquet    the references: text, patient, source, hashes of their images
     INDEX/vectors-000003.faiss   their vectors, in the same order
+    INDEX/encoder-<hash>/        a copy of the encoder, when it is a small folder of one's own
     INDEX/cache/*.emb            embeddings by content (may be deleted; then encoding repeats)
+
+An index is data: it names no code, and nothing outside of itself is read because of it.
 
 Public functions (stable); what changes an index is in :mod:`mmedrag.retrieval.index_build`::
 
@@ -18,7 +21,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mmedrag.records import Encoder, Reference, UserError, resolve_object
-from mmedrag.retrieval.embeddings import EmbeddingCache, HashOnly
-from mmedrag.retrieval.encoders.load import load_encoder
+from mmedrag.retrieval.embeddings import EmbeddingCache, stored_caches, text_key
+from mmedrag.retrieval.encoders.load import encoder_of_folder, is_shipped, load_encoder
 from mmedrag.retrieval.stores import folder
 from mmedrag.retrieval.stores.engines import STORES
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
+SAMPLE = 64  # rows that verify encodes again where no cached vector tells
 CHECK_AT_OPEN = 64 << 20  # files up to this size are hashed at each open; verify hashes all
 COLUMNS = ("id", "text", "domain", "patient", "split", "source", "licence", "attribution")
 
@@ -85,12 +88,25 @@ class IndexFolder:
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        import pyarrow.parquet as pq
-
         self.path, self.manifest = path, manifest
         wrong = folder.check_files(path, manifest, CHECK_AT_OPEN)
         if wrong:
             raise folder.Damaged(f"{path}: index is damaged: {'; '.join(wrong)}; {folder.REPAIR}")
+        try:
+            self._open()
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise folder.Damaged(f"{path}: not what an index holds ({what})") from None
+
+    def _open(self) -> None:
+        import pyarrow.parquet as pq
+
+        path, manifest = self.path, self.manifest
+        if manifest["store"] not in STORES:
+            raise UserError(
+                f"{path}: its store {str(manifest['store'])!r} is not one of {', '.join(STORES)}; "
+                "names of code are not taken from a folder"
+            )
         names = {name.split("-")[0]: path / name for name in manifest["files"]}
         # held open: a later commit may unlink the file, what was opened stays readable
         self._file = pq.ParquetFile(names["rows"], memory_map=True)
@@ -172,9 +188,8 @@ class IndexFolder:
             UserError: not there any more, or another encoder than the index was built with.
         """
         made_with = self.manifest["encoder"]
-        encoder = load_encoder(
-            spec or found_spec(made_with["spec"], self.path), device, None, made_with["long_text"]
-        )
+        found = spec or encoder_of_folder(made_with["spec"], self.path)
+        encoder = load_encoder(found, device, None, made_with["long_text"])
         self.check(encoder)
         return encoder
 
@@ -211,21 +226,63 @@ def verify_index(path: str | Path) -> list[str]:
     """Every file against the manifest, rows against vectors, and the caches. Empty: sound."""
     path = Path(path)
     try:
-        manifest = folder.read_manifest(path)
-        findings = folder.check_files(path, manifest)
-        if not findings:
-            index = IndexFolder.open(path)
-            norms = np.linalg.norm(index.store.vectors(), axis=1)
-            if not np.allclose(norms, 1, atol=1e-3):
-                findings.append("vectors: not all of unit length")
+        return folder.consistent(path, lambda manifest: _verify(path, manifest))
     except folder.Damaged as error:
         return [str(error)]
-    encoder = Named(manifest["encoder"])
-    for kind, of in (("text", encoder), ("image", encoder), ("image", HashOnly())):
-        cache = EmbeddingCache(path / "cache", of, kind)
+
+
+def _verify(path: Path, manifest: dict[str, Any]) -> list[str]:
+    if wrong := folder.check_files(path, manifest):
+        raise folder.Damaged("; ".join(wrong))  # looked at again, if a writer has just committed
+    findings = []
+    index = IndexFolder(path, manifest)
+    vectors = index.store.vectors()
+    if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
+        findings.append("vectors: not all of unit length")
+    if manifest["vectors"]["kind"] in ("flat", "ivf", "hnsw") and manifest["key"] == "text":
+        findings += _mismatched(index, vectors)
+    spec = manifest["encoder"]["spec"]
+    if spec:
+        try:
+            encoder_of_folder(spec, path)
+        except UserError as error:
+            if not _of_the_user(spec):
+                findings.append(str(error))
+    caches = stored_caches(path / "cache")
+    for cache in caches:
         if cache.path:
-            findings += [f"cache/{cache.path.name}: {p}" for p in cache.problems()]
+            findings += [f"cache/{cache.path.name}: {p}" for p in cache.problems(torn=False)]
+    read = {cache.path for cache in caches}
+    for file in sorted(set((path / "cache").glob("*.emb")) - read):
+        if file.is_file() and file.stat().st_size:  # nothing is in it where the disk was full
+            findings.append(f"cache/{file.name}: not a cache of embeddings (damaged, or not ours)")
     return findings
+
+
+def _of_the_user(spec: str) -> bool:
+    """A name that may be given by ``--retriever``, which an index may well tell but not use."""
+    return not spec.startswith("inside:")
+
+
+def _mismatched(index: IndexFolder, vectors: np.ndarray) -> list[str]:
+    """Rows whose text is not what their vector was made of: by the cache, else (for an encoder
+    that ships) by encoding some of them again."""
+    texts = index.texts(range(len(index)))
+    cache = EmbeddingCache(index.path / "cache", Named(index.manifest["encoder"]), "text")
+    known = [n for n, text in enumerate(texts) if text_key(text) in cache]
+    expected: np.ndarray
+    if known:
+        expected = cache.get([text_key(texts[n]) for n in known])["vector"]
+    elif is_shipped(index.manifest["encoder"]["spec"]):
+        known = list(range(0, len(texts), -(-len(texts) // SAMPLE)))
+        expected = index.encoder(device="cpu").texts([texts[n] for n in known])
+    else:
+        return []
+    wrong = np.flatnonzero(np.abs(expected - vectors[known]).max(axis=1) > 1e-2)
+    if not len(wrong):
+        return []
+    first = index.ids[known[wrong[0]]]
+    return [f"rows and vectors do not belong together: {len(wrong)} of {len(known)}, as {first!r}"]
 
 
 class Named:
@@ -270,17 +327,3 @@ def _characters(strings: pa.StringArray) -> bytes:
     _, offsets, data = strings.buffers()
     ends = np.frombuffer(offsets, np.int32)[strings.offset :]
     return data.slice(ends[0], ends[len(strings)] - ends[0]).to_pybytes()
-
-
-def stored_spec(spec: str, path: Path) -> str:
-    """Folders are stored relative to the index, so that both can move together."""
-    return f"relative:{os.path.relpath(spec, path)}" if spec and Path(spec).is_dir() else spec
-
-
-def found_spec(spec: str, path: Path) -> str:
-    if not spec.startswith("relative:"):
-        return spec
-    target = Path(os.path.normpath(path / spec.removeprefix("relative:")))
-    if not target.is_dir():
-        raise UserError(f"{path}: its encoder is not at {target} any more, give --retriever")
-    return str(target)

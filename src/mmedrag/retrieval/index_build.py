@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,18 +30,22 @@ from mmedrag.retrieval.embeddings import (
     Progress,
     embed_images,
     embed_texts,
+    is_cache_file,
+    stored_caches,
     text_key,
 )
-from mmedrag.retrieval.encoders.load import load_encoder
-from mmedrag.retrieval.index import COLUMNS, IndexFolder, Named, index_info, stored_spec
+from mmedrag.retrieval.encoders.load import INSIDE, check_plain, load_encoder
+from mmedrag.retrieval.index import COLUMNS, IndexFolder, index_info
 from mmedrag.retrieval.stores import folder
 from mmedrag.retrieval.stores.engines import STORES
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import PART, DataFolder, new_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
+COPY_LIMIT = 64 << 20  # bytes up to which an encoder's folder is copied into the index
+COPIED = (".json", ".safetensors", ".txt", ".model", ".jsonl")
 
 
 def build_index(
@@ -68,16 +74,16 @@ def build_index(
         (texts longer than the context).
     """
     path = Path(out)
-    if path.exists() and any(path.iterdir()) and not _is_index(path):
+    if not folder.is_ours(path, _is_own):
         raise UserError(f"{path}: not empty and no index, expected a new folder or an index")
     model = load_encoder(encoder, device, None, long_text) if isinstance(encoder, str) else encoder
     spec = (
         encoder if isinstance(encoder, str) else model.spec if isinstance(model, Reopenable) else ""
     )
-    manifest = {
+    manifest: dict[str, Any] = {
         "domain": domain,
         "encoder": {
-            "spec": stored_spec(spec, path),
+            "spec": "",
             "fingerprint": model.fingerprint,
             "dim": model.dim,
             "long_text": long_text,
@@ -95,7 +101,7 @@ def build_index(
             folder.read_manifest(path)
         except folder.Damaged as error:
             log.warning("%s", error)
-            (path / folder.MANIFEST).unlink()
+            folder.set_aside(path)
         except UserError:
             log.debug("%s: a new index", path)
         rows, vectors, skipped = _encode(references, model, path, manifest, progress)
@@ -106,6 +112,7 @@ def build_index(
             )
         store = resolve_object("faiss", STORES, "store")(model.dim, engine, recall)
         store.add([row["id"] for row in rows], vectors)
+        manifest["encoder"]["spec"] = _kept_encoder(spec, model, path)
         _commit(path, manifest, rows, store)
     return _result(path, model, added=len(rows), skipped=skipped)
 
@@ -128,6 +135,7 @@ def add_to_index(
     path = Path(path)
     with folder.writer(path):
         index = IndexFolder.open(path)
+        folder.settle(path)
         m = index.manifest
         model = _model(index, encoder, device)
         split = split or m["split"]
@@ -169,11 +177,15 @@ def update_index(path: str | Path, data: Sequence[DataFolder], **settings: Any) 
 
 
 def remove_from_index(path: str | Path, ids: Sequence[str]) -> dict[str, Any]:
-    """Remove references by id, with their vectors and cached embeddings."""
+    """Remove references by id, with their vectors and all cached embeddings.
+
+    Where this was killed, the same call completes it.
+    """
     path = Path(path)
     with folder.writer(path):
         index = IndexFolder.open(path)
         known = set(index.ids)
+        done = set(folder.settle(path).get("removing", [])) - known  # by a call that was killed
         gone = known.intersection(ids)
         if gone:
             if len(gone) == len(known):
@@ -181,9 +193,12 @@ def remove_from_index(path: str | Path, ids: Sequence[str]) -> dict[str, Any]:
             store = _writable(index)
             store.remove(gone)
             rows = [row for row in index.rows() if row["id"] not in gone]
-            _commit(path, index.manifest, rows, store)
             _forget(index, gone)
-    return {**index_info(path), "removed": len(gone), "missing": sorted(set(ids) - known)}
+            _commit(path, index.manifest, rows, store, {"removing": sorted(gone)})
+        else:
+            _forget(index, gone)
+    gone |= done.intersection(ids)
+    return {**index_info(path), "removed": len(gone), "missing": sorted(set(ids) - known - gone)}
 
 
 def _encode(
@@ -248,7 +263,13 @@ def _schema() -> pa.Schema:
     return pa.schema([*text, *lists, ("phash", pa.list_(pa.uint64()))])
 
 
-def _commit(path: Path, manifest: dict[str, Any], rows: list[dict[str, Any]], store: Any) -> None:
+def _commit(
+    path: Path,
+    manifest: dict[str, Any],
+    rows: list[dict[str, Any]],
+    store: Any,
+    note: dict[str, Any] | None = None,
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -256,7 +277,7 @@ def _commit(path: Path, manifest: dict[str, Any], rows: list[dict[str, Any]], st
         table = pa.Table.from_pylist(rows, schema=_schema())
         pq.write_table(table, target, compression="zstd")
 
-    folder.commit(path, manifest, {"rows.parquet": write_rows, "vectors.faiss": store.save})
+    folder.commit(path, manifest, {"rows.parquet": write_rows, "vectors.faiss": store.save}, note)
 
 
 def _writable(index: IndexFolder) -> Any:
@@ -267,20 +288,17 @@ def _writable(index: IndexFolder) -> Any:
 
 
 def _forget(index: IndexFolder, gone: set[str]) -> None:
-    """Drop the removed rows' content from the caches, unless a remaining row has it too."""
-    names = [i in gone for i in index.ids]
-    dropped, kept = np.array(names), ~np.array(names)
-    texts = np.array(index.texts(range(len(index))), dtype=object)
-    words = set(map(text_key, texts[dropped])) - set(map(text_key, texts[kept]))
-    pixels = set(index.pixels[dropped].ravel().tolist()) - set(index.pixels[kept].ravel().tolist())
-    encoder = Named(index.manifest["encoder"])
-    for of, kind, field, what in (
-        (encoder, "text", "key", words),
-        (encoder, "image", "pixels", pixels),
-        (HashOnly(), "image", "pixels", pixels),
-    ):
-        cache = EmbeddingCache(index.path / "cache", of, kind)
-        cache.drop(field, {key.rstrip(b"\0") for key in what})
+    """Leave in the caches, of whichever encoder, only what the remaining rows are made of."""
+    kept = np.array([i not in gone for i in index.ids])
+    texts = index.texts(np.flatnonzero(kept).tolist())
+    words = {text_key(text).rstrip(b"\0") for text in texts}
+    pixels = {pixel.rstrip(b"\0") for pixel in index.pixels[kept].ravel().tolist()}
+    for cache in stored_caches(index.path / "cache"):
+        text = cache.path is not None and cache.path.stem.endswith("-text")
+        cache.keep("key" if text else "pixels", words if text else pixels)
+    for part in (index.path / "cache").glob(f"*.emb{PART}"):
+        if is_cache_file(part):
+            part.unlink()
 
 
 def _model(index: IndexFolder, encoder: str | Encoder | None, device: str | None) -> Encoder:
@@ -296,6 +314,35 @@ def _result(path: Path, model: Encoder, **counts: Any) -> dict[str, Any]:
     return {**index_info(path), **counts, **long}
 
 
-def _is_index(path: Path) -> bool:
-    names = {p.name for p in path.iterdir()}
-    return folder.MANIFEST in names or names <= {folder.LOCK, "cache"} or folder.LOCK in names
+def _kept_encoder(spec: str, model: Encoder, path: Path) -> str:
+    """What the manifest says of the encoder: a name, or (a small folder of one's own) where the
+    copy of it is, so that the index can be used and moved without asking for it again."""
+    source = Path(spec)
+    if not spec or not source.is_dir():
+        return spec
+    files = [p for p in source.iterdir() if p.is_file() and p.suffix in COPIED]
+    weights = [p for p in source.iterdir() if p.suffix in (".safetensors", ".bin", ".pt")]
+    if sum(p.stat().st_size for p in [*files, *weights]) > COPY_LIMIT:
+        return spec
+    if any(p.suffix != ".safetensors" for p in weights):
+        return spec
+    try:
+        check_plain(source)
+    except UserError as error:
+        log.info("%s: not copied into the index (%s)", source, error)
+        return spec
+    name = f"encoder-{model.fingerprint[:12]}"
+    if not (path / name).exists():
+        with new_folder(path / name) as copy:
+            for file in files:
+                shutil.copyfile(file, copy / file.name)
+    return INSIDE + name
+
+
+def _is_own(entry: Path) -> bool:
+    """Whether an entry beside manifest and rows is what an index folder holds."""
+    if entry.is_symlink() or not entry.is_dir():
+        return False
+    if entry.name == "cache":
+        return all(is_cache_file(path) for path in entry.iterdir())
+    return re.fullmatch(r"encoder-[0-9a-f]{12}(\.part)?", entry.name) is not None

@@ -26,6 +26,7 @@ from .draws import (
 from .files import (
     PART as PART,
     BadRow as BadRow,
+    check_own as check_own,
     explain as explain,
     new_folder as new_folder,
     read_json as read_json,

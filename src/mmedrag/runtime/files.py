@@ -9,6 +9,7 @@ manifests, run folders and lists of training rows hold.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +25,9 @@ from pydantic import ValidationError
 from mmedrag.records import Record, UserError
 
 R = TypeVar("R", bound=Record)
+UNFINISHED = ".unfinished"  # in a folder that new_folder is filling
 PART = ".part"  # end of the name of what is not finished
+LEDGER = ".mmedrag.json"  # in a folder of results: name of each file that we wrote → its hashes
 
 
 class BadRow(Record):
@@ -52,17 +55,58 @@ def explain(error: ValidationError) -> str:
 # --- writing -------------------------------------------------------------------------------------
 
 
+def check_own(*paths: str | Path) -> None:
+    """That these files may be written: none is there, or what is there we wrote.
+
+    Raises:
+        UserError: a file that the ledger of its folder does not name with its hash.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, expected a file to write to")
+        if path.exists() and sha256(path) not in _ledger(path.parent).get(path.name, []):
+            raise UserError(
+                f"{path}: is there already and is not, or no longer, what this command wrote; move "
+                "it away or choose another --out"
+            )
+
+
+def _ledger(folder: Path) -> dict[str, list[str]]:
+    try:
+        found = json.loads((folder / LEDGER).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    rows = found.items() if isinstance(found, dict) else ()
+    return {name: hashes for name, hashes in rows if isinstance(hashes, list)}
+
+
+def _vouch(path: Path, digest: str) -> None:
+    """Say in the ledger that a file of this content is ours, before it gets its name."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        known = _ledger(path.parent)
+        there = [sha256(path)] if path.exists() else []
+        known[path.name] = list(dict.fromkeys([*there, digest]))
+        write_json(path.parent / LEDGER, known, sort_keys=True)
+    finally:
+        os.close(folder)
+
+
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
+def replacing(path: str | Path, own: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write to, which becomes ``path`` at the end of the block, or does not.
 
     It lies beside ``path`` (a rename does not cross file systems) and is fsynced before the
-    rename; the folder is fsynced after it. On an error it is removed and ``path`` stays.
+    rename; the folder is fsynced after it. On an error it is removed and ``path`` stays. ``own``:
+    only over a file that we wrote (:func:`check_own`), which the folder's ledger then tells.
 
     Raises:
-        UserError: the file cannot be written (a full disk, no permission).
+        UserError: the file cannot be written (a full disk, no permission, somebody else's).
     """
     path = Path(path)
+    if own:
+        check_own(path)
     part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +114,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
+        if own:
+            _vouch(path, sha256(part))
         os.replace(part, path)
         sync(path.parent)
     except BaseException as error:
@@ -81,27 +127,31 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    with replacing(path) as out:
+def write_bytes(path: str | Path, data: bytes, own: bool = False) -> None:
+    with replacing(path, own) as out:
         out.write(data)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, own: bool = False) -> None:
     """As UTF-8, with the line ends that ``text`` has."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), own)
 
 
-def write_json(path: str | Path, value: Any, indent: int = 1, sort_keys: bool = False) -> None:
+def write_json(
+    path: str | Path, value: Any, indent: int = 1, sort_keys: bool = False, own: bool = False
+) -> None:
     """Indented JSON and a line end. NaN and infinity, which JSON does not have, are refused."""
     options: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False}
-    write_text(path, json.dumps(value, indent=indent, sort_keys=sort_keys, **options) + "\n")
+    write_text(path, json.dumps(value, indent=indent, sort_keys=sort_keys, **options) + "\n", own)
 
 
-def write_jsonl(path: str | Path, rows: Iterable[Record | Mapping[str, Any] | str]) -> int:
+def write_jsonl(
+    path: str | Path, rows: Iterable[Record | Mapping[str, Any] | str], own: bool = False
+) -> int:
     """JSON Lines from records, from objects, or from rows that are JSON already. Returns how
     many."""
     count = 0
-    with replacing(path) as out:
+    with replacing(path, own) as out:
         for row in rows:
             count += 1
             if isinstance(row, Record):
@@ -145,10 +195,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     if out.exists():
         raise UserError(f"{out}: exists already, expected a new folder")
     part = out.with_name(out.name + PART)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    mark = part / UNFINISHED
+    if mark.is_file():  # of a call that was killed
+        shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(
+            f"{part}: is in the way and not ours; move it or choose another name"
+        ) from None
+    mark.touch()
     try:
         yield part
+        mark.unlink()
         sync(*part.rglob("*"), part)
         os.replace(part, out)
         sync(out.parent)

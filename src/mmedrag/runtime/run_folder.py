@@ -4,7 +4,8 @@ Place in the picture: around the pipeline. ``RUN/config.json`` is written before
 finished rows are appended to a journal and fsynced; at the end the rows go, in input order, to
 ``RUN/traces.jsonl`` in one atomic step. The same command goes on where a killed one stopped and
 ends with the same bytes, because the unit of work (a chunk) is repeated whole or not at all.
-Times live in ``RUN/timings.jsonl``.
+Times live in ``RUN/timings.jsonl``; ``RUN/finished.json`` holds count and hash of the traces, so
+that a run that lost some later is found.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PACKAGES = (
     "open_clip_torch",
     "openai",
 )
+FINISHED = "finished.json"
 
 # equal in a run that goes on
 IDENTITY = ("command", "settings", "system", "seeds", "inputs", "images")
@@ -115,6 +117,8 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         write_json(path, config)
         return config
     begun = read_json(path)
+    if not isinstance(begun, dict):
+        raise UserError(f"{path}: not the config of a run; choose another --out")
     for part in IDENTITY:
         if begun.get(part) != config.get(part):
             what = difference(begun.get(part), config.get(part))
@@ -123,6 +127,41 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         what = difference(begun.get("environment"), config.get("environment"))
         log.warning("%s: goes on in another environment (%s)", folder, what)
     return begun
+
+
+def finish(folder: Path, traces: str) -> None:
+    """Note what a finished run holds."""
+    write_json(
+        folder / FINISHED, {traces: {"rows": _rows(folder / traces), **_content(folder / traces)}}
+    )
+
+
+def check_finished(folder: Path) -> None:
+    """That a finished run still holds what it held (one of before this note holds anything).
+
+    Raises:
+        UserError: rows or bytes were lost or changed since.
+    """
+    note = folder / FINISHED
+    for name, held in (read_json(note) if note.exists() else {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: gone since the run was finished; choose another --out")
+        if _content(path) != {key: held.get(key) for key in ("bytes", "sha256")}:
+            raise UserError(
+                f"{path}: {_rows(path)} rows, {path.stat().st_size} bytes, expected "
+                f"{held.get('rows')} rows, {held.get('bytes')} bytes as the run was finished (or "
+                "its sha256 differs): rows were lost or changed; run it again with another --out"
+            )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _rows(path: Path) -> int:
+    with open(path, "rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def difference(a: Any, b: Any, where: str = "") -> str:

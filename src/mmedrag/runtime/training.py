@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 
 from mmedrag.records import UserError
 from mmedrag.runtime import torchvision_shim
-from mmedrag.runtime.files import read_json, sync, write_json
+from mmedrag.runtime.files import PART, read_json, sync, write_json
 from mmedrag.runtime.processes import Processes
 
 torchvision_shim.ready()
@@ -36,6 +37,7 @@ from transformers import (  # noqa: E402
 )
 
 log = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"
 COMPLETE = "complete"  # marker inside a checkpoint, written after everything else
 
 
@@ -48,7 +50,7 @@ class TrainingFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def claim(
         self, identity: Mapping[str, Any], processes: Processes, resume: bool = True
@@ -69,10 +71,11 @@ class TrainingFolder:
                 )
             if result.exists():
                 return dict(read_json(result))
+        self._check_ours(file.exists())
         processes.wait()  # nobody writes before everybody has looked
         if processes.first:
             if not resume:
-                shutil.rmtree(self.checkpoints, ignore_errors=True)
+                self._remove_checkpoints()
                 result.unlink(missing_ok=True)
             write_json(file, identity, indent=2)
         processes.wait()
@@ -93,8 +96,27 @@ class TrainingFolder:
     def finish(self, processes: Processes) -> None:
         """Remove the checkpoints, once the first process has written all there is to keep."""
         if processes.first:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            self._remove_checkpoints()
         processes.wait()
+
+    def _check_ours(self, begun: bool) -> None:
+        """A training begins in a new or empty folder (curves may be drawn into it already)."""
+        if begun or not self.path.is_dir():
+            return
+        mine = (CHECKPOINTS, "logs", "wandb", "events.out.tfevents")
+        for path in sorted(self.path.iterdir()):
+            unfinished = path.name == "run.json" + PART
+            if not path.name.startswith(mine) and not unfinished:
+                raise UserError(
+                    f"{self.path}: holds {path.name} and no training of ours; choose another --out"
+                )
+
+    def _remove_checkpoints(self) -> None:
+        for path in self.checkpoints.glob("checkpoint-*"):
+            if path.name.removeprefix("checkpoint-").isdigit():
+                shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # something of somebody else's is in it
+            self.checkpoints.rmdir()
 
 
 def arguments(folder: Path, device: str | None = None, **options: Any) -> TrainingArguments:

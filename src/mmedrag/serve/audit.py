@@ -61,6 +61,8 @@ class Audit:
         """Find the last line; cut off what a kill left half-written."""
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
+        if not b'{"time": "'.startswith(data[:10]):
+            raise UserError(f"{self.path}: not an audit log, expected a new file or one of ours")
         if len(whole) < len(data):
             self._file.truncate(len(whole))
         lines = whole.splitlines(keepends=True)

@@ -19,7 +19,7 @@ from mmedrag.preference.pairs.files import write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.settings import PairSettings
 from mmedrag.records import CONDITIONS, KINDS, Encoding, Reopenable, Trace
-from mmedrag.runtime import DataFolder, config, read_jsonl
+from mmedrag.runtime import DataFolder, check_own, config, read_jsonl
 
 
 def make_pairs(
@@ -43,6 +43,7 @@ def make_pairs(
     Returns:
         ``out``, ``pairs`` per kind, ``dropped``, ``refused``, ``failed`` (rows with an error).
     """
+    check_own(out / "pairs.jsonl", out / "config.json")
     needed = dict.fromkeys(spec for kind in settings.kinds for spec in KINDS[kind].conditions)
     conditions = {
         spec.slug: spec

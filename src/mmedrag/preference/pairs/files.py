@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.records import Noise, Pair, PairSet, Prompt, Side, UserError
-from mmedrag.runtime import read_jsonl, write_json, write_jsonl, write_text
+from mmedrag.runtime import check_own, read_jsonl, write_json, write_jsonl, write_text
 
 
 def write_pairs(found: PairSet, out: Path, data: Path, settings: dict[str, Any]) -> Path:
     """Write a PAIRS folder; ``settings`` says how the pairs were made. Returns its path."""
     out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "pairs.jsonl", found.pairs)
+    write_jsonl(out / "pairs.jsonl", found.pairs, own=True)
     config = {
         "data": os.path.relpath(data.resolve(), out.resolve()),
         "settings": settings,
         "counts": found.counts,
     }
-    write_json(out / "config.json", config, indent=2)
+    write_json(out / "config.json", config, indent=2, own=True)
     return out
 
 
@@ -83,7 +83,8 @@ def export_pairs(
     """
     if format not in FORMATS:
         raise UserError(f"pairs export: format {format!r}, expected one of {', '.join(FORMATS)}")
-    out.mkdir(parents=True, exist_ok=True)
+    file = out / ("pairs.json" if format == "released" else "pairs.jsonl")
+    check_own(file)
     drawn: set[str] = set()
 
     def image(pair: Pair, side: Side) -> str:
@@ -101,12 +102,11 @@ def export_pairs(
             rows.append(FORMATS[format](pair, image))
         except _Refused as reason:
             refused.append({"id": pair.id, "reason": str(reason)})
-    file = out / ("pairs.json" if format == "released" else "pairs.jsonl")
     if format == "released":  # one array, as released
         text = json.dumps(rows, ensure_ascii=False, indent=4)
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(file, text)
+    write_text(file, text, own=True)
     return {"file": str(file), "rows": len(rows), "refused": refused, "noise_images": len(drawn)}
 
 

@@ -1,2 +1,6 @@
 from .base import ahead as ahead
-from .load import load_encoder as load_encoder, load_towers as load_towers
+from .load import (
+    encoder_of_folder as encoder_of_folder,
+    load_encoder as load_encoder,
+    load_towers as load_towers,
+)

@@ -23,13 +23,14 @@ def load_parts(target: str) -> tuple[Any, Any, Any]:
     torchvision_shim.ready()
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    local = Path(target).is_dir()
+    safe: dict[str, Any] = {
+        "local_files_only": Path(target).is_dir(),
+        "trust_remote_code": False,  # None would ask at the terminal
+    }
     try:
-        model = AutoModel.from_pretrained(target, local_files_only=local, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=local)
-        processor = AutoImageProcessor.from_pretrained(
-            target, local_files_only=local, backend="pil"
-        )
+        model = AutoModel.from_pretrained(target, use_safetensors=True, **safe)
+        tokenizer = AutoTokenizer.from_pretrained(target, **safe)
+        processor = AutoImageProcessor.from_pretrained(target, backend="pil", **safe)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"encoder {target}: cannot be loaded: {reason}") from None

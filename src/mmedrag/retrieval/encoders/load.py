@@ -15,10 +15,12 @@ features, inside the domain model. ``load_encoder`` turns a name into an
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmedrag.records import Encoder, UserError, resolve_object
+from mmedrag.runtime import read_json
 
 if TYPE_CHECKING:
     from mmedrag.retrieval.encoders.base import Towers
@@ -66,6 +68,65 @@ def load_towers(spec: str) -> Towers:
     if kind not in ENCODERS:
         raise UserError(f"encoder {spec!r}: cannot be trained, expected Hugging Face or open_clip")
     return resolve_object(kind, ENCODERS, "encoder", EXTRAS)(target)
+
+
+INSIDE = "inside:"
+
+
+def is_shipped(spec: str) -> bool:
+    """Whether ``spec`` names an encoder that is part of the package."""
+    return re.fullmatch(rf"{EMBEDDED}(:[a-z0-9][a-z0-9-]*)?", spec) is not None
+
+
+def encoder_of_folder(spec: str, folder: Path, again: str = "--retriever") -> str:
+    """What may be loaded because a folder of data (an index, a domain model) names it: a shipped
+    encoder, or a plain Hugging Face folder inside of it. A folder names no code, reads nothing
+    outside of itself and asks no server. ``again``: by what the user can give another.
+
+    Raises:
+        UserError: another name (one line that says to give it by a flag), or an unsafe folder.
+    """
+    if is_shipped(spec):
+        return spec
+    if not spec.startswith(INSIDE):
+        raise UserError(
+            f"{folder}: made with the encoder {spec or '(an object without a name)'}, which it may "
+            f"not load by itself; give it again: {again} {spec or 'SPEC'}"
+        )
+    name = spec.removeprefix(INSIDE)
+    target = folder / name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise UserError(f"{folder}: its encoder {name!r} is not a folder inside of it")
+    check_plain(target)
+    return str(target)
+
+
+def check_plain(folder: Path) -> None:
+    """Refuse an encoder folder that is more than data: links, code of its own, other files' names.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    if folder.is_symlink() or not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no encoder here, expected a folder with config.json; give it "
+            "again by --retriever"
+        )
+    if (folder / "open_clip_config.json").exists():
+        raise UserError(f"{folder}: an open_clip model, which may name others; give --retriever")
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise UserError(f"{path}: a link, expected files of the encoder itself")
+        if path.suffix == ".json":
+            _check_names(path, read_json(path))
+
+
+def _check_names(path: Path, value: Any) -> None:
+    for key, item in value.items() if isinstance(value, dict) else ():
+        outside = key.endswith(("_file", "_path")) and isinstance(item, str)
+        if key == "auto_map" or (outside and key != "_name_or_path" and "/" in item):
+            raise UserError(f"{path}: {key}: expected neither code nor files from elsewhere")
+        _check_names(path, item)
 
 
 def _kind(spec: str) -> tuple[str, str]:
