@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,14 @@ from mmedrag.answering.generators.decoding import Decoding, SeededSampler, Verba
 from mmedrag.answering.generators.inputs import Inputs
 from mmedrag.answering.generators.prefix import PrefixSplit
 from mmedrag.models import attach, load_model
-from mmedrag.records import Answer, Prompt, Request, UserError
+from mmedrag.records import (
+    Answer,
+    Prompt,
+    Request,
+    UserError,
+    answer_span,
+    separate,
+)
 from mmedrag.runtime import memory
 
 log = logging.getLogger(__name__)
@@ -71,6 +79,7 @@ class HFGenerator:
         self.batch_size = batch_size or (8 if loaded.parameters >= 1_000_000_000 else 64)
         self.backoffs: list[dict[str, int]] = []
         self.verbalizers = Verbalizers.of(self.tokenizer)
+        self._warned = False  # that reasoning is cut off
         self._peft: list[Any] = []  # shared by the copies that with_adapter makes
         self._adapter: str | None = None
         if adapter is not None:
@@ -258,19 +267,46 @@ class HFGenerator:
             pad_token_id=self.inputs.pad_id,
         )
         skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        texts = self.tokenizer.batch_decode(out.sequences[:, skip:], skip_special_tokens=True)
+        rows = out.sequences[:, skip:]
         masses: Sequence[tuple[float, float] | None] = [None] * len(requests)
         if closed:  # the prefill's logits, which generation needed anyway
             masses = self.verbalizers.read(out.logits[0][:: self.decoding.num_beams])
-        return [
-            Answer(
-                text=text.strip(),
-                model=self.name,
-                p_yes=mass[0] if mass else None,
-                other_mass=mass[1] if mass else None,
+        answers = []
+        for row, (ids, mass) in enumerate(zip(rows, masses, strict=True)):
+            opened = self.inputs.opened(requests[row])
+            said = self.inputs.decode(ids)
+            answer = separate(Answer(text=opened + said.strip(), model=self.name))
+            if answer.raw is None:
+                answer.p_yes, answer.other_mass = mass or (None, None)
+            else:
+                self._read_after_reasoning(answer, ids, said, len(opened), row, out.logits)
+            answers.append(answer)
+        return answers
+
+    def _read_after_reasoning(
+        self, answer: Answer, ids: torch.Tensor, said: str, opened: int, row: int, logits: Any
+    ) -> None:
+        """p_yes where the answer begins; none where it never came, or of several beams (whose
+        steps belong to other rows)."""
+        answer.p_yes = answer.other_mass = None
+        if not answer.text:
+            self._cut_off()
+        elif logits is not None and self.decoding.num_beams == 1:
+            start = answer_span(answer.raw[:opened] + said)[0] - opened
+            step = bisect_right(
+                range(len(ids)), start, key=lambda k: len(self.inputs.decode(ids[: k + 1]))
             )
-            for text, mass in zip(texts, masses, strict=True)
-        ]
+            mass = self.verbalizers.read(logits[step][row : row + 1])[0]
+            answer.p_yes, answer.other_mass = mass or (None, None)
+
+    def _cut_off(self) -> None:
+        if not self._warned:
+            log.warning(
+                "%s: an answer ended while the model was still reasoning, so it is unclear; "
+                "give it more room, or a model or chat template that does not reason",
+                self.name,
+            )
+        self._warned = True
 
     def _key(self, request: Request) -> str:
         """Names a draw: the same on another machine and in another batch."""

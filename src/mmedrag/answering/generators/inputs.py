@@ -8,7 +8,7 @@ inputs (pixel values and whatever else they take).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from mmedrag.answering.generators import prefix, vision
-from mmedrag.records import Prompt, Request, UserError
+from mmedrag.records import Prompt, Request, UserError, answer_span, left_open
 
 Ids = tuple[int, ...]
 
@@ -44,6 +44,7 @@ class Inputs:
         self.prefixes = None
         if self.features is not None and prefix.supported(model):
             self.prefixes = prefix.PrefixCache(model, cache_bytes)
+        self._opened: str | None = None
         self.prompt_ids = lru_cache(4096)(self._tokenise)  # asked for by budget, sort and batch
 
     def fresh(self) -> Inputs:
@@ -68,6 +69,27 @@ class Inputs:
             raise UserError(
                 f"the model has no chat template, use the prompt set llava_med or released: {error}"
             ) from None
+
+    def opened(self, request: Request) -> str:
+        """The reasoning tag that the prompt's end opens, so that the reply lacks it; else ""."""
+        if request.prompt.style == "raw":
+            return left_open(request.prompt.text)
+        if self._opened is None:  # the chat template's end, the same for every question
+            self._opened = left_open(self.text(request.prompt, len(self.views(request))))
+        return self._opened
+
+    def decode(self, ids: torch.Tensor) -> str:
+        """Text of generated tokens without special ones, but for the marks of reasoning."""
+        left_out = self._unsaid
+        kept = [token for token in ids.tolist() if token not in left_out]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    @cached_property
+    def _unsaid(self) -> set[int]:
+        known = self.tokenizer.added_tokens_decoder.items()
+        special = {i for i, token in known if token.special}
+        marks = {i for i, token in known if answer_span(str(token)) != (0, len(str(token)))}
+        return (special | set(self.tokenizer.all_special_ids)) - marks
 
     def _tokenise(self, text: str, style: Any, images: int) -> Ids:
         whole = self.text(Prompt(template="", text=text, style=style), images)
