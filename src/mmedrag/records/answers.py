@@ -72,9 +72,7 @@ def answer_span(text: str) -> tuple[int, int]:
     """
     if not _TAG.search(text):
         return 0, len(text)
-    start, end = 0, len(text)
-    for start in (tag.end() for tag in _CLOSE.finditer(text)):
-        pass
+    start, end = max((tag.end() for tag in _CLOSE.finditer(text)), default=0), len(text)
     again = _OPEN.search(text, start)
     if again:
         end = again.start() if start else 0

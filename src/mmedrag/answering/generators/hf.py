@@ -23,14 +23,7 @@ from mmedrag.answering.generators.decoding import Decoding, SeededSampler, Verba
 from mmedrag.answering.generators.inputs import Inputs
 from mmedrag.answering.generators.prefix import PrefixSplit
 from mmedrag.models import attach, load_model
-from mmedrag.records import (
-    Answer,
-    Prompt,
-    Request,
-    UserError,
-    answer_span,
-    separate,
-)
+from mmedrag.records import Answer, Prompt, Request, UserError, answer_span, separate
 from mmedrag.runtime import memory
 
 log = logging.getLogger(__name__)
@@ -279,12 +272,12 @@ class HFGenerator:
             if answer.raw is None:
                 answer.p_yes, answer.other_mass = mass or (None, None)
             else:
-                self._read_after_reasoning(answer, ids, said, len(opened), row, out.logits)
+                self._read_after_reasoning(answer, ids, said, opened, row, out.logits)
             answers.append(answer)
         return answers
 
     def _read_after_reasoning(
-        self, answer: Answer, ids: torch.Tensor, said: str, opened: int, row: int, logits: Any
+        self, answer: Answer, ids: torch.Tensor, said: str, opened: str, row: int, logits: Any
     ) -> None:
         """p_yes where the answer begins; none where it never came, or of several beams (whose
         steps belong to other rows)."""
@@ -292,7 +285,7 @@ class HFGenerator:
         if not answer.text:
             self._cut_off()
         elif logits is not None and self.decoding.num_beams == 1:
-            start = answer_span(answer.raw[:opened] + said)[0] - opened
+            start = answer_span(opened + said)[0] - len(opened)
             step = bisect_right(
                 range(len(ids)), start, key=lambda k: len(self.inputs.decode(ids[: k + 1]))
             )

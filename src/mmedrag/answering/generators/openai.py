@@ -255,7 +255,7 @@ class OpenAIGenerator:
             self._warned = True
         tokens = choice.logprobs.content if request.closed and choice.logprobs else None
         if tokens:
-            at = 0
+            at: int | None = 0
             if answer.raw is not None or answer.reasoning is not None:
                 at = answer_token([token.token for token in tokens], answer.text)
             if at is not None:
