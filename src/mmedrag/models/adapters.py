@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,14 @@ def attach(
         raise UserError(f"{folder}: no adapter here, expected adapter_config.json in a folder")
     shards = [Shard(path) for path in shard_paths(folder)]
     stored = {key: shard for shard in shards for key in shard.specs}
-    plain = peft.get_base_model() if peft is not None else model
-    modules = {
-        key.replace(".base_layer", "").replace(".original_module", "")
-        for key, _ in plain.named_modules()
-    }
+    parameters, modules = _own(peft.get_base_model() if peft is not None else model)
     names = {key: translated(key, modules) for key in stored}
+    lost = sorted(key for key, name_here in names.items() if name_here is None and LORA.match(key))
+    if lost:
+        raise UserError(
+            f"{folder}: the adapter does not fit the model: {len(lost)} of its {len(stored)} "
+            f"tensors name a module that the model does not have, the first is {lost[0]}"
+        )
     beside, around = folder / BESIDE, peft is not None
     try:
         if beside.exists() or any(names[key] not in (None, key) for key in stored):
@@ -84,9 +86,12 @@ def attach(
             if len(tensors) < len(stored):
                 raise UserError(f"{folder}: the adapter gives a tensor twice, under two names")
             extra = _beside(beside, modules) if beside.exists() else {}
-            renamed = set(tensors) != set(stored)
-            peft = _inject(model, folder, name, peft, trainable, tensors, extra, renamed, options)
-            expected, whole = set(tensors) | set(extra), _outermost(extra)
+            whole = _whole(extra, parameters)
+            config = _config(
+                folder, trainable, tensors if set(tensors) != set(stored) else {}, whole
+            )
+            peft = _inject(model, config, name, peft, tensors | extra, options)
+            expected = set(tensors) | set(extra)
         else:
             peft = _load(model, folder, name, peft, trainable, options)
             expected, whole = set(stored), set()
@@ -126,36 +131,51 @@ def _load(
     return peft
 
 
+def _config(folder: Path, trainable: bool, renamed: Collection[str], whole: set[str]) -> Any:
+    """The adapter's configuration, for this model's names."""
+    from peft import PeftConfig
+
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    if renamed:  # the targets are those that have tensors: the file's may name other modules now
+        config.target_modules = sorted(_modules(renamed))
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+        log.warning("%s: tensor names of another version, translated to this model's", folder)
+    if whole:
+        config.modules_to_save = sorted({*(config.modules_to_save or []), *whole})
+        log.warning("%s: %s is used too: %s", folder, BESIDE, ", ".join(sorted(whole)[:3]))
+    return config
+
+
 def _inject(
     model: Any,
-    folder: Path,
+    config: Any,
     name: str,
     peft: Any,
-    trainable: bool,
     tensors: dict[str, torch.Tensor],
-    extra: dict[str, torch.Tensor],
-    renamed: bool,
     options: dict[str, Any],
 ) -> Any:
     """What PEFT's own loading does, from tensors under the model's names."""
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft import PeftModel, set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = not trainable
-    if renamed:  # the targets are those that have tensors: the file's may name other modules now
-        config.target_modules = sorted(_modules(tensors))
-        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-        log.warning("%s: tensor names of another version, translated to this model's", folder)
-    if extra:
-        config.modules_to_save = sorted({*(config.modules_to_save or []), *_outermost(extra)})
-        log.info("%s: %d tensors from %s are used", folder, len(extra), BESIDE)
     if peft is None:
         peft = PeftModel(model, config, adapter_name=name, **options)
     else:
         peft.add_adapter(name, config)
-        peft.train(trainable)
-    set_peft_model_state_dict(peft, tensors | extra, adapter_name=name)
+        peft.train(not config.inference_mode)
+    set_peft_model_state_dict(peft, tensors, adapter_name=name)
     return peft
+
+
+def _own(model: Any) -> tuple[set[str], set[str]]:
+    """(parameters, modules) of a model by name, without what adapters put around and into it."""
+
+    def bare(names: Iterator[str]) -> set[str]:
+        kept = (n for n in names if ".modules_to_save." not in n and ".lora_" not in n)
+        return {re.sub(r"\.(?:base_layer|original_module)\b", "", n) for n in kept}
+
+    parameters = bare(name for name, _ in model.named_parameters())
+    return parameters, bare(name for name, _ in model.named_modules())
 
 
 def _modules(tensors: Collection[str]) -> set[str]:
@@ -164,10 +184,19 @@ def _modules(tensors: Collection[str]) -> set[str]:
     return {match["module"].removeprefix(WRAP) for match in found if match}
 
 
-def _outermost(tensors: Collection[str]) -> set[str]:
-    """The modules that these tensors belong to, but those inside another of them."""
-    own = {key.rpartition(".")[0].removeprefix(WRAP) for key in tensors}
-    return {m for m in own if not any(m.startswith(f"{other}.") for other in own)}
+def _whole(tensors: Collection[str], parameters: Collection[str]) -> set[str]:
+    """The modules to keep apart for these tensors: the largest that they fill."""
+    given = {key.removeprefix(WRAP) for key in tensors}
+    found: set[str] = set()
+    for key in given:
+        module = key.rpartition(".")[0]
+        while "." in module:
+            outer = module.rpartition(".")[0]
+            if not given.issuperset(p for p in parameters if p.startswith(f"{outer}.")):
+                break
+            module = outer
+        found.add(module)
+    return {m for m in found if not any(m.startswith(f"{other}.") for other in found)}
 
 
 def translated(key: str, modules: Collection[str]) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,9 +69,9 @@ def load_model(
         size = _parameters(config)
         number = choose_dtype(chosen_device, size) if dtype == "auto" else _dtype(dtype)
         processor = _processor(name, safe)
-        found: Any = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=number, output_loading_info=True, ignore_mismatched_sizes=True, **safe
-        )
+        how = {"dtype": number, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with _without_reports():
+            found: Any = AutoModelForImageTextToText.from_pretrained(name, **how, **safe)
         loaded, info = found
     except LOAD_ERRORS as error:
         _readable(name)
@@ -85,6 +86,19 @@ def load_model(
     _complete(name, loaded, info)
     log.info("%s: %s parameters, %s on %s", name, f"{size:,}", number, chosen_device)
     return Loaded(loaded, processor, chosen_device, number, size)
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Without transformers' tables of lacking tensors: :func:`_complete` says it in one line."""
+    from transformers.utils import logging as progress
+
+    before = progress.get_verbosity()
+    progress.set_verbosity_error()
+    try:
+        yield
+    finally:
+        progress.set_verbosity(before)
 
 
 def _readable(name: str) -> None:
