@@ -79,6 +79,9 @@ def attach(
             f"{folder}: the adapter does not fit the model: {len(lost)} of its {len(stored)} "
             f"tensors name a module that the model does not have, the first is {lost[0]}"
         )
+    broken = [k for k, shard in stored.items() if not bool(torch.isfinite(shard[k]).all())]
+    if broken:
+        raise UserError(f"{folder}: tensor {broken[0]} of the adapter holds NaN or infinity")
     beside, around = folder / BESIDE, peft is not None
     try:
         if beside.exists() or any(names[key] not in (None, key) for key in stored):

@@ -40,6 +40,7 @@ from .protocols import (
     Forgetting as Forgetting,
     Generator as Generator,
     Indexed as Indexed,
+    Measuring as Measuring,
     Preparing as Preparing,
     Reopenable as Reopenable,
     Request as Request,

@@ -115,8 +115,12 @@ class HFGenerator:
         return self._in_batches(list(range(len(pairs))), requests, score)
 
     def count_tokens(self, prompt: Prompt, images: int = 1) -> int:
-        """Length of the whole model input, image tokens included."""
+        """Length of the whole model input, with images of the model's own size."""
         return self.inputs.count(prompt, images)
+
+    def count_request(self, request: Request) -> int:
+        """Length of the whole model input, with this request's pictures as they are."""
+        return self.inputs.count_request(request)
 
     def facts(self) -> dict[str, Any]:
         """What a run's record should say about this generator."""
@@ -168,7 +172,7 @@ class HFGenerator:
     # --- batches --------------------------------------------------------------------------------
 
     def _check(self, request: Request) -> None:
-        length = self.inputs.count(request.prompt, len(request.images))
+        length = self.inputs.count_request(request)
         if length + request.max_new_tokens > self.context:
             raise UserError(
                 f"prompt of {length} tokens and an answer of {request.max_new_tokens} do not fit "
@@ -210,7 +214,7 @@ class HFGenerator:
         """
 
         def length(i: int) -> tuple[int, int]:
-            return self.inputs.count(requests[i].prompt, len(requests[i].images)), i
+            return self.inputs.count_request(requests[i]), i
 
         order, at = sorted(rows, key=length), 0
         found: dict[int, T] = {}
