@@ -382,19 +382,19 @@ def test_the_budget_drops_references_by_the_tokens_of_this_picture(generator, tm
 
     text = "Seen."
     hits = [Hit(id=f"r{i}", text=text, score=1 - i / 10, rank=i) for i in range(30)]
-    kept = {}
-    before = generator.context
-    for name, size in {"small": (20, 20), "large": (200, 200)}.items():
-        Image.new("RGB", size).save(tmp_path / f"{name}.png")
-        trace = Trace.of(Example.of(tmp_path / f"{name}.png", "Is it so?", answer_type="closed"))
+    asked = {}
+    for size in ((20, 20), (200, 30), (200, 200)):
+        Image.new("RGB", size).save(tmp_path / f"{size}.png")
+        trace = Trace.of(Example.of(tmp_path / f"{size}.png", "Is it so?", answer_type="closed"))
         bare = Request(prompt=Prompt(template="t", text="a"), images=tuple(trace.live.images))
-        if name == "small":
-            generator.context = generator.count_request(bare) + 200
-        try:
-            prompt = TemplateSet().render(trace, hits, generator)
-            asked = Request(prompt=prompt, images=bare.images)
-            assert generator.count_request(asked) + 16 <= generator.context
-        finally:
-            kept[name] = len(prompt.references)
+        asked[generator.count_request(bare)] = trace
+    kept, before = [], generator.context
+    generator.context = min(asked) + 200
+    for tokens in (min(asked), max(asked)):
+        trace = asked[tokens]
+        prompt = TemplateSet().render(trace, hits, generator)
+        kept.append(len(prompt.references))
+        whole = Request(prompt=prompt, images=tuple(trace.live.images))
+        assert generator.count_request(whole) + 16 <= generator.context
     generator.context = before
-    assert 0 < kept["small"] < 30 and kept["large"] < kept["small"]
+    assert 0 < kept[0] < 30 and kept[1] < kept[0]
