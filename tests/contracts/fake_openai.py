@@ -14,6 +14,12 @@ class State:
         self.bodies, self.headers = [], []
         self.fail = []  # status codes of the next replies
         self.logprobs = True
+        self.most_logprobs = 20
+        self.refuses = {}  # setting → what the server says of it
+        self.message = lambda body: {}  # more fields of the reply's message
+        self.finish = "stop"
+        self.tokens = None  # of the reply: lists of (token, probability), best first
+        self.html = None  # a page in place of any reply, and its content type
         self.lock = threading.Lock()
         self.at_once = self.most_at_once = 0
         self.say = lambda body: "No." if "effusion" in text_of(body) else "Yes, it is."
@@ -23,6 +29,11 @@ class State:
 
 def text_of(body):
     return body["messages"][0]["content"][-1]["text"]
+
+
+def listed_as(alternatives):
+    top = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in alternatives]
+    return {**top[0], "top_logprobs": top}
 
 
 @contextmanager
@@ -43,6 +54,13 @@ def serve():
             self.end_headers()
             self.wfile.write(raw)
 
+        def page(self):
+            self.send_response(200)
+            self.send_header("Content-Type", state.html[1])
+            self.send_header("Content-Length", str(len(state.html[0])))
+            self.end_headers()
+            self.wfile.write(state.html[0].encode())
+
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with state.lock:
@@ -54,17 +72,26 @@ def serve():
             state.wait.wait(10)
             with state.lock:
                 state.at_once -= 1
+            if state.html:
+                return self.page()
             if failing:
                 return self.reply(failing, {"error": {"message": f"made to fail ({failing})"}})
             if body.get("logprobs") and not state.logprobs:
                 return self.reply(400, {"error": {"message": "logprobs are not supported"}})
+            if body.get("top_logprobs", 0) > state.most_logprobs:
+                told = f"Invalid value for 'top_logprobs': must be <= {state.most_logprobs}."
+                return self.reply(400, {"error": {"message": told, "param": "top_logprobs"}})
+            for name in [name for name in state.refuses if name in body]:
+                return self.reply(400, {"error": {"message": state.refuses[name]}})
             said = state.say(body)
-            choice = {"index": 0, "finish_reason": "stop"}
-            choice["message"] = {"role": "assistant", "content": said}
+            choice = {"index": 0, "finish_reason": state.finish}
+            choice["message"] = {"role": "assistant", "content": said, **state.message(body)}
             if body.get("logprobs"):
                 listed = [("Yes", 0.5), (" yes", 0.1), ("No", 0.2), ("The", 0.1)]
                 top = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in listed]
                 choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
+                if state.tokens:
+                    choice["logprobs"] = {"content": [listed_as(one) for one in state.tokens]}
             usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
             return self.reply(
                 200,

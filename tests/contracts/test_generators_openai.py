@@ -179,3 +179,105 @@ def test_given_texts_cannot_be_scored(server):
 def test_a_missing_picture_is_named(server, tmp_path):
     with pytest.raises(UserError, match="gone.png"):
         open_(server).generate([ask(images=[tmp_path / "gone.png"])])
+
+
+# --- servers that are not quite as the documentation says -----------------------------------------
+
+REFUSALS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+    "'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0.0 with this model.",
+    "seed": "[{'type': 'extra_forbidden', 'loc': ('body', 'seed'), 'msg': 'Extra inputs'}]",
+}
+
+
+@pytest.mark.parametrize("names", [*([name] for name in REFUSALS), [*REFUSALS]], ids=str)
+def test_a_refused_setting_is_replaced_or_left_out(server, names, caplog):
+    server[1].refuses = {name: REFUSALS[name] for name in names}
+    generator = open_(server, concurrency=1)
+    assert [a.text for a in generator.generate([ask("a?"), ask("b?")])] == ["Yes, it is."] * 2
+    last = server[1].bodies[-1]
+    assert not set(names) & set(last) and len(server[1].bodies) == 2 + len(names)  # learnt once
+    assert last.get("max_completion_tokens") == (16 if "max_tokens" in names else None)
+    assert all(f"refuses {name}" in caplog.text for name in names)
+
+
+def test_a_prompt_that_is_too_long_is_no_refusal_of_max_tokens(server):
+    server[1].refuses = {"max_tokens": "max_tokens is too large: context length is 8 tokens"}
+    with pytest.raises(UserError, match="the server says 400: .*context length"):
+        open_(server).generate([ask()])
+    assert len(server[1].bodies) == 1
+
+
+def test_fewer_log_probabilities_are_asked_for(server):
+    server[1].most_logprobs = 5
+    answer = open_(server, concurrency=1).generate([ask()])[0]
+    assert answer.p_yes == pytest.approx(0.75, abs=1e-6)
+    assert [body["top_logprobs"] for body in server[1].bodies] == [20, 5]
+
+
+THOUGHT = "<think>There is no opacity, no effusion. No.</think>"
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        (f"{THOUGHT}\n\nYes", "yes"),
+        ("There is no opacity. No.</think>Yes", "yes"),
+        ("<think>There is no opacity, let me", "unclear"),
+        (f"{THOUGHT}<answer>Yes</answer>", "yes"),
+        ("[THINK]no[/THINK]Yes.", "yes"),
+    ],
+)
+def test_reasoning_decides_neither_label_nor_p_yes(server, said, label):
+    from mmedrag.records import read_text
+
+    server[1].say = lambda body: said
+    server[1].tokens = [[("<think>", 0.99), ("No", 0.006), ("Yes", 0.004)]]
+    answer = open_(server).generate([ask()])[0]
+    assert read_text(answer.text) == read_text(said) == label
+    assert (answer.raw, answer.p_yes) == (said, None)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_p_yes_is_read_where_the_answer_begins(server, apart):
+    before = ["no", " effusion", "\n"] if apart else ["<think>", "no", "</think>", "\n"]
+    server[1].tokens = [[(t, 0.9), ("No", 0.1)] for t in before]
+    server[1].tokens += [[("Yes", 0.6), ("No", 0.2)], [(".", 0.9)]]
+    server[1].say = lambda body: "Yes." if apart else "<think>no</think>\nYes."
+    if apart:
+        server[1].message = lambda body: {"reasoning_content": "no effusion"}
+    answer = open_(server).generate([ask()])[0]
+    assert (answer.text, answer.p_yes) == ("Yes.", 0.75)
+    assert answer.reasoning == ("no effusion" if apart else None)
+
+
+def test_reasoning_apart_that_was_cut_off_is_no_answer(server, caplog):
+    server[1].say = lambda body: None
+    server[1].message = lambda body: {"reasoning_content": "There is no opacity"}
+    server[1].finish = "length"
+    answer = open_(server).generate([ask()])[0]
+    assert (answer.text, answer.p_yes, answer.finish_reason) == ("", None, "length")
+    assert answer.reasoning == "There is no opacity" and "cut off before the answer" in caplog.text
+
+
+def test_a_refusal_is_kept(server):
+    server[1].say = lambda body: None
+    server[1].message = lambda body: {"refusal": "I cannot help with medical images."}
+    server[1].finish = "content_filter"
+    answer = open_(server).generate([ask(closed=False)])[0]
+    assert answer.refusal == "I cannot help with medical images."
+    assert (answer.text, answer.finish_reason) == ("", "content_filter")
+
+
+def test_content_in_parts_is_read(server):
+    server[1].say = lambda body: [{"type": "text", "text": "Yes"}, {"type": "text", "text": "."}]
+    assert open_(server).generate([ask(closed=False)])[0].text == "Yes."
+
+
+@pytest.mark.parametrize("kind", ["text/html", "application/json"])
+def test_a_page_in_place_of_a_reply_is_one_line(server, kind):
+    server[1].html = "<html>\n<title>Sign in</title></html>", kind
+    with pytest.raises(UserError, match="is base_url right") as error:
+        open_(server, retries=0).generate([ask()])
+    assert "\n" not in str(error.value)

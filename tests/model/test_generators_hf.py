@@ -1,5 +1,8 @@
 """The Hugging Face generator on a small random LLaVA, against plain transformers calls."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -319,3 +322,220 @@ def test_mass_outside_both_is_reported():
 
 def test_image_places_are_expanded_as_the_processor_does():
     assert expand((5, 9, 6, 9), 9, [2, 3]) == (5, 9, 9, 6, 9, 9, 9)
+
+
+# --- reasoning before the answer ------------------------------------------------------------------
+
+THINKS = "<think>"
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    """A model whose chat template opens the reasoning, and whose tags are special tokens."""
+    folder = random_llava(tmp_path_factory.mktemp("thinker"))
+    template = folder / "chat_template.jinja"
+    written = template.read_text()
+    assert written.rstrip().endswith("ASSISTANT:{% endif %}")
+    template.write_text(
+        written.replace("ASSISTANT:{% endif %}", f"ASSISTANT:{THINKS}{{% endif %}}")
+    )
+    return load_generator("hf", folder)
+
+
+def says(generator, monkeypatch, text, yes_at):
+    """The model generates ``text``; at the token ``yes_at`` it is three quarters for yes."""
+    tokenizer = generator.tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    yes, no = generator.verbalizers.yes[0], generator.verbalizers.no[0]
+    logits = torch.full((len(ids), 1, len(tokenizer)), -50.0)
+    logits[:, :, no] = 5.0
+    at = next(k for k in range(len(ids)) if len(tokenizer.decode(ids[: k + 1])) > yes_at)
+    logits[at, :, yes], logits[at, :, no] = float(np.log(0.75)), float(np.log(0.25))
+
+    class Out:
+        pass
+
+    def generate(input_ids=None, inputs_embeds=None, **_):
+        out = Out()
+        out.sequences, out.logits = torch.tensor([ids]), tuple(logits)
+        return out
+
+    monkeypatch.setattr(generator.model, "generate", generate)
+
+
+@pytest.mark.parametrize(
+    ("which", "text", "answer"),
+    [
+        ("generator", "<think>no, not no</think> yes", "yes"),
+        ("thinker", "no, not no</think>\nyes", "yes"),
+        ("thinker", "no, not no", ""),
+        ("generator", "<think>no, not no", ""),
+        ("generator", "yes it is", "yes it is"),
+    ],
+)
+def test_reasoning_decides_neither_text_nor_p_yes(
+    request, monkeypatch, pictures, which, text, answer
+):
+    model = request.getfixturevalue(which)
+    says(model, monkeypatch, text, text.index("yes") if "yes" in text else len(text) - 1)
+    asked = Request(
+        prompt=Prompt(template="t", text="Is it so?"), images=(pictures[0],), closed=True
+    )
+    found = model.generate([asked])[0]
+    assert found.text == answer
+    assert found.p_yes == (pytest.approx(0.75, abs=1e-4) if answer else None)
+    whole = (THINKS if which == "thinker" else "") + text
+    assert found.raw == (None if found.text == text else whole)
+
+
+# --- weights that are not the model's -------------------------------------------------------------
+
+
+def changed(folder, tmp_path, change):
+    """A copy of the model with other tensors."""
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    weights = copy / "model.safetensors"
+    save_file(change(load_file(weights)), weights, metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda x: {k: v for k, v in x.items() if "linear_1.weight" not in k},
+            r"1 tensors of the model are missing .*linear_1\.weight.*mm_projector\.bin",
+        ),
+        (
+            lambda x: {f"module.{k}": v for k, v in x.items()},
+            r"missing .* unknown names: module\..*a wrapper added 'module\.'",
+        ),
+        (
+            lambda x: {k.replace("language_model.", "", 1): v for k, v in x.items()},
+            r"converted with `mmedrag model convert`",
+        ),
+        (
+            lambda x: {k: v * float("nan") if "linear_2.bias" in k else v for k, v in x.items()},
+            r"linear_2\.bias holds NaN",
+        ),
+        (
+            lambda x: {k: v[:5].clone() if "linear_2.bias" in k else v for k, v in x.items()},
+            r"another shape .*linear_2\.bias: \(5,\), expected \(64,\)",
+        ),
+        (
+            lambda x: {**x, "language_model.model.layers.0.q.lora_A.weight": torch.zeros(2, 2)},
+            r"an adapter's tensors .*lora_A",
+        ),
+    ],
+    ids=["missing", "prefix", "official", "nan", "shape", "lora"],
+)
+def test_weights_that_are_not_the_whole_model_are_refused(folder, tmp_path, change, said):
+    with pytest.raises(UserError, match=said) as error:
+        load_generator("hf", changed(folder, tmp_path, change))
+    assert "\n" not in str(error.value)
+
+
+def test_cut_weights_and_pointers_are_named(folder, tmp_path):
+    for name, content, said in (
+        ("model.safetensors", None, "cut or damaged"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
+    ):
+        copy = tmp_path / f"{said}-{name}"
+        shutil.copytree(folder, copy)
+        whole = (copy / name).read_bytes()
+        (copy / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+        with pytest.raises(UserError, match=f"{name}.*{said}"):
+            load_generator("hf", copy)
+
+
+def test_a_model_without_its_projector_ends_the_command(folder, tmp_path, pictures, capsys):
+    from mmedrag.cli.main import main
+
+    copy = changed(
+        folder, tmp_path, lambda x: {k: v for k, v in x.items() if "linear_1.weight" not in k}
+    )
+    with pytest.raises(SystemExit) as end:
+        main(["ask", str(pictures[0]), "Is it so?", "--model", str(copy), "--domain", "radiology"])
+    assert end.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert "linear_1.weight" in told[-1] and "Traceback" not in "".join(told)
+
+
+# --- adapters under other names -------------------------------------------------------------------
+
+WRAP = "base_model.model."
+HF_OLD = (f"{WRAP}model.language_model.", f"{WRAP}language_model.model.")
+OFFICIAL = (f"{WRAP}model.language_model.layers", f"{WRAP}model.layers")
+
+
+def official(key):
+    for number, name in ((0, "linear_1"), (2, "linear_2")):
+        key = key.replace(f"multi_modal_projector.{name}", f"mm_projector.{number}")
+    return key
+
+
+NAMINGS = {
+    "before 4.52": lambda k: k.replace(*HF_OLD).replace(f"{WRAP}model.multi", f"{WRAP}multi"),
+    "wrapped twice": lambda k: WRAP + k,
+    "default": lambda k: k.replace("lora_A.", "lora_A.default.").replace(
+        "lora_B.", "lora_B.default."
+    ),
+    "official": lambda k: k.replace(*OFFICIAL),
+}
+
+
+def renamed(adapter, tmp_path, naming, beside):
+    """A copy of the adapter under other names; the projector beside it, as LLaVA keeps it."""
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "renamed"
+    shutil.copytree(adapter, copy)
+    weights, settings = copy / "adapter_model.safetensors", copy / "adapter_config.json"
+    tensors = load_file(weights)
+    if beside:
+        apart = {official(k): v for k, v in tensors.items() if "projector" in k}
+        tensors = {k: v for k, v in tensors.items() if "projector" not in k}
+        torch.save(apart, copy / "non_lora_trainables.bin")
+        config = json.loads(settings.read_text())
+        config |= {"modules_to_save": None}
+        settings.write_text(json.dumps(config))
+    save_file({naming(k): v for k, v in tensors.items()}, weights, metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("beside", [False, True], ids=["inside", "beside"])
+def test_an_adapter_of_another_naming_answers_the_same(
+    folder, adapter, requests, tmp_path, naming, beside
+):
+    copy = renamed(adapter, tmp_path, NAMINGS[naming], beside)
+    wanted = [a.p_yes for a in load_generator("hf", folder, adapter=adapter).generate(requests)]
+    assert [
+        a.p_yes for a in load_generator("hf", folder, adapter=copy).generate(requests)
+    ] == wanted
+    first = load_generator("hf", folder, adapter=adapter)
+    assert [a.p_yes for a in first.with_adapter(copy).generate(requests)] == wanted
+
+
+def test_an_adapter_of_another_model_says_what_differs(folder, adapter, tmp_path):
+    foreign = renamed(adapter, tmp_path, lambda k: k.replace("layers.", "blocks."), False)
+    with pytest.raises(UserError, match=r"8 of its 12 tensors name a module .*blocks\.0"):
+        load_generator("hf", folder, adapter=foreign)
+
+
+def test_code_beside_an_adapter_never_runs(folder, adapter, tmp_path):
+    copy = renamed(adapter, tmp_path, lambda k: k, True)
+    mark = tmp_path / "ran"
+
+    class Bad:
+        def __reduce__(self):
+            return (open, (str(mark), "w"))
+
+    torch.save({"x": Bad()}, copy / "non_lora_trainables.bin")
+    with pytest.raises(UserError, match=r"non_lora_trainables\.bin"):
+        load_generator("hf", folder, adapter=copy)
+    assert not mark.exists()

@@ -1,1 +1,5 @@
-from .prompts import TemplateSet as TemplateSet, neutralise as neutralise
+from .prompts import (
+    TemplateSet as TemplateSet,
+    neutralise as neutralise,
+    prompt_length as prompt_length,
+)

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmedrag.records import UNKNOWN, Generator, Hit, Prompt, Trace, UserError
+from mmedrag.records import UNKNOWN, Generator, Hit, Measuring, Prompt, Request, Trace, UserError
 
 SETS = ("default", "llava_med", "released")
 NEW_TOKENS = {"vqa_closed": 16, "vqa_open": 48, "report": 256}  # room kept for the answer
@@ -97,6 +97,15 @@ def fill(template: str, **values: object) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: str(values[m[1]]) if m[1] in values else m[0], template)
 
 
+def prompt_length(prompt: Prompt, trace: Trace, generator: Generator, views: int = 1) -> int:
+    """Tokens of the model's input: with the trace's own pictures, where the generator measures
+    them, else with ``views`` of the model's size."""
+    if isinstance(generator, Measuring) and trace.example is not None:
+        images, noise = tuple(trace.example.images), trace.condition.noise
+        return generator.count_request(Request(prompt=prompt, images=images, noise=noise))
+    return generator.count_tokens(prompt, views if trace.image else 0)
+
+
 @dataclass
 class TemplateSet:
     """A prompt set. ``render`` is pure but for the generator's token count."""
@@ -116,9 +125,8 @@ class TemplateSet:
         dropped: list[str] = []
         prompt = self._text(trace, kept)
         if generator is not None:
-            views = 1 if trace.image else 0
             room = generator.context - self.new_tokens[kind(trace)]
-            while kept and generator.count_tokens(prompt, views) > room:
+            while kept and prompt_length(prompt, trace, generator) > room:
                 dropped.insert(0, kept.pop().id)
                 prompt = self._text(trace, kept)
         prompt.dropped = dropped + empty

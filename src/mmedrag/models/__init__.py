@@ -1,7 +1,7 @@
 """Checkpoints: reading them safely, converting LLaVA-Med layouts, loading with an adapter.
 
-Read ``load`` (folder → model and processor), ``checkpoints`` (shards, tensor by tensor),
-``convert`` with ``llava_layout`` and ``llava_tensors``.
+Read ``load`` (folder → model and processor), ``adapters`` (onto it), ``checkpoints`` (shards,
+tensor by tensor), ``convert`` with ``llava_layout`` and ``llava_tensors``.
 """
 
 import lazy_loader

@@ -33,6 +33,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+LFS = b"version https://git-lfs.github.com/spec/"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -57,6 +58,7 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tensors: dict[str, torch.Tensor] | None = None
+        _no_pointer(path)
         if path.suffix != ".safetensors":
             self._tensors = _torch_load(path)
             self.specs = {k: Spec(t.dtype, tuple(t.shape)) for k, t in self._tensors.items()}
@@ -69,11 +71,30 @@ class Shard:
                 for name, part in slices.items()
             }
         except (OSError, KeyError, SafetensorError) as error:
-            raise UserError(f"{path}: not a sound safetensors file: {error}") from None
+            raise UserError(
+                f"{path}: not a sound safetensors file, cut or damaged "
+                f"({path.stat().st_size if path.exists() else 0} bytes): {error}"
+            ) from None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         found = self._file.get_tensor(name) if self._tensors is None else self._tensors[name]
         return found  # type: ignore[no-any-return]
+
+
+def no_pointers(folder: str | Path) -> None:
+    """Raises UserError for a file of a model folder that Git LFS left as a pointer."""
+    for path in sorted(Path(folder).glob("*")):
+        if path.is_file():
+            _no_pointer(path)
+
+
+def _no_pointer(path: Path) -> None:
+    if path.is_file() and path.stat().st_size < 1024:
+        with open(path, "rb") as handle:
+            if handle.read(len(LFS)) == LFS:
+                raise UserError(
+                    f"{path}: a Git LFS pointer in place of the file; fetch it with `git lfs pull`"
+                )
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def merge_adapter(
     Raises:
         UserError: no such model or adapter, an adapter that does not fit it, ``out`` exists.
     """
-    from mmedrag.models.load import DTYPES, attach, load_model
+    from mmedrag.models.adapters import attach
+    from mmedrag.models.load import DTYPES, load_model
 
     adapter = Path(adapter)
     if dtype != "keep" and dtype not in DTYPES:

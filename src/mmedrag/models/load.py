@@ -1,22 +1,31 @@
-"""Model, processor and adapter from folders; device and number type by measurement."""
+"""Model and processor from folders; device and number type by measurement."""
 
 from __future__ import annotations
 
 import logging
+import re
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from mmedrag.models.checkpoints import Shard, shard_paths
+from mmedrag.models.checkpoints import Shard, no_pointers, shard_paths
 from mmedrag.records import UserError
 from mmedrag.runtime import torchvision_shim
 
 log = logging.getLogger(__name__)
 LARGE = 500_000_000  # parameters from which half precision is worth its rounding on a CPU
+LOAD_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, EOFError),
+    *(SafetensorError, UnpicklingError),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -42,7 +51,8 @@ def load_model(
         local_files_only: False allows a download of a hub id.
 
     Raises:
-        UserError: no such model, or one that is not an image-text-to-text model.
+        UserError: no such model, one that is not an image-text-to-text model, or one whose weights
+            lack tensors, bear other names, hold NaN, or are a cut file or a Git LFS pointer.
     """
     torchvision_shim.ready()
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -50,6 +60,7 @@ def load_model(
 
     name = str(model)
     progress.disable_progress_bar()
+    no_pointers(name)
     chosen_device = torch.device(device or best_device())
     try:
         # said aloud, or transformers asks on the terminal whether to run a folder's own code
@@ -58,8 +69,12 @@ def load_model(
         size = _parameters(config)
         number = choose_dtype(chosen_device, size) if dtype == "auto" else _dtype(dtype)
         processor = _processor(name, safe)
-        loaded = AutoModelForImageTextToText.from_pretrained(name, dtype=number, **safe)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        how = {"dtype": number, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with _without_reports():
+            found: Any = AutoModelForImageTextToText.from_pretrained(name, **how, **safe)
+        loaded, info = found
+    except LOAD_ERRORS as error:
+        _readable(name)
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{name}: cannot be loaded as an image-text-to-text model with its processor: {reason}"
@@ -68,8 +83,29 @@ def load_model(
         raise UserError(f"{name}: expected a processor for images and text, found a part of one")
     processor.tokenizer.padding_side = "left"
     loaded.eval().requires_grad_(False).to(chosen_device)
+    _complete(name, loaded, info)
     log.info("%s: %s parameters, %s on %s", name, f"{size:,}", number, chosen_device)
     return Loaded(loaded, processor, chosen_device, number, size)
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Without transformers' tables of lacking tensors: :func:`_complete` says it in one line."""
+    from transformers.utils import logging as progress
+
+    before = progress.get_verbosity()
+    progress.set_verbosity_error()
+    try:
+        yield
+    finally:
+        progress.set_verbosity(before)
+
+
+def _readable(name: str) -> None:
+    """Raises UserError for the weight file that is damaged, by its name."""
+    if Path(name).is_dir():
+        for path in shard_paths(Path(name)):
+            Shard(path)
 
 
 def _processor(name: str, safe: dict[str, Any]) -> Any:
@@ -84,37 +120,61 @@ def _processor(name: str, safe: dict[str, Any]) -> Any:
         return found
 
 
-def attach(model: Any, adapter: str | Path, name: str = "default", peft: Any = None) -> Any:
-    """A PEFT adapter injected into ``model`` (or added to the ``peft`` model around it).
-
-    PEFT only warns when an adapter's tensors find no place, and answers as if there were none
-    (A1 of docs/differences.md); here that is an error.
-
-    Raises:
-        UserError: no adapter there, or one that does not fit the model in every tensor.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    folder = Path(adapter)
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: no adapter here, expected adapter_config.json in a folder")
-    try:
-        if peft is None:
-            peft = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-        else:
-            peft.load_adapter(str(folder), adapter_name=name)
-    except (ValueError, RuntimeError, KeyError, OSError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: the adapter does not fit the model: {reason}") from error
-    held = set(get_peft_model_state_dict(peft, adapter_name=name))
-    stored = {key for path in shard_paths(folder) for key in Shard(path).specs}
-    if held != stored:
-        odd = sorted(held ^ stored)
+def _complete(name: str, loaded: Any, info: Mapping[str, Any]) -> None:
+    """Raises UserError where the weights are not the whole model: transformers fills what lacks
+    with random numbers and only warns."""
+    missing, foreign = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    wrong = sorted(info["mismatched_keys"])
+    if wrong:
+        key, stored, wanted = wrong[0]
         raise UserError(
-            f"{folder}: the adapter does not fit the model: {len(odd)} tensors differ, the first "
-            f"is {odd[0]}"
+            f"{name}: {len(wrong)} tensors have another shape than config.json says, the first is "
+            f"{key}: {tuple(stored)}, expected {tuple(wanted)}"
         )
-    return peft.eval().requires_grad_(False)
+    if missing:
+        others = f"; {len(foreign)} bear unknown names: {_some(foreign)}" if foreign else ""
+        raise UserError(
+            f"{name}: {len(missing)} tensors of the model are missing from its weights: "
+            f"{_some(missing)}{others}; {_hint(missing, foreign)}"
+        )
+    if any("lora_" in key for key in foreign):
+        raise UserError(
+            f"{name}: holds an adapter's tensors ({_some(foreign)}), which would not be used; "
+            "merge it with `mmedrag model merge`, or give it with --adapter"
+        )
+    if foreign:
+        log.warning("%s: %d tensors are not used: %s", name, len(foreign), _some(foreign))
+    for key, tensor in loaded.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{name}: tensor {key} holds NaN or infinity as {tensor.dtype}: a training that "
+                "diverged, a damaged file, or float16 too narrow for it (then --set dtype=float32)"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _hint(missing: Sequence[str], foreign: Sequence[str]) -> str:
+    """What most likely happened to weights that lack tensors."""
+    wrapped = (
+        re.match(r"(?:module|_orig_mod|base_model\.model|_fsdp_wrapped_module)\.", foreign[0])
+        if foreign
+        else None
+    )
+    if wrapped:
+        return f"a wrapper added {wrapped[0]!r} to every name: save the model inside it"
+    if any(".base_layer." in key or "lora_" in key for key in foreign):
+        return "an adapter was saved inside the model: merge it before saving"
+    if any("mm_projector" in key or re.match(r"model\.layers\.", key) for key in foreign):
+        return "the official LLaVA layout is converted with `mmedrag model convert`"
+    if any("projector" in key for key in missing):
+        return (
+            "LLaVA keeps a projector that was trained apart in mm_projector.bin or "
+            "non_lora_trainables.bin: get it, and convert again"
+        )
+    return "get the whole checkpoint, or the config.json that belongs to it"
 
 
 def best_device() -> str:

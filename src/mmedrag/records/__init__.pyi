@@ -1,17 +1,21 @@
 from . import answers as answers, protocols as protocols
 from .answers import (
     Verdict as Verdict,
+    answer_span as answer_span,
     is_right as is_right,
     label_of as label_of,
+    left_open as left_open,
     normalise as normalise,
     parse_released as parse_released,
     parse_strict as parse_strict,
     read_answer as read_answer,
     read_target as read_target,
     read_text as read_text,
+    separate as separate,
     target_of as target_of,
     token_f1 as token_f1,
     verdict as verdict,
+    without_reasoning as without_reasoning,
 )
 from .conditions import (
     CLEAN as CLEAN,
@@ -36,6 +40,7 @@ from .protocols import (
     Forgetting as Forgetting,
     Generator as Generator,
     Indexed as Indexed,
+    Measuring as Measuring,
     Preparing as Preparing,
     Reopenable as Reopenable,
     Request as Request,

@@ -8,6 +8,9 @@ answer is read once, by the pipeline's last stage, and everything after it uses 
   yes; "without" and "absent" are not seen as no). Source: the released generator of preference
   data, and CARES ``eval_yesno.py``, from which the published numbers come.
 - ``parse_strict``: says ``unclear`` when the text does not settle the question.
+
+What a model thinks aloud before it answers is no answer: both parsers read what comes after it
+(:func:`without_reasoning`), and the last stage keeps the whole reply beside it (``Answer.raw``).
 """
 
 from __future__ import annotations
@@ -17,14 +20,15 @@ import string
 from collections import Counter
 from typing import Literal
 
-from mmedrag.records.records import Label, Trace
+from mmedrag.records.records import Answer, Label, Trace
 
 Verdict = Literal["right", "wrong", "unclear"]
 
 
 def read_text(text: str | None, question: str | None = None) -> Label:
     """The strict reading of a closed answer's text; nothing said is unclear."""
-    return parse_strict(text, question) if text and text.strip() else "unclear"
+    said = without_reasoning(text or "")
+    return parse_strict(said, question) if said.strip() else "unclear"
 
 
 def read_target(text: str | None, question: str | None = None) -> Literal["yes", "no"]:
@@ -34,9 +38,55 @@ def read_target(text: str | None, question: str | None = None) -> Literal["yes",
 
 
 def read_answer(trace: Trace) -> None:
-    """Set the label of a closed question's answer: the one place where an answer is read."""
-    if trace.answer is not None and trace.answer_type == "closed":
+    """Set the label of a closed question's answer: the one place where an answer is read. Of a
+    reply that reasons first, ``text`` becomes what follows and ``raw`` is the whole."""
+    if trace.answer is None:
+        return
+    separate(trace.answer)
+    if trace.answer_type == "closed":
         trace.answer.label = read_text(trace.answer.text, trace.question)
+
+
+def separate(answer: Answer) -> Answer:
+    """Move a reply that holds reasoning to ``raw``, and leave the answer alone in ``text``."""
+    final = without_reasoning(answer.text)
+    if final != answer.text:
+        answer.raw, answer.text = answer.text, final
+    return answer
+
+
+def without_reasoning(text: str) -> str:
+    """The answer in a reply that may reason first: unchanged where it does not, "" where the
+    answer never came."""
+    start, end = answer_span(text)
+    return text[start:end]
+
+
+def answer_span(text: str) -> tuple[int, int]:
+    """Where in a reply its answer begins and ends.
+
+    Known are ``<think>`` and its like, ``[THINK]`` (Magistral) and ``◁think▷`` (Kimi-VL). The
+    answer follows the last closing tag, which may be alone (the chat template opened it); behind
+    an opening tag that is never closed there is none. Of ``<answer>…</answer>``, ``<CONCLUSION>``
+    (LLaVA-CoT) and boxes (GLM-V) the inside counts.
+    """
+    if not _TAG.search(text):
+        return 0, len(text)
+    start, end = max((tag.end() for tag in _CLOSE.finditer(text)), default=0), len(text)
+    again = _OPEN.search(text, start)
+    if again:
+        end = again.start() if start else 0
+    for marked in _ANSWER.finditer(text, start, end):
+        start, end = marked.span(1)
+    said = text[start:end]
+    start += len(said) - len(said.lstrip())
+    return start, start + len(said.strip())
+
+
+def left_open(prompt: str) -> str:
+    """The reasoning tag that a rendered prompt ends in, which the reply then lacks; else ""."""
+    found = _LEFT_OPEN.search(prompt)
+    return found[0] if found else ""
 
 
 def label_of(trace: Trace) -> Label:
@@ -63,6 +113,18 @@ def is_right(trace: Trace) -> bool:
     return verdict(trace) == "right"
 
 
+_MODES = "think|thinking|thoughts?|reasoning|seed:think"
+_OPENS = rf"<(?:{_MODES})>|\[THINK\]|◁think▷"
+_CLOSES = rf"</(?:{_MODES})>|\[/THINK\]|◁/think▷"
+_BOXES = (
+    r"<(?:answer|conclusion)>|<\|begin_of_box\|>",
+    r"</(?:answer|conclusion)>|<\|end_of_box\|>",
+)
+_OPEN, _CLOSE = (re.compile(tags, re.IGNORECASE) for tags in (_OPENS, _CLOSES))
+_ANSWER = re.compile(rf"(?:{_BOXES[0]})(.*?)(?:{_BOXES[1]}|$)", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(rf"{_OPENS}|{_CLOSES}|{_BOXES[0]}", re.IGNORECASE)
+_LEFT_OPEN = re.compile(rf"(?:{_OPENS})\s*$", re.IGNORECASE)
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans({c: " " for c in string.punctuation})
 
@@ -84,7 +146,7 @@ def token_f1(text: str, target: str) -> float:
 
 def parse_released(text: str) -> Literal["yes", "no"]:
     """Cut at the first ".", drop ",", split on whitespace; a token No/no/not → no, else yes."""
-    words = text.split(".")[0].replace(",", "").split()
+    words = without_reasoning(text).split(".")[0].replace(",", "").split()
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
@@ -97,7 +159,7 @@ def parse_strict(text: str, question: str | None = None) -> Label:
     affirm; clauses that disagree are unclear. A statement of normality answers only when
     ``question`` is known: yes to "is it normal?", no to "is there a disease?".
     """
-    body = _clean(text)
+    body = _clean(without_reasoning(text))
     if _BOTH.match(body):
         return "unclear"
     lead = _lead(body)

@@ -109,6 +109,15 @@ class Adaptable(Protocol):
 
 
 @runtime_checkable
+class Measuring(Protocol):
+    """A generator to which pictures of different sizes are different numbers of tokens."""
+
+    def count_request(self, request: Request) -> int:
+        """Length of the whole model input, with this request's pictures as they are."""
+        ...
+
+
+@runtime_checkable
 class Describable(Protocol):
     """A generator that says what it runs on."""
 

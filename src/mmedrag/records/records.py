@@ -185,7 +185,8 @@ class Prompt(Record):
 
 class Answer(Record):
     """What the model said. ``p_yes`` is P(yes)/(P(yes)+P(no)) at the first answer token of a
-    closed question; ``other_mass`` is the probability outside both verbalizer sets."""
+    closed question; ``other_mass`` is the probability outside both verbalizer sets. What a model
+    thought before it answered is in ``raw`` (the whole reply) or ``reasoning`` (sent apart)."""
 
     text: str
     label: Label | None = None
@@ -193,6 +194,10 @@ class Answer(Record):
     other_mass: float | None = None
     model: str = ""
     logprob: float | None = None
+    raw: str | None = None  # only where it is more than ``text``
+    reasoning: str | None = None
+    refusal: str | None = None  # why a server would not answer
+    finish_reason: str | None = None  # stop, length, content_filter, ... where a server says so
 
 
 class Noise(Record):

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mmedrag.answering import neutralise
+from mmedrag.answering import neutralise, prompt_length
 from mmedrag.pipeline import Pipeline, Pool, Worker, evidence, notices
 from mmedrag.records import ConditionSpec, Example, Forgetting, Prompt, Trace, UserError
 from mmedrag.serve.audit import Audit
@@ -256,7 +256,7 @@ class Engine:
     def _usage(self, trace: Trace, views: int) -> dict[str, int]:
         generator = self.pipeline.generator
         assert generator is not None and trace.prompt is not None and trace.answer is not None
-        asked = generator.count_tokens(trace.prompt, views)
+        asked = prompt_length(trace.prompt, trace, generator, views)
         # raw: without the chat template, which would hide what a short answer adds to it
         empty, written = (
             generator.count_tokens(Prompt(template="", text=text, style="raw"), 0)

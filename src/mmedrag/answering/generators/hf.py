@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmedrag.answering.generators.decoding import Decoding, SeededSampler, Verba
 from mmedrag.answering.generators.inputs import Inputs
 from mmedrag.answering.generators.prefix import PrefixSplit
 from mmedrag.models import attach, load_model
-from mmedrag.records import Answer, Prompt, Request, UserError
+from mmedrag.records import Answer, Prompt, Request, UserError, answer_span, separate
 from mmedrag.runtime import memory
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class HFGenerator:
         self.batch_size = batch_size or (8 if loaded.parameters >= 1_000_000_000 else 64)
         self.backoffs: list[dict[str, int]] = []
         self.verbalizers = Verbalizers.of(self.tokenizer)
+        self._warned = False  # that reasoning is cut off
         self._peft: list[Any] = []  # shared by the copies that with_adapter makes
         self._adapter: str | None = None
         if adapter is not None:
@@ -113,8 +115,12 @@ class HFGenerator:
         return self._in_batches(list(range(len(pairs))), requests, score)
 
     def count_tokens(self, prompt: Prompt, images: int = 1) -> int:
-        """Length of the whole model input, image tokens included."""
+        """Length of the whole model input, with images of the model's own size."""
         return self.inputs.count(prompt, images)
+
+    def count_request(self, request: Request) -> int:
+        """Length of the whole model input, with this request's pictures as they are."""
+        return self.inputs.count_request(request)
 
     def facts(self) -> dict[str, Any]:
         """What a run's record should say about this generator."""
@@ -166,7 +172,7 @@ class HFGenerator:
     # --- batches --------------------------------------------------------------------------------
 
     def _check(self, request: Request) -> None:
-        length = self.inputs.count(request.prompt, len(request.images))
+        length = self.inputs.count_request(request)
         if length + request.max_new_tokens > self.context:
             raise UserError(
                 f"prompt of {length} tokens and an answer of {request.max_new_tokens} do not fit "
@@ -208,7 +214,7 @@ class HFGenerator:
         """
 
         def length(i: int) -> tuple[int, int]:
-            return self.inputs.count(requests[i].prompt, len(requests[i].images)), i
+            return self.inputs.count_request(requests[i]), i
 
         order, at = sorted(rows, key=length), 0
         found: dict[int, T] = {}
@@ -258,19 +264,46 @@ class HFGenerator:
             pad_token_id=self.inputs.pad_id,
         )
         skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        texts = self.tokenizer.batch_decode(out.sequences[:, skip:], skip_special_tokens=True)
+        rows = out.sequences[:, skip:]
         masses: Sequence[tuple[float, float] | None] = [None] * len(requests)
         if closed:  # the prefill's logits, which generation needed anyway
             masses = self.verbalizers.read(out.logits[0][:: self.decoding.num_beams])
-        return [
-            Answer(
-                text=text.strip(),
-                model=self.name,
-                p_yes=mass[0] if mass else None,
-                other_mass=mass[1] if mass else None,
+        answers = []
+        for row, (ids, mass) in enumerate(zip(rows, masses, strict=True)):
+            opened = self.inputs.opened(requests[row])
+            said = self.inputs.decode(ids)
+            answer = separate(Answer(text=opened + said.strip(), model=self.name))
+            if answer.raw is None:
+                answer.p_yes, answer.other_mass = mass or (None, None)
+            else:
+                self._read_after_reasoning(answer, ids, said, opened, row, out.logits)
+            answers.append(answer)
+        return answers
+
+    def _read_after_reasoning(
+        self, answer: Answer, ids: torch.Tensor, said: str, opened: str, row: int, logits: Any
+    ) -> None:
+        """p_yes where the answer begins; none where it never came, or of several beams (whose
+        steps belong to other rows)."""
+        answer.p_yes = answer.other_mass = None
+        if not answer.text:
+            self._cut_off()
+        elif logits is not None and self.decoding.num_beams == 1:
+            start = answer_span(opened + said)[0] - len(opened)
+            step = bisect_right(
+                range(len(ids)), start, key=lambda k: len(self.inputs.decode(ids[: k + 1]))
             )
-            for text, mass in zip(texts, masses, strict=True)
-        ]
+            mass = self.verbalizers.read(logits[step][row : row + 1])[0]
+            answer.p_yes, answer.other_mass = mass or (None, None)
+
+    def _cut_off(self) -> None:
+        if not self._warned:
+            log.warning(
+                "%s: an answer ended while the model was still reasoning, so it is unclear; "
+                "give it more room, or a model or chat template that does not reason",
+                self.name,
+            )
+        self._warned = True
 
     def _key(self, request: Request) -> str:
         """Names a draw: the same on another machine and in another batch."""

@@ -8,7 +8,7 @@ inputs (pixel values and whatever else they take).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from mmedrag.answering.generators import prefix, vision
-from mmedrag.records import Prompt, Request, UserError
+from mmedrag.images import load_image
+from mmedrag.records import Prompt, Request, UserError, answer_span, left_open
 
 Ids = tuple[int, ...]
 
@@ -44,6 +45,9 @@ class Inputs:
         self.prefixes = None
         if self.features is not None and prefix.supported(model):
             self.prefixes = prefix.PrefixCache(model, cache_bytes)
+        self._opened: str | None = None
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self.picture_tokens = lru_cache(4096)(self._measure)
         self.prompt_ids = lru_cache(4096)(self._tokenise)  # asked for by budget, sort and batch
 
     def fresh(self) -> Inputs:
@@ -69,6 +73,27 @@ class Inputs:
                 f"the model has no chat template, use the prompt set llava_med or released: {error}"
             ) from None
 
+    def opened(self, request: Request) -> str:
+        """The reasoning tag that the prompt's end opens, so that the reply lacks it; else ""."""
+        if request.prompt.style == "raw":
+            return left_open(request.prompt.text)
+        if self._opened is None:  # the chat template's end, the same for every question
+            self._opened = left_open(self.text(request.prompt, len(self.views(request))))
+        return self._opened
+
+    def decode(self, ids: torch.Tensor) -> str:
+        """Text of generated tokens without special ones, but for the marks of reasoning."""
+        left_out = self._unsaid
+        kept = [token for token in ids.tolist() if token not in left_out]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    @cached_property
+    def _unsaid(self) -> set[int]:
+        known = self.tokenizer.added_tokens_decoder.items()
+        special = {i for i, token in known if token.special}
+        marks = {i for i, token in known if answer_span(str(token)) != (0, len(str(token)))}
+        return (special | set(self.tokenizer.all_special_ids)) - marks
+
     def _tokenise(self, text: str, style: Any, images: int) -> Ids:
         whole = self.text(Prompt(template="", text=text, style=style), images)
         ids = tuple(self.tokenizer(whole, add_special_tokens=self._special(whole))["input_ids"])
@@ -86,26 +111,55 @@ class Inputs:
         return self.prompt_ids(request.prompt.text, request.prompt.style, len(self.views(request)))
 
     def count(self, prompt: Prompt, images: int) -> int:
-        """Length of the model's input: text, and the tokens each image takes."""
+        """Length of the model's input: text, and the tokens each image of the model's own size
+        takes."""
         views = min(images, self.max_images)
         ids = self.prompt_ids(prompt.text, prompt.style, views)
         return len(ids) + (views * (self.tokens_per_image - 1) if views else 0)
 
+    def count_request(self, request: Request) -> int:
+        """Length of the model's input with these pictures: many models cut a large one into
+        tiles, and may not where there are several."""
+        views, ids = self.views(request), self.request_ids(request)
+        if not views:
+            return len(ids)
+        if self.features is not None:  # LLaVA: the same for every picture
+            return len(ids) + len(views) * (self.tokens_per_image - 1)
+        return len(ids) + self.picture_tokens(tuple(self._size(view) for view in views))
+
+    def _size(self, view: vision.View) -> tuple[int, int]:
+        """(width, height) of what the processor gets; an unreadable file is named when asked."""
+        own = self.image_size, self.image_size
+        if view[1] is not None:
+            return own
+        key = vision.view_key(view)
+        if key not in self._sizes:
+            try:
+                self._sizes[key] = load_image(view[0]).size
+            except UserError:
+                return own
+        return self._sizes[key]
+
     @property
     def tokens_per_image(self) -> int:
         if not hasattr(self, "_tokens_per_image"):
-            self._tokens_per_image = self._measure_image()
+            size = self.image_size, self.image_size
+            self._tokens_per_image = 1 + self.picture_tokens((size,))
         return self._tokens_per_image
 
-    def _measure_image(self) -> int:
-        """How many tokens one image takes, asked of the processor once."""
-        blank = Image.new("RGB", (self.image_size, self.image_size))
+    def _measure(self, sizes: tuple[tuple[int, int], ...]) -> int:
+        """How many tokens pictures of these sizes add to a prompt with their places: asked of
+        the processor, with blank ones."""
+        blanks = [Image.new("RGB", size) for size in sizes]
         templated = getattr(self.processor, "chat_template", None)
-        text = self.text(Prompt(template="", text="a"), 1) if templated else self.image_token
-        ids = self.processor(images=[blank], text=[text], return_tensors="pt")["input_ids"][0]
-        if self.image_token_id is not None:
-            return int((ids == self.image_token_id).sum())
-        return len(ids) - len(self.tokenizer(text)["input_ids"]) + 1
+        prompt = Prompt(template="", text="a")
+        text = self.text(prompt, len(sizes)) if templated else self.image_token * len(sizes)
+        special = self._special(text)
+        made = self.processor(
+            images=[blanks], text=[text], return_tensors="pt", add_special_tokens=special
+        )
+        bare = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return len(made["input_ids"][0]) - len(bare)
 
     # --- tensors --------------------------------------------------------------------------------
 

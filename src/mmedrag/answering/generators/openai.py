@@ -12,19 +12,30 @@ import ipaddress
 import logging
 import math
 import os
+import re
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel
 
 from mmedrag.answering.generators.decoding import NO, YES, Decoding
 from mmedrag.answering.generators.vision import view_key
 from mmedrag.images import apply_noise, load_image, png_bytes
-from mmedrag.records import Answer, Prompt, Request, UserError
+from mmedrag.records import Answer, Prompt, Request, UserError, answer_span, separate
 
 log = logging.getLogger(__name__)
+TEXTS = ("text", "output_text")  # parts of a message that are text
+REFUSABLE = {  # settings a server may refuse, and how its message names them
+    **{n: rf"(?<![a-z_]){n}(?![a-z_])" for n in ("max_tokens", "temperature", "top_p", "seed")},
+    "logprobs": r"log_?prob",
+}
 KEPT = 4096  # answers remembered, so that a chunk asked again after one bad row costs nothing
 
 
@@ -80,7 +91,9 @@ class OpenAIGenerator:
         self.max_side, self.max_images, self.image_tokens = max_side, max_images, image_tokens
         self.concurrency, self.extra = max(1, concurrency), dict(extra or {})
         self.decoding = Decoding(temperature, top_p, 1, seed)
-        self.offers_logprobs = True  # until the server says otherwise
+        self.top_logprobs = 20  # until the server says otherwise, as are the refused settings:
+        self.replaced: dict[str, str | None] = {}
+        self._lock, self._warned = Lock(), False
         self._kept: OrderedDict[str, Answer] = OrderedDict()
         self._client = OpenAI(
             base_url=base_url,
@@ -122,6 +135,10 @@ class OpenAIGenerator:
     def facts(self) -> dict[str, Any]:
         return {"model": self.name, "device": "server", "logprobs": self.offers_logprobs}
 
+    @property
+    def offers_logprobs(self) -> bool:
+        return self.top_logprobs > 0
+
     # --- one call -------------------------------------------------------------------------------
 
     def _answer(self, request: Request) -> Answer:
@@ -130,16 +147,8 @@ class OpenAIGenerator:
         key = _key(request)
         if key in self._kept:
             return self._kept[key].model_copy()
-        body = self._body(request)
         try:
-            try:
-                reply = self._client.chat.completions.create(**body)
-            except openai.BadRequestError as error:
-                if "logprobs" not in body or "logprob" not in str(error).lower():
-                    raise
-                log.warning("%s: the server offers no log-probabilities", self.name)
-                self.offers_logprobs = False
-                reply = self._client.chat.completions.create(**self._body(request))
+            reply = self._call(request)
         except openai.APIStatusError as error:
             reason = " ".join(str(error.message).split())[:200]
             raise UserError(f"{self.name}: the server says {error.status_code}: {reason}") from None
@@ -150,6 +159,40 @@ class OpenAIGenerator:
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return answer.model_copy()
+
+    def _call(self, request: Request) -> Any:
+        """The reply; a setting that the server refuses is replaced or left out from then on."""
+        import openai
+
+        while True:
+            body = self._body(request)
+            try:
+                return self._client.chat.completions.create(**body)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if not self._adapt(body, error):
+                    raise
+            except ValueError as error:  # a body that says JSON and is none
+                raise UserError(
+                    f"{self.name}: the server's reply is not JSON, is base_url right? {error}"
+                ) from None
+
+    def _adapt(self, body: Mapping[str, Any], error: Any) -> bool:
+        """Whether ``error`` refuses a setting of ``body`` that can be done without."""
+        refused = _refused(error, body)
+        if refused is None:
+            return False
+        with self._lock:  # another call may have found out meanwhile
+            if refused == "logprobs":
+                if self.top_logprobs == body["top_logprobs"]:
+                    self.top_logprobs = _fewer(self.top_logprobs, str(error.message))
+                    offered = self.top_logprobs or "no"
+                    log.warning("%s: the server offers %s log-probabilities", self.name, offered)
+            elif refused not in self.replaced:
+                instead = "max_completion_tokens" if refused == "max_tokens" else None
+                self.replaced[refused] = instead
+                done = f"sent as {instead}" if instead else "left out, its default applies"
+                log.warning("%s: the server refuses %s: %s", self.name, refused, done)
+        return True
 
     def _body(self, request: Request) -> dict[str, Any]:
         if request.prompt.style != "chat":
@@ -170,8 +213,12 @@ class OpenAIGenerator:
             "top_p": self.decoding.top_p,
             "seed": self.decoding.seed,
         }
-        if request.closed and self.offers_logprobs:
-            body |= {"logprobs": True, "top_logprobs": 20}
+        for refused, instead in self.replaced.items():
+            value = body.pop(refused, None)
+            if instead and value is not None:
+                body[instead] = value
+        if request.closed and self.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         return {**body, "extra_body": self.extra} if self.extra else body
 
     def _data_url(self, path: Path, request: Request) -> str:
@@ -183,14 +230,58 @@ class OpenAIGenerator:
         return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
 
     def _read(self, reply: Any, request: Request) -> Answer:
-        if not reply.choices:
-            raise UserError(f"{self.name}: the server's reply has no choices")
-        choice = reply.choices[0]
-        answer = Answer(text=(choice.message.content or "").strip(), model=self.name)
+        """The answer in a reply, whatever stands around it."""
+        choices = getattr(reply, "choices", None)
+        if not isinstance(reply, BaseModel) or not choices:
+            found = getattr(reply, "error", None) or reply
+            text = " ".join(str("no choices" if isinstance(found, BaseModel) else found).split())
+            raise UserError(
+                f"{self.name}: the server's reply is no chat completion, is base_url right "
+                f"(it mostly ends in /v1)? It begins: {text[:80]}"
+            )
+        choice = choices[0]
+        message = vars(choice.message) | (choice.message.model_extra or {})
+        answer = separate(Answer(text=_plain(message.get("content")).strip(), model=self.name))
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        refusal, finish = message.get("refusal"), choice.finish_reason
+        for name, value in (
+            *(("reasoning", reasoning), ("refusal", refusal)),
+            ("finish_reason", finish),
+        ):
+            if value:
+                setattr(answer, name, _plain(value))
+        if finish == "length" and not answer.text and not self._warned:
+            log.warning("%s: cut off before the answer; raise max_tokens in extra", self.name)
+            self._warned = True
         tokens = choice.logprobs.content if request.closed and choice.logprobs else None
         if tokens:
-            answer.p_yes, answer.other_mass = first_token(tokens[0])
+            at: int | None = 0
+            if answer.raw is not None or answer.reasoning is not None:
+                at = answer_token([token.token for token in tokens], answer.text)
+            if at is not None:
+                answer.p_yes, answer.other_mass = first_token(tokens[at])
         return answer
+
+
+def _plain(content: Any) -> str:
+    """The text of a message: a string, or parts of which those of text count."""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, Mapping) else vars(part) for part in content]
+        return "".join(str(p.get("text", "")) for p in parts if p.get("type") in TEXTS)
+    return str(content or "")
+
+
+def answer_token(tokens: Sequence[str], answer: str) -> int | None:
+    """Which of the tokens of a reply its answer begins with; None if they do not hold it."""
+    text = "".join(tokens)
+    start, end = answer_span(text)
+    if (start, end) == (0, len(text)):  # reasoning sent apart: its tokens may still come first
+        end = len(text.rstrip())
+        start = max(0, end - len(answer))
+    if not answer or text[start:end] != answer:
+        return None
+    ends = list(accumulate(len(token) for token in tokens))
+    return bisect_right(ends, start)
 
 
 def first_token(token: Any) -> tuple[float | None, float | None]:
@@ -201,6 +292,22 @@ def first_token(token: Any) -> tuple[float | None, float | None]:
     if yes + no <= 0:
         return None, None
     return round(yes / (yes + no), 6), round(max(0.0, 1 - yes - no), 6)
+
+
+def _refused(error: Any, body: Mapping[str, Any]) -> str | None:
+    """Which setting of ``body`` an error message will not have."""
+    if getattr(error, "param", None) in REFUSABLE and error.param in body:
+        return str(error.param)
+    said = str(error.message).lower()
+    if re.search(r"context length|too (?:large|long)", said):
+        return None  # the setting is known, its value does not fit this prompt
+    return next((n for n in REFUSABLE if n in body and re.search(REFUSABLE[n], said)), None)
+
+
+def _fewer(asked: int, said: str) -> int:
+    """How many log-probabilities to ask for next: the limit that is named, else none."""
+    limits = [int(n) for n in re.findall(r"(?<![\w.-])\d+(?!\.?\w)", said)]
+    return max((n for n in limits if 0 < n < asked), default=0)
 
 
 def _key(request: Request) -> str:

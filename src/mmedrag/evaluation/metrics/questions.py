@@ -15,7 +15,15 @@ from functools import partial
 import numpy as np
 
 from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, mean_of, ratio
-from mmedrag.records import Label, normalise, parse_released, read_target, read_text, token_f1
+from mmedrag.records import (
+    Label,
+    normalise,
+    parse_released,
+    read_target,
+    read_text,
+    token_f1,
+    without_reasoning,
+)
 
 CONTRACT_NAMES = tuple(
     """accuracy balanced_accuracy f1_yes macro_f1 mcc auroc ece parse_rate exact_match token_f1
@@ -111,7 +119,9 @@ def closed(
     asked = questions or [None] * len(texts)
     truth = [read_target(t, q) for t, q in zip(targets, asked, strict=True)]
     strict = labels or [read_text(t, q) for t, q in zip(texts, asked, strict=True)]
-    released: list[Label] = [parse_released(t) if t.strip() else "unclear" for t in texts]
+    released: list[Label] = [
+        parse_released(t) if without_reasoning(t).strip() else "unclear" for t in texts
+    ]
     out: dict[str, AnyStat] = {}
     finishers = (accuracy, balanced_accuracy, f1_yes, macro_f1, mcc)
     for suffix, given in (("", strict), ("_released", released)):

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from mmedrag.answering.generators import Inputs
-from mmedrag.models import Loaded, load_model
+from mmedrag.models import Loaded, attach, load_model
 from mmedrag.preference.dpo import card, trainer
 from mmedrag.preference.dpo.cache import default_folder
 from mmedrag.preference.dpo.collate import Collator
@@ -202,7 +202,7 @@ def _policy(
     model: Any, settings: DpoTraining, init: str | Path | None, reference: Reference
 ) -> Any:
     """The model with one adapter (applied once), and for ``init`` its frozen twin."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     switch_off_dropout(model)
     if init is None:
@@ -216,12 +216,12 @@ def _policy(
             modules_to_save=[PROJECTOR] if settings.train_projector else None,
         )
         return get_peft_model(model, config, **_peft_options())
-    policy = PeftModel.from_pretrained(model, str(init), is_trainable=True, **_peft_options())
+    policy = attach(model, init, trainable=True, **_peft_options())
     kept = getattr(policy.peft_config["default"], "modules_to_save", None) or []
-    if settings.train_projector and PROJECTOR not in kept:
+    if settings.train_projector and not any(PROJECTOR in module for module in kept):
         raise UserError(f"{init}: has no projector of its own, so train_projector cannot go on")
     if reference == "init":
-        policy.load_adapter(str(init), adapter_name=REFERENCE, is_trainable=False)
+        attach(model, init, REFERENCE, policy)
         policy.set_adapter("default")
     switch_off_dropout(policy)
     return policy
