@@ -76,13 +76,13 @@ class Call:
                 found += [part.strip() for part in value.split(",") if part.strip()]
         return found
 
-    def system(self, references: bool = True) -> Any:
+    def system(self, references: bool = True, interactive: bool = False) -> Any:
         """The system that flags, recipe and system file name (see ``mmedrag.pipeline``)."""
         from mmedrag.pipeline import Flags, resolve_system
         from mmedrag.runtime import config
 
         flags = config.settings(Flags, self.given.get(Flags, {}), "options")
-        return resolve_system(flags, self.recipe, references)
+        return resolve_system(flags, self.recipe, references, interactive)
 
     def finish(self, result: Mapping[str, Any], text: str | None = None, ok: bool = True) -> None:
         """Print the one result and leave with 0, or with 1 when ``ok`` is false."""
@@ -265,6 +265,14 @@ def with_system(function: Callable[..., None]) -> Callable[..., None]:
     from mmedrag.pipeline import Flags
 
     return options.options_of(Flags)(function)
+
+
+def caution(specs: Iterable[str | None], sources: Iterable[str | None]) -> None:
+    """Warn once where embedded parts meet pictures that are not the benchmark's."""
+    from mmedrag.embedded import foreign
+
+    if said := foreign(specs, sources):
+        logging.getLogger("mmedrag").warning(said)
 
 
 def plain(value: Any) -> Any:

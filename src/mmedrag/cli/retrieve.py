@@ -57,14 +57,16 @@ def noun(
     from mmedrag.retrieval import Exclusion, Filter
     from mmedrag.runtime import DataFolder
 
+    parts = call.system()
     examples = choose(DataFolder(data).examples(), call.settings(RunSettings))
+    parts.caution(row.source for row in examples)
     looks_alike = None if keep_own or near < 0 else near
     pipeline = system.build_pipeline(
-        call.system(),
+        parts,
         answers=False,
         views=views,
         where=Filter.parse(where),
         exclude=Exclusion(patient=not keep_own, image=not keep_own, near=looks_alike),
     )
     result = retrieve_examples(pipeline, examples, out, format, call.progress("examples"))
-    call.finish(result, ok=not result["failed"])
+    call.finish(result, ok=not (result["failed"] or result.get("nothing")))

@@ -6,14 +6,16 @@ are traces that end at the selection; ``released`` rows are those of the release
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedrag.pipeline.found import Found
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import chunks
 from mmedrag.pipeline.worker import Worker
-from mmedrag.records import ConditionSpec, Example, Trace
+from mmedrag.records import ConditionSpec, Example, Trace, UserError
 from mmedrag.runtime import write_jsonl
 
 CHUNK = 2048  # several hundred images at a time, so that decoding and the model overlap
@@ -29,8 +31,11 @@ def retrieve_examples(
     """Write one row per example, in order.
 
     Returns:
-        ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``.
+        ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``; ``without``
+        and ``nothing`` as of :func:`mmedrag.pipeline.run.run_examples`.
     """
+    if not pipeline.retrievers:
+        raise UserError("retrieve: no index is named, expected --index")
     worker = Worker(pipeline, {"": ConditionSpec()}, CHUNK, last="select")
     found: dict[str, Trace] = {}
     if progress:
@@ -41,12 +46,15 @@ def retrieve_examples(
             progress(len(found), len(examples))
     traces = [found[example.id] for example in examples]
     write_jsonl(out, _rows(examples, traces, format))
+    missing = Found().add(json.loads(trace.to_json()) for trace in traces)
+    without = missing.tell()
     return {
         "out": str(out),
         "rows": len(traces),
         "failed": sum(t.error is not None for t in traces),
         "kept": round(sum(len(t.selection.kept) for t in traces if t.selection) / len(traces), 3),
         "excluded": sum(t.excluded for t in traces),
+        **({"without": without, "nothing": missing.nothing} if without else {}),
     }
 
 

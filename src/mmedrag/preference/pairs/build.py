@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.embedded import located
-from mmedrag.pipeline import TRACES, Pipeline, Pool, RunSettings, load_system, run_conditions
+from mmedrag.pipeline import (
+    TRACES,
+    Pipeline,
+    Pool,
+    RunSettings,
+    choose,
+    load_system,
+    missing,
+    run_conditions,
+)
 from mmedrag.preference.pairs.construct import construct_pairs
 from mmedrag.preference.pairs.files import write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
@@ -41,7 +50,8 @@ def make_pairs(
             from that of the pipeline's own retrievers where their folders have that file.
 
     Returns:
-        ``out``, ``pairs`` per kind, ``dropped``, ``refused``, ``failed`` (rows with an error).
+        ``out``, ``pairs`` per kind, ``dropped``, ``refused``, ``failed`` (rows with an error);
+        ``without`` and ``nothing`` as of :func:`mmedrag.pipeline.run_examples`.
     """
     needed = dict.fromkeys(spec for kind in settings.kinds for spec in KINDS[kind].conditions)
     conditions = {
@@ -55,7 +65,11 @@ def make_pairs(
         split=settings.split, task=settings.task, limit=settings.limit, chunk=settings.chunk
     )
     described = system.describe() if system else {}
-    asked, pool = pipeline(), Pool.of(data, seed)
+    pool = Pool.of(data, seed)
+    rows = choose(pool.examples, run_settings)
+    if system:
+        system.caution((row.source for row in rows), answers=True)
+    asked = pipeline()
     counts = run_conditions(
         asked,
         data,
@@ -93,7 +107,8 @@ def make_pairs(
         "held_out": [folder.name for folder in trained],
     }
     write_pairs(found, out, data.path, made_with)
-    return {"out": str(out), **found.counts, "failed": counts["failed"]}
+    lacking = missing(asked, [out / "traces" / name for name in conditions])
+    return {"out": str(out), **found.counts, "failed": counts["failed"], **lacking}
 
 
 def _trained(pipeline: Pipeline) -> list[Path]:
