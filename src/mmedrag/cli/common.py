@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
@@ -86,9 +87,12 @@ class Call:
 
     def finish(self, result: Mapping[str, Any], text: str | None = None, ok: bool = True) -> None:
         """Print the one result and leave with 0, or with 1 when ``ok`` is false."""
+        from mmedrag.runtime import launch
+
         if self.json:
             text = json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False)
-        click.echo(lines(result) if text is None else text, file=self.out)
+        if launch.rank() == 0:  # the others of a launch have the same result
+            click.echo(lines(result) if text is None else text, file=self.out)
         if not ok:
             raise SystemExit(1)
 
@@ -167,7 +171,8 @@ class Command(click.Command):
         common = {
             key: ctx.params.pop(key) for key in ("json_", "seed", "config", "set_", "verbose")
         }
-        logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else "INFO")
+        quiet = "INFO" if os.environ.get("RANK", "0") == "0" else "WARNING"  # one tells of all
+        logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else quiet)
         source = ctx.get_parameter_source("seed")
         common["seed_given"] = source is not click.core.ParameterSource.DEFAULT
         ctx.params["call"] = Call(self.table, ctx.obj or {}, common, options.given(ctx))

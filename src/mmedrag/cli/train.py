@@ -51,7 +51,10 @@ def domain(
     """
     from mmedrag.domain import train_domain, zero_shot_from
     from mmedrag.records import UserError
-    from mmedrag.runtime import DataFolder
+    from mmedrag.runtime import DataFolder, launch
+
+    if launch.rank():  # nothing to share: the first process does it
+        return
 
     if bool(data) == bool(prompts):
         raise UserError("train domain: expected DATA folders, or --prompts without DATA")

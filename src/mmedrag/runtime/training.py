@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from mmedrag.records import UserError
-from mmedrag.runtime import torchvision_shim
+from mmedrag.runtime import launch, torchvision_shim
 from mmedrag.runtime.files import read_json, sync, write_json
 from mmedrag.runtime.processes import Processes
 
@@ -119,6 +119,12 @@ def arguments(folder: Path, device: str | None = None, **options: Any) -> Traini
 
 
 def processes_of(arguments: TrainingArguments) -> Processes:
+    """The processes of the launch.
+
+    Raises:
+        UserError: they are not as many as the launch asked for.
+    """
+    launch.check_world(arguments.world_size)
     return Processes(arguments.process_index, arguments.world_size)
 
 
