@@ -30,18 +30,18 @@ class Found:
 
     index: bool = True
     model: bool = False
-    rows: int = 0
+    asked: Counter[str] = field(default_factory=Counter)  # what → rows that should have it
     kept: int = 0  # rows of which the rule kept a reference
     dropped: Counter[str] = field(default_factory=Counter)  # why it kept none of the others
     lacks: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, traces: Iterable[Mapping[str, Any]]) -> Found:
         for trace in traces:
-            self.rows += 1
-            wanted = trace["condition"]["references"] != "none"
+            wanted = self.index and trace["condition"]["references"] != "none"
+            self.asked.update({"image": 1, "reference": wanted, "answer": self.model})
             if not trace.get("image"):
                 self._lacks("image", "their rows name no image")
-            if self.index and wanted:
+            if wanted:
                 if not trace["hits"]:
                     self._lacks("reference", _why_no_hit(trace))
                 elif selection := trace.get("selection"):
@@ -59,21 +59,21 @@ class Found:
     @property
     def nothing(self) -> bool:
         """Something was found for no row at all."""
-        return any(sum(reasons.values()) == self.rows for reasons in self.lacks.values())
+        return any(reasons.total() == self.asked[what] for what, reasons in self.lacks.items())
 
     def tell(self) -> dict[str, int]:
         """Log one line for each thing that all rows, or many, lack; how many lack what."""
         for what, reasons in self.lacks.items():
-            count, (reason, _) = sum(reasons.values()), reasons.most_common(1)[0]
-            words = f"{WHAT[what]} in {count} of {self.rows} rows"
-            if count == self.rows:
+            count, rows, (reason, _) = reasons.total(), self.asked[what], reasons.most_common(1)[0]
+            words = f"{WHAT[what]} in {count} of {rows} rows"
+            if count == rows:
                 log.error("error: %s: %s", words, reason)
-            elif count > MANY * self.rows:
+            elif count > MANY * rows:
                 log.warning("%s, most often: %s", words, reason)
         if self.dropped and not self.kept:
-            count, (reason, _) = sum(self.dropped.values()), self.dropped.most_common(1)[0]
+            count, (reason, _) = self.dropped.total(), self.dropped.most_common(1)[0]
             log.warning("the selection rule kept nothing in any of %d rows: %s", count, reason)
-        return {what: sum(reasons.values()) for what, reasons in self.lacks.items()}
+        return {what: reasons.total() for what, reasons in self.lacks.items()}
 
 
 def _why_no_hit(trace: Mapping[str, Any]) -> str:

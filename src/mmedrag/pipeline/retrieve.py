@@ -15,7 +15,7 @@ from mmedrag.pipeline.found import Found
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import chunks
 from mmedrag.pipeline.worker import Worker
-from mmedrag.records import ConditionSpec, Example, Trace, UserError
+from mmedrag.records import ConditionSpec, Example, Trace
 from mmedrag.runtime import write_jsonl
 
 CHUNK = 2048  # several hundred images at a time, so that decoding and the model overlap
@@ -34,8 +34,6 @@ def retrieve_examples(
         ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``; ``without``
         and ``nothing`` as of :func:`mmedrag.pipeline.run.run_examples`.
     """
-    if not pipeline.retrievers:
-        raise UserError("retrieve: no index is named, expected --index")
     worker = Worker(pipeline, {"": ConditionSpec()}, CHUNK, last="select")
     found: dict[str, Trace] = {}
     if progress:
@@ -46,7 +44,7 @@ def retrieve_examples(
             progress(len(found), len(examples))
     traces = [found[example.id] for example in examples]
     write_jsonl(out, _rows(examples, traces, format))
-    missing = Found().add(json.loads(trace.to_json()) for trace in traces)
+    missing = Found(index=bool(pipeline.retrievers)).add(json.loads(trace.to_json()) for trace in traces)
     without = missing.tell()
     return {
         "out": str(out),

@@ -40,8 +40,12 @@ TRACES, JOURNAL = "traces.jsonl", "journal.log"
 TIMINGS, POSITIONS = "timings.jsonl", "positions.json"
 
 
-def choose(examples: Sequence[Example], settings: RunSettings) -> list[Example]:
-    """The rows a run is about, in file order."""
+def choose(examples: Sequence[Example], settings: RunSettings, tell: bool = True) -> list[Example]:
+    """The rows a run is about, in file order; ``tell``: log how many.
+
+    Raises:
+        UserError: there are none.
+    """
     rows = [
         row
         for row in examples
@@ -59,7 +63,8 @@ def choose(examples: Sequence[Example], settings: RunSettings) -> list[Example]:
         rows = rows[: settings.limit]
     if not rows:
         raise UserError(f"no example {_described(settings)}; there are: {_counted(examples)}")
-    log.info("%d examples %s", len(rows), _described(settings))
+    if tell:
+        log.info("%d examples %s", len(rows), _described(settings))
     return rows
 
 
@@ -160,7 +165,7 @@ def run_conditions(
     the rows of ``data``, where they have been read already.
     """
     pool = pool or Pool.of(data, seed)
-    rows = choose(pool.examples, settings)
+    rows = choose(pool.examples, settings, tell=False)
     index, of = parse_shard(settings.shard)
     all_chunks = chunks(rows, settings.chunk)
     own = [chunk for at, chunk in enumerate(all_chunks) if at % of == index]

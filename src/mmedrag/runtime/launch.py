@@ -26,6 +26,11 @@ def rank() -> int:
     return int(os.environ.get(RANK, 0))
 
 
+def world() -> int:
+    """How many processes a launch has; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def check_world(size: int) -> None:
     """Refuse a world of another size than the launch asked for.
 

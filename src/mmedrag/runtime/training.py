@@ -193,6 +193,10 @@ class Steps(TrainerCallback):
     def __init__(self, progress: Callable[[int, int], None] | None, shown: tuple[str, ...]) -> None:
         self.progress, self.shown = progress, shown
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress and state.is_world_process_zero:
+            self.progress(state.global_step, state.max_steps)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress and state.is_world_process_zero:
             self.progress(state.global_step, state.max_steps)

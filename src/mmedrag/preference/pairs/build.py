@@ -7,7 +7,9 @@ answering again; a killed call goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.settings import PairSettings
 from mmedrag.records import CONDITIONS, KINDS, Encoding, Reopenable, Trace
 from mmedrag.runtime import DataFolder, config, read_jsonl
+
+log = logging.getLogger(__name__)
 
 
 def make_pairs(
@@ -108,7 +112,22 @@ def make_pairs(
     }
     write_pairs(found, out, data.path, made_with)
     lacking = missing(asked, [out / "traces" / name for name in conditions])
+    if not found.pairs:
+        log.error("error: no pair was built of %d examples: %s", len(rows), _why_none(found.counts))
+        lacking["nothing"] = True
     return {"out": str(out), **found.counts, "failed": counts["failed"], **lacking}
+
+
+def _why_none(counts: Mapping[str, Any]) -> str:
+    """The commonest reason why there is no pair."""
+    left: Counter[str] = Counter()
+    for part in ("dropped", "refused"):
+        for reasons in (counts.get(part) or {}).values():
+            left.update(reasons)
+    if not left:
+        return "no answer is on the side that any kind of pair needs"
+    reason, count = left.most_common(1)[0]
+    return f"most often {reason.replace('_', ' ')} ({count})"
 
 
 def _trained(pipeline: Pipeline) -> list[Path]:
