@@ -49,7 +49,7 @@ def retrieve(drawn: Path, tmp_path: Path) -> Any:
 
 
 def rows_of(drawn: Path, tmp_path: Path, source: str, **changes: Any) -> Path:
-    """A data folder of changed examples (test ones by default); a value of None takes a field out."""
+    """A data folder of changed examples (of test by default); None takes a field out."""
     made = tmp_path / "changed"
     shutil.copytree(drawn / source, made)
     rows = [json.loads(line) for line in (made / "examples.jsonl").open()]

@@ -74,9 +74,7 @@ def test_recipe_lies_between_flags_and_file(place: Path) -> None:
     assert found.prompts.set == "x"
 
 
-def test_auto_leaves_the_label_of_the_file(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_leaves_the_label_of_the_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody names a domain model: the embedded one is asked for the benchmark's indexes only."""
     flags = Flags(system=place / "system.toml", domain="auto")
     found = resolve_system(flags)

@@ -20,9 +20,7 @@ from mmedrag.runtime import launch
 @click.option("--cpu", is_flag=True, help="On CPUs (gloo) also where there are GPUs.")
 @click.option("--json", "json_", is_flag=True, help="One JSON result on stdout.")
 @click.argument("command", nargs=-1, required=True)
-def noun(
-    processes: int, strategy: str, cpu: bool, json_: bool, command: tuple[str, ...]
-) -> None:
+def noun(processes: int, strategy: str, cpu: bool, json_: bool, command: tuple[str, ...]) -> None:
     """Run `train …` on N processes: `mmedrag launch --processes 2 -- train dpo PAIRS …`.
 
     Without a GPU the processes meet on CPUs. The exit code is that of the worst process.

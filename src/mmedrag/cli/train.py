@@ -65,12 +65,7 @@ def domain(
     folders = [DataFolder(path) for path in data]
     caution([encoder], (row.source for one in folders for row in one.corpus("train")))
     metrics = train_domain(
-        folders,
-        out,
-        None if encoder == "none" else encoder,
-        settings,
-        device,
-        notice=notice,
+        folders, out, None if encoder == "none" else encoder, settings, device, notice=notice
     )
     call.finish({"out": out, **metrics})
 

@@ -44,7 +44,9 @@ def retrieve_examples(
             progress(len(found), len(examples))
     traces = [found[example.id] for example in examples]
     write_jsonl(out, _rows(examples, traces, format))
-    missing = Found(index=bool(pipeline.retrievers)).add(json.loads(trace.to_json()) for trace in traces)
+    missing = Found(index=bool(pipeline.retrievers)).add(
+        json.loads(trace.to_json()) for trace in traces
+    )
     without = missing.tell()
     return {
         "out": str(out),
