@@ -30,7 +30,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     closed = [r for r in rows if r.get("answer_type") == "closed" and r["split"] == "train"][:8]
     made = []
     for number, row in enumerate(closed):
-        side = {"prompt": row["question"], "image": row["image"], "noise": None}
+        prompt = {"template": "test", "text": row["question"], "style": "chat"}
+        side = {"prompt": prompt, "image": row["image"], "noise": None}
         made.append(
             {
                 "id": f"pair-{number}",
