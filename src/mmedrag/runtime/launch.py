@@ -97,7 +97,7 @@ def _environment(processes: int, strategy: str, cpu: bool) -> dict[str, str]:
     return found if strategy == "ddp" else found | _sharded(processes, strategy, cpu)
 
 
-def _sharded(processes: int, strategy: str, cpu: bool) -> Mapping[str, str]:
+def _sharded(processes: int, strategy: str, cpu: bool) -> dict[str, str]:
     """What ``accelerate launch --config_file`` puts into the environment."""
     from accelerate.commands import launch as accelerate
     from accelerate.utils import is_deepspeed_available
