@@ -59,7 +59,7 @@ def test_sharded_runs_give_the_single_process_loss(name: str, tmp_path: Path) ->
     text = launch_file(name).read_text().replace("num_processes: 4", "num_processes: 2")
     text = text.replace("mixed_precision: bf16", 'mixed_precision: "no"')
     (tmp_path / "cpu.yaml").write_text(text.replace("use_cpu: false", "use_cpu: true"))
-    options = json.dumps({"settings": {"batch_size": 2}, "count": 8, "cache": "cache-two"})
+    options = json.dumps({"settings": {"batch_size": 4}, "count": 8, "cache": "cache-two"})
     done = subprocess.run(
         [
             sys.executable,

@@ -33,7 +33,7 @@ def test_two_processes_give_the_single_process_loss(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = json.dumps(
-        {"settings": {"batch_size": 2, "tokens_per_pass": 150}, "count": 8, "cache": "cache-two"}
+        {"settings": {"batch_size": 4, "tokens_per_pass": 150}, "count": 8, "cache": "cache-two"}
     )
     environment = {
         **os.environ,

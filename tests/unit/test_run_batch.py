@@ -265,5 +265,7 @@ def test_rows_are_chosen(small_data: Path) -> None:
     assert len(choose(rows, RunSettings(domain="radiology", task="report"))) == 6
     with pytest.raises(UserError, match="no example 'nope'"):
         choose(rows, RunSettings(ids=("nope",)))
-    with pytest.raises(UserError, match="no example is left"):
+    with pytest.raises(
+        UserError, match=r"no example of split train.*6 of split test, report, domain radiology"
+    ):
         choose(rows, RunSettings(split="train"))

@@ -83,7 +83,10 @@ def test_one_rule_for_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_progress_of_a_loop_ends_where_the_loop_does(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="mmedrag")
     assert list(each("abc", "letters")) == ["a", "b", "c"]
-    assert [r.getMessage().split(",")[0] for r in caplog.records] == ["letters: 3 of 3"]
+    assert [r.getMessage().split(",")[0] for r in caplog.records] == [
+        "letters: 0 of 3",
+        "letters: 3 of 3",
+    ]
 
 
 def test_a_training_tells_its_steps_and_logs_what_the_trainer_logs(

@@ -74,9 +74,14 @@ def test_recipe_lies_between_flags_and_file(place: Path) -> None:
     assert found.prompts.set == "x"
 
 
-def test_auto_asks_the_model(place: Path) -> None:
-    found = resolve_system(Flags(system=place / "system.toml", domain="auto"))
-    assert (found.domain.label, found.domain.model) == (None, "embedded:domain")
+def test_auto_leaves_the_label_of_the_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody names a domain model: the embedded one is asked for the benchmark's indexes only."""
+    flags = Flags(system=place / "system.toml", domain="auto")
+    found = resolve_system(flags)
+    assert (found.domain.label, found.domain.model) == (None, None)
+    monkeypatch.setattr(system, "of_benchmark", lambda index: True)
+    found = resolve_system(flags)
+    assert (found.domain.model, found.routing) == ("embedded:domain", "embedded")
     found = resolve_system(Flags(system=place / "system.toml", domain_model="mine"))
     assert (found.domain.label, found.domain.model) == (None, "mine")
 

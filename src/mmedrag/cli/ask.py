@@ -44,7 +44,9 @@ def noun(
     reply = ask(
         [image, *views],
         question,
-        build_pipeline(call.system(not no_rag), references=not no_rag, seed=call.seed),
+        build_pipeline(
+            call.system(not no_rag, interactive=True), references=not no_rag, seed=call.seed
+        ),
         patient=patient,
         references="none" if no_rag else "selected",
         min_confidence=min_confidence,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
@@ -76,19 +77,22 @@ class Call:
                 found += [part.strip() for part in value.split(",") if part.strip()]
         return found
 
-    def system(self, references: bool = True) -> Any:
+    def system(self, references: bool = True, interactive: bool = False) -> Any:
         """The system that flags, recipe and system file name (see ``mmedrag.pipeline``)."""
         from mmedrag.pipeline import Flags, resolve_system
         from mmedrag.runtime import config
 
         flags = config.settings(Flags, self.given.get(Flags, {}), "options")
-        return resolve_system(flags, self.recipe, references)
+        return resolve_system(flags, self.recipe, references, interactive)
 
     def finish(self, result: Mapping[str, Any], text: str | None = None, ok: bool = True) -> None:
         """Print the one result and leave with 0, or with 1 when ``ok`` is false."""
+        from mmedrag.runtime import launch
+
         if self.json:
             text = json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False)
-        click.echo(lines(result) if text is None else text, file=self.out)
+        if launch.rank() == 0:  # the others of a launch have the same result
+            click.echo(lines(result) if text is None else text, file=self.out)
         if not ok:
             raise SystemExit(1)
 
@@ -170,7 +174,8 @@ class Command(click.Command):
         common = {
             key: ctx.params.pop(key) for key in ("json_", "seed", "config", "set_", "verbose")
         }
-        logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else "INFO")
+        quiet = "INFO" if os.environ.get("RANK", "0") == "0" else "WARNING"  # one tells of all
+        logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else quiet)
         source = ctx.get_parameter_source("seed")
         common["seed_given"] = source is not click.core.ParameterSource.DEFAULT
         ctx.params["call"] = Call(self.table, ctx.obj or {}, common, options.given(ctx))
@@ -268,6 +273,14 @@ def with_system(function: Callable[..., None]) -> Callable[..., None]:
     from mmedrag.pipeline import Flags
 
     return options.options_of(Flags)(function)
+
+
+def caution(specs: Iterable[str | None], sources: Iterable[str | None]) -> None:
+    """Warn once where embedded parts meet pictures that are not the benchmark's."""
+    from mmedrag.embedded import foreign
+
+    if said := foreign(specs, sources):
+        logging.getLogger("mmedrag").warning(said)
 
 
 def plain(value: Any) -> Any:

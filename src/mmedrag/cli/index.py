@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mmedrag.cli.common import FOLDER, Call, command
+from mmedrag.cli.common import FOLDER, Call, caution, command
 
 
 @click.group("index")
@@ -54,14 +54,17 @@ def build(
     from mmedrag.embedded import retriever_of
     from mmedrag.retrieval import build_index
 
+    folders, retriever = _folders(data), retriever or retriever_of(domain)
+    chosen = None if split == "all" else split
+    caution([retriever], (row.source for one in folders for row in one.corpus(chosen, domain)))
     _finish(
         call,
         build_index(
-            _folders(data),
+            folders,
             out,
             domain,
-            retriever or retriever_of(domain),
-            split=None if split == "all" else split,
+            retriever,
+            split=chosen,
             progress=call.progress("references"),
             **options,
         ),

@@ -19,6 +19,7 @@ NOUNS = {
     "ablation": "the same on your own system and data",
     "data": "make, import, check and count data folders",
     "train": "domain model, retriever, adapter (RAG-PT)",
+    "launch": "a training on several processes",
     "domain": "identify domains",
     "retriever": "measure a retriever against chance",
     "index": "build, change and inspect the index of a domain",
@@ -91,7 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger("mmedrag").debug("traceback", exc_info=True)
         kind = "" if expected else f"internal error: {type(error).__name__}: "
         hint = "" if expected else " (--verbose shows where)"
-        click.echo(f"error: {kind}{_one_line(str(error))}{hint}", err=True)
+        rank = os.environ.get("RANK", "0")
+        who = f"process {rank}: " if rank != "0" else ""
+        click.echo(f"{who}error: {kind}{_one_line(str(error))}{hint}", err=True)
         code = 2
     sys.exit(code)
 

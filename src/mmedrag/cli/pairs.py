@@ -49,7 +49,7 @@ def build(call: Call, data: Path, out: Path, held_out: tuple[Path, ...]) -> None
         held_out,
         call.progress("examples"),
     )
-    call.finish(result, ok=not result["failed"])
+    call.finish(result, ok=not (result["failed"] or result.get("nothing")))
 
 
 @command("import", table="pairs", group=noun)

@@ -57,10 +57,12 @@ def noun(
     from mmedrag.retrieval import Exclusion, Filter
     from mmedrag.runtime import DataFolder
 
+    parts = call.system()
     examples = choose(DataFolder(data).examples(), call.settings(RunSettings))
+    parts.caution(row.source for row in examples)
     looks_alike = None if keep_own or near < 0 else near
     pipeline = system.build_pipeline(
-        call.system(),
+        parts,
         answers=False,
         views=views,
         where=Filter.parse(where),
@@ -69,4 +71,4 @@ def noun(
     result = retrieve_examples(pipeline, examples, out, format, call.progress("examples"))
     named = {"kept": "references kept per row", "excluded": "references left out in all"}
     shown = lines({named.get(key, key): value for key, value in result.items()})
-    call.finish(result, shown, ok=not result["failed"])
+    call.finish(result, shown, ok=not (result["failed"] or result.get("nothing")))

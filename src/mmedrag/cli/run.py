@@ -30,7 +30,7 @@ def batch(call: Call, data: Path, out: Path, no_rag: bool) -> None:
 
     Stopped at any moment, the same command goes on and ends with the same bytes.
     """
-    from mmedrag.pipeline import run_examples, system
+    from mmedrag.pipeline import Pool, choose, run_examples, system
     from mmedrag.records import UserError
     from mmedrag.runtime import DataFolder
 
@@ -45,6 +45,8 @@ def batch(call: Call, data: Path, out: Path, no_rag: bool) -> None:
     folder = DataFolder(data)
     references_used = settings.references != "none"
     parts = call.system(references_used)
+    pool = Pool.of(folder, call.seed)
+    parts.caution((row.source for row in choose(pool.examples, settings)), answers=True)
     pipeline = system.build_pipeline(parts, references=references_used, seed=call.seed)
     result = run_examples(
         pipeline,
@@ -55,8 +57,9 @@ def batch(call: Call, data: Path, out: Path, no_rag: bool) -> None:
         parts.describe(),
         parts.inputs(),
         call.progress("examples"),
+        pool,
     )
-    call.finish(result, ok=not result["failed"])
+    call.finish(result, ok=not (result["failed"] or result.get("nothing")))
 
 
 @command("merge", table="run", group=noun)

@@ -54,7 +54,7 @@ def start(call: Call) -> None:
     may_listen(settings)
     if settings.audit:
         Audit(settings.audit).close()
-    parts = call.system()
+    parts = call.system(interactive=True)
     pipeline = system.build_pipeline(parts, seed=call.seed)
     if settings.min_confidence is None:
         settings = replace(settings, min_confidence=pipeline.min_confidence)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mmedrag.cli.common import ANY, FILE, FOLDER, Call, command
+from mmedrag.cli.common import ANY, FILE, FOLDER, Call, caution, command
 from mmedrag.cli.options import options_of
 from mmedrag.domain import DomainTraining
 from mmedrag.preference.dpo import DpoTraining
@@ -51,7 +51,10 @@ def domain(
     """
     from mmedrag.domain import train_domain, zero_shot_from
     from mmedrag.records import UserError
-    from mmedrag.runtime import DataFolder
+    from mmedrag.runtime import DataFolder, launch
+
+    if launch.rank():  # nothing to share: the first process does it
+        return
 
     if bool(data) == bool(prompts):
         raise UserError("train domain: expected DATA folders, or --prompts without DATA")
@@ -59,13 +62,10 @@ def domain(
         call.finish({"out": out, **zero_shot_from(prompts, out, encoder, device)})
         return
     settings = call.settings(DomainTraining)
+    folders = [DataFolder(path) for path in data]
+    caution([encoder], (row.source for one in folders for row in one.corpus("train")))
     metrics = train_domain(
-        [DataFolder(path) for path in data],
-        out,
-        None if encoder == "none" else encoder,
-        settings,
-        device,
-        notice=notice,
+        folders, out, None if encoder == "none" else encoder, settings, device, notice=notice
     )
     call.finish({"out": out, **metrics})
 
@@ -96,8 +96,11 @@ def retriever(
     from mmedrag.runtime import DataFolder
 
     settings = call.settings(RetrieverTraining)
+    folders = [DataFolder(path) for path in data]
+    rows = [row.source for one in folders for row in one.corpus("train", domain)]
+    caution([settings.encoder], rows)
     result = train_retriever(
-        [DataFolder(path) for path in data],
+        folders,
         out,
         domain,
         settings,

@@ -46,12 +46,14 @@ class DomainModel:
 
     ``arrays``: ``mean``, ``scale`` [d] (standardisation), ``weight`` [K, d], ``bias`` [K]; with
     trees also ``feature``, ``left``, ``right`` int32 and ``threshold``, ``value`` float32, all
-    [trees, nodes], and ``start`` [1]. ``config`` is config.json.
+    [trees, nodes], and ``start`` [1]. ``config`` is config.json; ``by`` says in a trace which
+    model it is.
     """
 
     config: dict[str, Any]
     arrays: Arrays
     encoder: Encoder | None = None
+    by: str = "model"
 
     @property
     def labels(self) -> list[str]:

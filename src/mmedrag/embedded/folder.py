@@ -7,11 +7,13 @@ them); on real images the answers mean nothing, and the system says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmedrag.records import UserError
 
 EMBEDDED = "embedded"
+BENCHMARK = "phantom"  # the ``source`` of the pictures that the embedded models were trained on
 NAMES = (
     "domain",
     "encoder",
@@ -45,6 +47,23 @@ def available() -> list[str]:
     """Names of the embedded models that this installation holds."""
     here = Path(__file__).parent
     return [n for n in NAMES if (here / n / "config.json").exists() or _adapter(here / n)]
+
+
+def foreign(specs: Iterable[str | None], sources: Iterable[str | None] = ("",)) -> str | None:
+    """What to say where embedded parts meet pictures that are not the benchmark's, or None.
+
+    Args:
+        specs: names of encoders and models, as users give them.
+        sources: ``source`` of the pictures' rows.
+    """
+    mine = sorted({spec for spec in specs if spec and spec.partition(":")[0] == EMBEDDED})
+    others = {source for source in sources if source != BENCHMARK}
+    if not mine or not others:
+        return None
+    return (
+        f"{', '.join(mine)}: trained on drawn benchmark pictures only; on other pictures what it "
+        "finds and answers means nothing"
+    )
 
 
 def retriever_of(domain: str | None) -> str:

@@ -14,6 +14,7 @@ from .run import (
     TRACES as TRACES,
     choose as choose,
     merge as merge,
+    missing as missing,
     run_conditions as run_conditions,
     run_examples as run_examples,
 )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmedrag.embedded import path
+from mmedrag.embedded import BENCHMARK, available, path
+from mmedrag.records import UserError
 from mmedrag.runtime import cache_folder, sha256_of
 
 DOMAINS = ("radiology", "ophthalmology", "pathology")
@@ -41,6 +42,27 @@ def index_folders() -> dict[str, Path]:
 def generic_index() -> Path:
     """One index over all domains by the generic encoder: naive retrieval, for comparison."""
     return _index(None, "encoder")
+
+
+def of_benchmark(index: str | Path) -> bool:
+    """Whether an index holds the benchmark's pictures alone, by an embedded encoder."""
+    from mmedrag.embedded import EMBEDDED
+    from mmedrag.retrieval import Filter, IndexFolder
+    from mmedrag.retrieval.stores import read_manifest
+
+    try:
+        encoder = read_manifest(Path(index)).get("encoder") or {}
+        if not str(encoder.get("spec")).startswith(EMBEDDED):
+            return False
+        return bool(IndexFolder.open(index).mask(Filter(source=[BENCHMARK])).all())
+    except (UserError, OSError):
+        return False  # whoever opens it to search says what is wrong
+
+
+def real_domain_model() -> str | None:
+    """The shipped domain model for real pictures; None where this installation has none."""
+    spec = "embedded:domain-real"
+    return spec if spec.partition(":")[2] in available() else None
 
 
 def _index(domain: str | None, name: str) -> Path:

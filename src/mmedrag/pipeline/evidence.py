@@ -30,15 +30,20 @@ def guess_answer_type(question: str) -> AnswerType:
     return "open"
 
 
-def abstention(trace: Trace, min_confidence: float = 0.0) -> str | None:
+def abstention(
+    trace: Trace, min_confidence: float = 0.0, benchmark_only: str | None = None
+) -> str | None:
     """Why no answer should be given, or None.
 
-    The domain is unknown; a closed question's answer is neither yes nor no; or
-    max(p_yes, 1 - p_yes) is under ``min_confidence``.
+    The domain is unknown; the picture came with no word of the user or of the benchmark's own
+    domain model to a model that is good for the benchmark only; a closed question's answer is
+    neither yes nor no; or max(p_yes, 1 - p_yes) is under ``min_confidence``.
     """
     if trace.domain is not None and trace.domain.label == UNKNOWN:
         more = trace.domain.reason
         return "the image's domain is unknown" + (f": {more}" if more else "")
+    if benchmark_only and trace.domain is not None and trace.domain.by in ("index", "shipped"):
+        return benchmark_only
     answer = trace.answer
     if answer is None or trace.answer_type != "closed":
         return None
@@ -71,9 +76,11 @@ def references(trace: Trace) -> list[dict[str, Any]]:
     return rows
 
 
-def answered(trace: Trace, min_confidence: float = 0.0) -> dict[str, Any]:
+def answered(
+    trace: Trace, min_confidence: float = 0.0, benchmark_only: str | None = None
+) -> dict[str, Any]:
     """One condition's answer with its evidence."""
-    reason = abstention(trace, min_confidence)
+    reason = abstention(trace, min_confidence, benchmark_only)
     return {
         "condition": _plain(trace.condition),
         "answer": _plain(trace.answer),
@@ -87,16 +94,20 @@ def answered(trace: Trace, min_confidence: float = 0.0) -> dict[str, Any]:
 
 
 def result(
-    traces: Mapping[str, Trace], notices: tuple[str, ...] = (), min_confidence: float = 0.0
+    traces: Mapping[str, Trace],
+    notices: tuple[str, ...] = (),
+    min_confidence: float = 0.0,
+    benchmark_only: str | None = None,
 ) -> dict[str, Any]:
     """The response body for one image and question.
 
     Args:
         traces: the same example under each asked condition; the first one is the answer.
         notices: what readers of these answers have to know.
+        min_confidence, benchmark_only: as of :class:`mmedrag.pipeline.Pipeline`.
     """
     first = next(iter(traces.values()))
-    made = {name: answered(trace, min_confidence) for name, trace in traces.items()}
+    made = {name: answered(trace, min_confidence, benchmark_only) for name, trace in traces.items()}
     main = next(iter(made.values()))
     body = {
         "task": first.task,

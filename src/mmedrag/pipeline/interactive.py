@@ -47,11 +47,13 @@ class Reply:
         trace: what every stage of the pipeline made of the question.
         notices: what readers have to know.
         min_confidence: under it a closed question counts as not answered.
+        benchmark_only: why the model's answers mean nothing on other pictures, if so.
     """
 
     trace: Trace
     notices: tuple[str, ...] = ()
     min_confidence: float = 0.0
+    benchmark_only: str | None = None
 
     @property
     def answer(self) -> Answer | None:
@@ -61,7 +63,7 @@ class Reply:
     @property
     def abstained(self) -> str | None:
         """Why the answer should not be given, or None."""
-        return evidence.abstention(self.trace, self.min_confidence)
+        return evidence.abstention(self.trace, self.min_confidence, self.benchmark_only)
 
     @property
     def references(self) -> list[Evidence]:
@@ -70,7 +72,8 @@ class Reply:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``mmedrag ask --json`` and the service give it."""
-        return evidence.result({"": self.trace}, self.notices, self.min_confidence)
+        least, only = self.min_confidence, self.benchmark_only
+        return evidence.result({"": self.trace}, self.notices, least, only)
 
     def __str__(self) -> str:
         return as_text(self.to_dict())
@@ -112,20 +115,22 @@ def ask(
     if isinstance(system, Pipeline):
         pipeline = system
     else:
-        pipeline = load_system(system, references=references != "none")
+        pipeline = load_system(system, references=references != "none", interactive=True)
     kind = evidence.guess_answer_type(question) if question else None
     example = Example.of(images, question, answer_type=kind, patient=patient)
     (trace,) = Worker(pipeline, {"": ConditionSpec(references)}, 1)([example])[""]
     if trace.error:
         raise UserError(trace.error)
     least = pipeline.min_confidence if min_confidence is None else min_confidence
-    return Reply(trace, notices(pipeline), least)
+    return Reply(trace, notices(pipeline), least, pipeline.benchmark_only)
 
 
 def notices(pipeline: Pipeline) -> tuple[str, ...]:
     """What readers of this system's answers have to know."""
     notice = pipeline.domain.notice if isinstance(pipeline.domain, Cautioned) else None
-    return (notice,) if notice else ()
+    embedded = getattr(pipeline.domain, "by", None) == "embedded"
+    found = [notice, None if embedded else pipeline.benchmark_only]
+    return tuple(one for one in found if one)
 
 
 def fit_abstention(run_folders: Iterable[Path], accuracy: float) -> dict[str, Any]:

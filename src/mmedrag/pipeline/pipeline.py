@@ -61,7 +61,9 @@ class Pipeline:
     """``Pipeline(domain, retrievers, rule, templates, generator)(examples) -> traces``.
 
     Attributes:
-        domain: identifier, a fixed label, or None (the example's own domain is used).
+        domain: identifier, a fixed label, or None. Without a label, and with an identifier only
+            if it is the one that ships (``by`` is ``"shipped"``), a row's own domain goes first;
+            what nobody states is that of the only retriever.
         retrievers: searcher per domain label; key ``"generic"`` serves every domain.
         rule: selection rule with parameters; None keeps all ``k`` hits.
         templates: prompt set; generator: answers requests; None stops after the prompt.
@@ -69,6 +71,7 @@ class Pipeline:
         k: how many hits are retrieved before selection.
         pool: what substituted references and noise are drawn from.
         min_confidence: under it, whoever asks gets no answer to a closed question.
+        benchmark_only: why the generator's answers mean nothing on other pictures, if so.
         stages: the figure; in order, the shared ones first.
 
     Example::
@@ -87,6 +90,7 @@ class Pipeline:
     report_tokens: int = 256
     pool: Pool = field(default_factory=Pool)
     min_confidence: float = 0.0
+    benchmark_only: str | None = None
     stages: Sequence[Stage] = field(default_factory=lambda: STAGES)
 
     def __call__(
@@ -146,17 +150,41 @@ class Pipeline:
 
     def route(self, traces: list[Trace]) -> None:
         """d = F(x_v) (paper §3.1): which domain's retriever is asked."""
-        if self.domain is None or isinstance(self.domain, str):
+        if isinstance(self.domain, str):
             for trace in traces:
-                label = self.domain or trace.target_domain or UNKNOWN
-                trace.domain = Domain(label=label)
-            return
-        ready = [t for t in traces if t.live.images]
-        found = self.domain.identify([t.live.images for t in ready])
-        for trace, domain in zip(ready, found, strict=True):
-            trace.domain = domain
+                trace.domain = Domain(label=self.domain, by="option")
+        else:
+            by = getattr(self.domain, "by", "model")
+            if self.domain is None or by == "shipped":
+                for trace in traces:
+                    if trace.target_domain:
+                        trace.domain = Domain(label=trace.target_domain, by="row")
+            if self.domain is not None:
+                ready = [t for t in traces if t.live.images and t.domain is None]
+                found = self.domain.identify([t.live.images for t in ready])
+                for trace, domain in zip(ready, found, strict=True):
+                    trace.domain = domain.model_copy(update={"by": by})
         for trace in traces:
-            trace.domain = trace.domain or Domain(label=UNKNOWN)
+            trace.domain = self._told(trace.domain or self._only())
+
+    def _only(self) -> Domain:
+        """What a row that states no domain gets where no model is asked."""
+        if self.domain is not None:
+            return Domain(label=UNKNOWN, reason="it has no picture")
+        if len(self.retrievers) == 1:
+            (label,) = self.retrievers
+            return Domain(label=UNKNOWN if label == GENERIC else label, by="index")
+        return Domain(
+            label=UNKNOWN, reason="nobody states it: name it (--domain) or a model (--domain-model)"
+        )
+
+    def _told(self, domain: Domain) -> Domain:
+        """The domain; with a word on it where none of the retrievers serves it."""
+        label, known = domain.label, self.retrievers
+        if label == UNKNOWN or not known or label in known or GENERIC in known:
+            return domain
+        reason = f"no index of domain {label} is given, only of {', '.join(known)}"
+        return domain.model_copy(update={"reason": reason})
 
     def retrieve(self, traces: list[Trace]) -> None:
         """x_r candidates: the k nearest reports of the domain, own studies excluded."""

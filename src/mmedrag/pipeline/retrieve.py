@@ -6,10 +6,12 @@ are traces that end at the selection; ``released`` rows are those of the release
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedrag.pipeline.found import Found
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.run import chunks
 from mmedrag.pipeline.worker import Worker
@@ -29,7 +31,8 @@ def retrieve_examples(
     """Write one row per example, in order.
 
     Returns:
-        ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``.
+        ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``; ``without``
+        and ``nothing`` as of :func:`mmedrag.pipeline.run.run_examples`.
     """
     worker = Worker(pipeline, {"": ConditionSpec()}, CHUNK, last="select")
     found: dict[str, Trace] = {}
@@ -41,12 +44,17 @@ def retrieve_examples(
             progress(len(found), len(examples))
     traces = [found[example.id] for example in examples]
     write_jsonl(out, _rows(examples, traces, format), own=True)
+    missing = Found(index=bool(pipeline.retrievers)).add(
+        json.loads(trace.to_json()) for trace in traces
+    )
+    without = missing.tell()
     return {
         "out": str(out),
         "rows": len(traces),
         "failed": sum(t.error is not None for t in traces),
         "kept": round(sum(len(t.selection.kept) for t in traces if t.selection) / len(traces), 3),
         "excluded": sum(t.excluded for t in traces),
+        **({"without": without, "nothing": missing.nothing} if without else {}),
     }
 
 

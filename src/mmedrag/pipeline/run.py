@@ -11,12 +11,15 @@ file is the same, byte for byte. What a chunk goes through is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mmedrag.pipeline.conditions import Pool
+from mmedrag.pipeline.found import Found
 from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.pipeline.settings import RunSettings
 from mmedrag.pipeline.worker import Worker
@@ -31,13 +34,18 @@ from mmedrag.runtime import (
     write_json,
 )
 
+log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 TRACES, JOURNAL = "traces.jsonl", "journal.log"
 TIMINGS, POSITIONS = "timings.jsonl", "positions.json"
 
 
-def choose(examples: Sequence[Example], settings: RunSettings) -> list[Example]:
-    """The rows a run is about, in file order."""
+def choose(examples: Sequence[Example], settings: RunSettings, tell: bool = True) -> list[Example]:
+    """The rows a run is about, in file order; ``tell``: log how many.
+
+    Raises:
+        UserError: there are none.
+    """
     rows = [
         row
         for row in examples
@@ -54,8 +62,27 @@ def choose(examples: Sequence[Example], settings: RunSettings) -> list[Example]:
     if settings.limit is not None:
         rows = rows[: settings.limit]
     if not rows:
-        raise UserError("no example is left to run; check split, task, domain and ids")
+        raise UserError(f"no example {_described(settings)}; there are: {_counted(examples)}")
+    if tell:
+        log.info("%d examples %s", len(rows), _described(settings))
     return rows
+
+
+def _described(settings: RunSettings) -> str:
+    """Which rows were asked for, in words."""
+    asked = [f"of split {settings.split}" if settings.split else "of any split"]
+    asked += [f"task {settings.task}"] if settings.task else []
+    asked += [f"domain {settings.domain}" if settings.domain else "any domain"]
+    asked += [f"among {len(settings.ids)} ids"] if settings.ids else []
+    return ", ".join(asked)
+
+
+def _counted(examples: Sequence[Example]) -> str:
+    """What a data folder holds, by split, task and domain."""
+    if not examples:
+        return "none at all (the data folder has no questions and no reports to write)"
+    per = Counter(f"split {e.split}, {e.task}, domain {e.domain or 'not stated'}" for e in examples)
+    return "; ".join(f"{count} of {name}" for name, count in sorted(per.items()))
 
 
 def chunks(examples: Sequence[Example], size: int) -> list[list[Example]]:
@@ -91,6 +118,7 @@ def run_examples(
     system: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Run one condition into the run folder ``out``.
 
@@ -99,13 +127,24 @@ def run_examples(
         inputs: name → file or folder, besides DATA, that the result depends on; hashed.
 
     Returns:
-        ``rows``, ``failed`` (rows with an error), ``out``.
+        ``rows``, ``failed`` (rows with an error), ``out``; ``without`` (how many rows lack a
+        picture, a reference or an answer) and ``nothing`` (all of them do) where some do.
     """
     spec = ConditionSpec(settings.references, settings.noise, settings.noise_params)
     counts = run_conditions(
-        pipeline, data, {"": spec}, Path(out), settings, seed, system, inputs, progress
+        pipeline, data, {"": spec}, Path(out), settings, seed, system, inputs, progress, pool
     )
-    return {"out": str(out), **counts}
+    return {"out": str(out), **counts, **missing(pipeline, [Path(out)])}
+
+
+def missing(pipeline: Pipeline, folders: Iterable[Path]) -> dict[str, Any]:
+    """What the rows of run folders lack, told in the log; empty where nothing is missing."""
+    found = Found(index=bool(pipeline.retrievers), model=pipeline.generator is not None)
+    for folder in folders:
+        with open(folder / TRACES, encoding="utf-8") as lines:
+            found.add(map(json.loads, lines))
+    without = found.tell()
+    return {"without": without, "nothing": found.nothing} if without else {}
 
 
 def run_conditions(
@@ -126,7 +165,7 @@ def run_conditions(
     the rows of ``data``, where they have been read already.
     """
     pool = pool or Pool.of(data, seed)
-    rows = choose(pool.examples, settings)
+    rows = choose(pool.examples, settings, tell=False)
     index, of = parse_shard(settings.shard)
     all_chunks = chunks(rows, settings.chunk)
     own = [chunk for at, chunk in enumerate(all_chunks) if at % of == index]

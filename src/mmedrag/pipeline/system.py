@@ -12,19 +12,24 @@ system. The system file::
 
 The embedded indexes belong to the embedded model: with another model and no index named,
 answers are given without references. Paths in a system file are relative to the file.
+
+Who states a picture's domain: ``--domain NAME``; else the domain model that the user named; else
+the embedded one, where every index is of the benchmark; else the row itself; else the model that
+ships for real pictures; else the only index.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmedrag.answering import TemplateSet
-from mmedrag.embedded import EMBEDDED, located
+from mmedrag.embedded import EMBEDDED, foreign, located
+from mmedrag.pipeline.embedded import of_benchmark, real_domain_model
 from mmedrag.pipeline.pipeline import GENERIC, Pipeline
 from mmedrag.pipeline.settings import Flags
 from mmedrag.records import Adaptable, Generator, UserError, protocols
@@ -69,9 +74,22 @@ class System:
     generator: dict[str, Any] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)
     prompts: PromptTable = field(default_factory=PromptTable)
+    routing: Literal["model", "embedded", "shipped"] = "model"  # whose the domain model is
 
     def describe(self) -> dict[str, Any]:
-        return config.as_dict(vars(self))
+        told = {k: v for k, v in vars(self).items() if k != "routing" or v == "shipped"}
+        return config.as_dict(told)
+
+    def caution(self, sources: Iterable[str | None], answers: bool = False) -> None:
+        """Warn once where embedded parts meet pictures that are not the benchmark's.
+
+        Args:
+            sources: of the rows that are worked on. answers: the generator is asked too.
+        """
+        specs = [index_encoder(part.index) for part in self.domains.values() if part.index]
+        specs += [self.generator.get("model")] if answers else []
+        if said := foreign(specs, sources):
+            log.warning(said)
 
     def inputs(self) -> dict[str, Path]:
         """name → file or folder whose content decides the result (indexes: their manifest)."""
@@ -85,11 +103,15 @@ class System:
 
 
 def resolve_system(
-    flags: Flags, recipe: Mapping[str, Mapping[str, Any]] | None = None, references: bool = True
+    flags: Flags,
+    recipe: Mapping[str, Mapping[str, Any]] | None = None,
+    references: bool = True,
+    interactive: bool = False,
 ) -> System:
     """Names of all parts from flags, system file, recipe and the embedded default.
 
     Without ``references`` the embedded indexes are not asked for (they are built on first use).
+    ``interactive``: pictures come from outside, so that one index alone says nothing of them.
 
     Raises:
         UserError: an unreadable file, an unknown key, or two indexes for one domain.
@@ -108,16 +130,20 @@ def resolve_system(
     if generator.get("adapter") == "none":
         del generator["adapter"]
     generator.setdefault("kind", "hf")
+    domains = _domains(
+        flags,
+        {
+            name: config.settings(OneDomainTable, table, f"{where}[domains.{name}]")
+            for name, table in tables["domains"].items()
+        },
+        references and own_model and flags.system is None,
+    )
+    stated = _domain(flags, config.settings(DomainTable, tables["domain"], f"{where}[domain]"))
+    domain, routing = _routing(stated, domains, own_model, interactive)
     system = System(
-        domain=_domain(flags, config.settings(DomainTable, tables["domain"], f"{where}[domain]")),
-        domains=_domains(
-            flags,
-            {
-                name: config.settings(OneDomainTable, table, f"{where}[domains.{name}]")
-                for name, table in tables["domains"].items()
-            },
-            references and own_model and flags.system is None,
-        ),
+        domain=domain,
+        routing=routing,
+        domains=domains,
         generator=generator,
         selection=config.over(tables["selection"], recipe.get("selection", {})),
         prompts=config.settings(
@@ -161,16 +187,16 @@ def build_pipeline(
             for name, part in system.domains.items()
             if part.adapter
         }
-    rule = _rule(system.selection)
     return Pipeline(
         domain=system.domain.label or _identifier(system),
         retrievers=_retrievers(system, search) if references else {},
-        rule=rule,
+        rule=_rule(system.selection),
         templates=TemplateSet(system.prompts.set),
         generator=generator,
         adapters=adapters,
         k=max(HITS, int(system.selection.get("k") or 0)),
         min_confidence=min_confidence(located(str(system.generator.get("model")))),
+        benchmark_only=foreign([str(system.generator.get("model"))]) if answers else None,
     )
 
 
@@ -193,10 +219,21 @@ def index_domain(path: str | Path) -> str:
     return read_manifest(Path(path))["domain"] or GENERIC
 
 
+def index_encoder(path: str | Path) -> str | None:
+    """Name of the encoder that an index was built with."""
+    from mmedrag.retrieval.stores import read_manifest
+
+    return (read_manifest(Path(path)).get("encoder") or {}).get("spec")
+
+
 def _identifier(system: System) -> Any:
     from mmedrag.domain import open_domain
 
-    return open_domain(located(str(system.domain.model)))
+    if system.domain.model is None:
+        return None
+    model = open_domain(located(system.domain.model))
+    model.by = system.routing
+    return model
 
 
 def _retrievers(system: System, search: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +272,22 @@ def _domain(flags: Flags, found: DomainTable) -> DomainTable:
         return DomainTable(label=flags.domain)
     if flags.domain == "auto" and found.label:
         found = DomainTable(model=found.model)
-    return found if found.model or found.label else DomainTable(model=f"{EMBEDDED}:domain")
+    return found
+
+
+def _routing(
+    stated: DomainTable, domains: Mapping[str, OneDomainTable], own_model: bool, interactive: bool
+) -> tuple[DomainTable, Literal["model", "embedded", "shipped"]]:
+    """The domain model that is asked, and whose it is, where nobody states one."""
+    if stated.model or stated.label:
+        return stated, "model"
+    indexes = [part.index for part in domains.values() if part.index]
+    if (indexes or own_model) and all(of_benchmark(index) for index in indexes):
+        return DomainTable(model=f"{EMBEDDED}:domain"), "embedded"
+    shipped = real_domain_model()
+    if shipped and (interactive or len(indexes) > 1):
+        return DomainTable(model=shipped), "shipped"
+    return DomainTable(), "model"
 
 
 def _domains(
@@ -302,6 +354,7 @@ def load_system(
     recipe: str | Path | None = None,
     references: bool = True,
     seed: int = 0,
+    interactive: bool = False,
     **flags: Any,
 ) -> Pipeline:
     """The pipeline that a system file and flags name, ready to answer; by default the embedded one.
@@ -311,6 +364,7 @@ def load_system(
         recipe: name or file of a recipe: its ``[selection]``, ``[generator]`` and ``[prompts]``.
         references: False leaves retrieval out.
         seed: of sampled decoding.
+        interactive: as in :func:`resolve_system`.
         flags: ``domain``, ``domain_model``, ``model``, ``adapter``, ``index`` (one or several
             folders), ``rule``: as the options of the same names.
 
@@ -325,5 +379,5 @@ def load_system(
     indexes = [str(one) for one in ([index] if isinstance(index, (str, Path)) else index)]
     named = {key: value if value is None else str(value) for key, value in flags.items()}
     given = config.settings(Flags, {"system": path, "index": indexes, **named}, "load_system")
-    system = resolve_system(given, config.load(recipe), references)
+    system = resolve_system(given, config.load(recipe), references, interactive)
     return build_pipeline(system, references=references, seed=seed)

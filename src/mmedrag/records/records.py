@@ -155,12 +155,14 @@ class Hit(Record):
 
 class Domain(Record):
     """Result of domain identification: ``label`` may be ``"unknown"``, ``reason`` then says why;
-    scores are calibrated."""
+    scores are calibrated. ``by`` says who stated it: ``option`` (the user, for all), ``model``
+    (one that the user named), ``embedded``, ``shipped``, ``row`` or ``index`` (the only one)."""
 
     label: str
     confidence: float | None = None
     scores: dict[str, float] = Field(default_factory=dict)
     reason: str | None = None
+    by: str | None = None
 
 
 class Selection(Record):

@@ -235,7 +235,7 @@ def arguments(
     if training.is_sharded(made):
         raise UserError(
             "train retriever: the launch shards the model (DeepSpeed, FSDP); encoders are small, "
-            "start it with torchrun or a plain accelerate launch"
+            "start it with mmedrag launch --strategy ddp"
         )
     # every new best is saved (see _Validation), so the steps between checkpoints are free
     made.load_best_model_at_end = validated and s.keep == "best"

@@ -1,6 +1,7 @@
 from . import (
     config as config,
     journal as journal,
+    launch as launch,
     memory as memory,
     run_folder as run_folder,
     torchvision_shim as torchvision_shim,

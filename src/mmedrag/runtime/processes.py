@@ -1,7 +1,7 @@
 """One process or several: what a training needs to know of the others.
 
 Place in the picture: below every training. Started plainly there is one process; under
-``accelerate launch`` or ``torchrun`` every process takes its part of the work.
+``mmedrag launch`` every process takes its part of the work.
 """
 
 from __future__ import annotations

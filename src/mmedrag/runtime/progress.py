@@ -31,6 +31,8 @@ class Progress:
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
         if self.first is None:  # rows that an earlier, interrupted call finished
             self.first, self.start = done, time.monotonic()
+            if not sys.stderr.isatty() and done != total:
+                log.info("%s: %d%s", self.what, done, f" of {total}" if total else "")
         now = time.monotonic()
         rate = (done - self.first) / max(now - self.start, 1e-9)
         if sys.stderr.isatty():

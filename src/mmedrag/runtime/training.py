@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from mmedrag.records import UserError
-from mmedrag.runtime import torchvision_shim
+from mmedrag.runtime import launch, torchvision_shim
 from mmedrag.runtime.files import PART, read_json, sync, write_json
 from mmedrag.runtime.processes import Processes
 
@@ -141,6 +141,12 @@ def arguments(folder: Path, device: str | None = None, **options: Any) -> Traini
 
 
 def processes_of(arguments: TrainingArguments) -> Processes:
+    """The processes of the launch.
+
+    Raises:
+        UserError: they are not as many as the launch asked for.
+    """
+    launch.check_world(arguments.world_size)
     return Processes(arguments.process_index, arguments.world_size)
 
 
@@ -208,6 +214,10 @@ class Steps(TrainerCallback):
 
     def __init__(self, progress: Callable[[int, int], None] | None, shown: tuple[str, ...]) -> None:
         self.progress, self.shown = progress, shown
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress and state.is_world_process_zero:
+            self.progress(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress and state.is_world_process_zero:

@@ -232,7 +232,12 @@ class Engine:
         body = {
             "id": ticket.example.id,
             "image": {"sha256": ticket.image, "views": [view.facts for view in asked.views]},
-            **evidence.result(traces, self.notices, self.settings.min_confidence or 0.0),
+            **evidence.result(
+                traces,
+                self.notices,
+                self.settings.min_confidence or 0.0,
+                self.pipeline.benchmark_only,
+            ),
             "versions": self.versions,
         }
         if asked.preview:

@@ -41,7 +41,7 @@ class DpoTraining(Settings):
     )
     epochs: float = setting(3, "Passes over the pairs.", above=0)
     max_steps: int = setting(0, "Stop after so many updates; 0: no limit.")
-    batch_size: int = setting(16, "Pairs of a step on each device.", minimum=1)
+    batch_size: int = setting(16, "Pairs of a step over all devices together.", minimum=1)
     accumulation: int = setting(1, "Steps per update.", minimum=1)
     lora_r: int = setting(
         32, "Rank of the one adapter. Dropout is off, as DPO's two passes must agree.", minimum=1

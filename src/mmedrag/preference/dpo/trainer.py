@@ -20,7 +20,8 @@ from mmedrag.preference.dpo.encode import EncodedPair
 from mmedrag.preference.dpo.loss import chosen_nll, dpo_loss
 from mmedrag.preference.dpo.policy import as_reference
 from mmedrag.preference.dpo.settings import DpoTraining
-from mmedrag.runtime import torchvision_shim, training
+from mmedrag.records import UserError
+from mmedrag.runtime import launch, torchvision_shim, training
 
 torchvision_shim.ready()
 from transformers import Trainer, TrainingArguments  # noqa: E402
@@ -36,7 +37,17 @@ METRICS = (
 
 
 def arguments(settings: DpoTraining, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments of these settings; also sets up the launch's processes."""
+    """The Trainer's arguments of these settings; also sets up the launch's processes.
+
+    Raises:
+        UserError: the batch cannot be divided evenly among the processes.
+    """
+    processes = launch.world()
+    if settings.batch_size % processes:
+        raise UserError(
+            f"train dpo: batch_size is {settings.batch_size}, expected a multiple of the "
+            f"{processes} processes that share it"
+        )
     gpu = torch.cuda.is_available()
     half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and gpu and _has_bf16())
     every: dict[str, Any] = {"save_strategy": "epoch"}
@@ -50,7 +61,7 @@ def arguments(settings: DpoTraining, folder: Path) -> TrainingArguments:
     }
     return training.arguments(
         folder,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // processes,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,

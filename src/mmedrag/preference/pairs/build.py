@@ -7,19 +7,32 @@ answering again; a killed call goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mmedrag.embedded import located
-from mmedrag.pipeline import TRACES, Pipeline, Pool, RunSettings, load_system, run_conditions
+from mmedrag.pipeline import (
+    TRACES,
+    Pipeline,
+    Pool,
+    RunSettings,
+    choose,
+    load_system,
+    missing,
+    run_conditions,
+)
 from mmedrag.preference.pairs.construct import construct_pairs
 from mmedrag.preference.pairs.files import write_pairs
 from mmedrag.preference.pairs.held_out import HeldOut
 from mmedrag.preference.pairs.settings import PairSettings
 from mmedrag.records import CONDITIONS, KINDS, Encoding, Reopenable, Trace
 from mmedrag.runtime import DataFolder, check_own, config, read_jsonl
+
+log = logging.getLogger(__name__)
 
 
 def make_pairs(
@@ -41,7 +54,8 @@ def make_pairs(
             from that of the pipeline's own retrievers where their folders have that file.
 
     Returns:
-        ``out``, ``pairs`` per kind, ``dropped``, ``refused``, ``failed`` (rows with an error).
+        ``out``, ``pairs`` per kind, ``dropped``, ``refused``, ``failed`` (rows with an error);
+        ``without`` and ``nothing`` as of :func:`mmedrag.pipeline.run_examples`.
     """
     check_own(out / "pairs.jsonl", out / "config.json")
     needed = dict.fromkeys(spec for kind in settings.kinds for spec in KINDS[kind].conditions)
@@ -56,7 +70,11 @@ def make_pairs(
         split=settings.split, task=settings.task, limit=settings.limit, chunk=settings.chunk
     )
     described = system.describe() if system else {}
-    asked, pool = pipeline(), Pool.of(data, seed)
+    pool = Pool.of(data, seed)
+    rows = choose(pool.examples, run_settings)
+    if system:
+        system.caution((row.source for row in rows), answers=True)
+    asked = pipeline()
     counts = run_conditions(
         asked,
         data,
@@ -94,7 +112,23 @@ def make_pairs(
         "held_out": [folder.name for folder in trained],
     }
     write_pairs(found, out, data.path, made_with)
-    return {"out": str(out), **found.counts, "failed": counts["failed"]}
+    lacking = missing(asked, [out / "traces" / name for name in conditions])
+    if not found.pairs:
+        log.error("error: no pair was built of %d examples: %s", len(rows), _why_none(found.counts))
+        lacking["nothing"] = True
+    return {"out": str(out), **found.counts, "failed": counts["failed"], **lacking}
+
+
+def _why_none(counts: Mapping[str, Any]) -> str:
+    """The commonest reason why there is no pair."""
+    left: Counter[str] = Counter()
+    for part in ("dropped", "refused"):
+        for reasons in (counts.get(part) or {}).values():
+            left.update(reasons)
+    if not left:
+        return "no answer is on the side that any kind of pair needs"
+    reason, count = left.most_common(1)[0]
+    return f"most often {reason.replace('_', ' ')} ({count})"
 
 
 def _trained(pipeline: Pipeline) -> list[Path]:

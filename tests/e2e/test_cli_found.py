@@ -1,0 +1,189 @@
+"""Nothing fails silently: rows without a hit, a picture or an answer, and who states the domain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmedrag.cli.main import main
+from mmedrag.pipeline.found import Found
+
+SYSTEM = '[generator]\nkind = "scripted"\n[selection]\nrule = "fixed_k"\nk = 2\n'
+
+
+def command(*words: object) -> int:
+    with pytest.raises(SystemExit) as done:
+        main([str(word) for word in words])
+    return int(done.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn pictures of three domains; ``foreign``: the same rows under a source of their own."""
+    place = tmp_path_factory.mktemp("found")
+    assert command("data", "phantom", place / "data", "--studies", "12", "--seed", "3") == 0
+    shutil.copytree(place / "data", place / "foreign")
+    for name in ("examples.jsonl", "corpus.jsonl"):
+        file = place / "foreign" / name
+        file.write_text(file.read_text().replace('"source": "phantom"', '"source": "clinic"'))
+    for data in ("data", "foreign"):
+        for domain in ("radiology", "pathology"):
+            index = place / f"{data}-{domain}"
+            assert command("index", "build", place / data, "--domain", domain, "--out", index) == 0
+    (place / "system.toml").write_text(SYSTEM)
+    return place
+
+
+@pytest.fixture
+def retrieve(drawn: Path, tmp_path: Path) -> Any:
+    def call(data: Path, *more: object) -> tuple[int, list[dict[str, Any]]]:
+        out = tmp_path / "hits.jsonl"
+        code = command("retrieve", data, "--out", out, "--split", "test", *more)
+        return code, [json.loads(line) for line in out.read_text().splitlines()]
+
+    return call
+
+
+def rows_of(drawn: Path, tmp_path: Path, source: str, **changes: Any) -> Path:
+    """A data folder of changed examples (of test by default); None takes a field out."""
+    made = tmp_path / "changed"
+    shutil.copytree(drawn / source, made)
+    rows = [json.loads(line) for line in (made / "examples.jsonl").open()]
+    wanted = changes.pop("only", None)
+    kept = [r for r in rows if wanted in (None, r["domain"])]
+    for row in kept:
+        row.update({"split": "test", **changes})
+    text = "".join(
+        json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in kept
+    )
+    (made / "examples.jsonl").write_text(text)
+    return made
+
+
+def by(rows: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    return {(row["domain"]["label"], row["domain"]["by"]) for row in rows}
+
+
+def test_pictures_of_ones_own_get_references(drawn: Path, retrieve: Any) -> None:
+    """The embedded domain model calls them unknown; it is not asked for an index of theirs."""
+    indexes = [drawn / "foreign-radiology", drawn / "foreign-pathology"]
+    more = [word for index in indexes for word in ("--index", index)]
+    code, rows = retrieve(drawn / "foreign", *more)
+    served = [row for row in rows if row["target_domain"] != "ophthalmology"]
+    assert code == 0 and served and all(row["hits"] for row in served)
+    assert {b for _, b in by(rows)} == {"row"}
+
+
+def test_the_embedded_domain_model_routes_indexes_of_the_benchmark(
+    drawn: Path, retrieve: Any
+) -> None:
+    code, rows = retrieve(drawn / "data", "--index", drawn / "data-radiology")
+    assert code == 0 and {b for _, b in by(rows)} == {"embedded"}
+
+
+def test_the_user_goes_first(drawn: Path, retrieve: Any) -> None:
+    index = ["--index", drawn / "foreign-radiology"]
+    _, rows = retrieve(drawn / "foreign", *index, "--domain", "radiology")
+    assert by(rows) == {("radiology", "option")}
+    _, rows = retrieve(drawn / "foreign", *index, "--domain-model", "embedded:domain")
+    assert {b for _, b in by(rows)} == {"model"}
+
+
+def test_the_only_index_serves_rows_without_a_domain(
+    drawn: Path, tmp_path: Path, retrieve: Any
+) -> None:
+    data = rows_of(drawn, tmp_path, "foreign", domain=None)
+    code, rows = retrieve(data, "--index", drawn / "foreign-pathology")
+    assert code == 0 and by(rows) == {("pathology", "index")} and all(r["hits"] for r in rows)
+
+
+def test_several_indexes_and_no_domain_end_in_one_line(
+    drawn: Path, tmp_path: Path, retrieve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = rows_of(drawn, tmp_path, "foreign", domain=None)
+    more = ["--index", drawn / "foreign-pathology", "--index", drawn / "foreign-radiology"]
+    code, rows = retrieve(data, *more)
+    line = [x for x in caplog.messages if x.startswith("error")]
+    assert code == 1 and len(line) == 1
+    assert line[0].startswith(f"error: no reference was found in {len(rows)} of {len(rows)} rows: ")
+    assert "--domain-model" in line[0]
+
+
+def test_a_domain_without_an_index_says_so(
+    drawn: Path, tmp_path: Path, retrieve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = rows_of(drawn, tmp_path, "foreign", only="ophthalmology")
+    code, _ = retrieve(data, "--index", drawn / "foreign-pathology")
+    assert code == 1
+    assert "no index of domain ophthalmology is given, only of pathology" in caplog.text
+
+
+def test_pictures_that_are_not_the_benchmarks_warn_once(
+    drawn: Path, retrieve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    retrieve(drawn / "foreign", "--index", drawn / "foreign-radiology")
+    assert caplog.text.count("trained on drawn benchmark pictures only") == 1
+    caplog.clear()
+    retrieve(drawn / "data", "--index", drawn / "data-radiology")
+    assert "drawn benchmark pictures" not in caplog.text
+
+
+def test_a_rule_that_keeps_nothing_is_a_line(
+    drawn: Path, retrieve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = ["--rule", "score_floor", "--set", "selection.floor=2"]
+    code, rows = retrieve(drawn / "data", "--index", drawn / "data-radiology", *more)
+    assert code == 0 and any(row["hits"] for row in rows)
+    assert caplog.text.count("the selection rule kept nothing") == 1
+
+
+@pytest.mark.parametrize("noun", ["run", "pairs"])
+def test_runs_and_pairs_say_that_nothing_was_found(
+    noun: str, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = rows_of(drawn, tmp_path, "foreign", only="ophthalmology", split="val")
+    words = ["--system", drawn / "system.toml", "--index", drawn / "foreign-pathology"]
+    assert command(noun, data, *words, "--out", tmp_path / "out") == 1
+    said = caplog.text
+    assert "error: no reference was found in" in said and "no index of domain ophth" in said
+
+
+def test_rows_are_counted_before_a_model_is_loaded(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", tmp_path / "no-model", "--split", "test", "--only-domain", "cardiology"]
+    assert command("run", drawn / "data", *words, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "no example of split test, domain cardiology; there are: " in said
+    assert "of split test, report, domain radiology" in said
+
+
+def trace(**changes: Any) -> dict[str, Any]:
+    made = {
+        "image": "a.png",
+        "condition": {"references": "selected"},
+        "domain": {"label": "radiology", "by": "row"},
+        "hits": [{"id": "r"}],
+        "selection": {"rule": "fixed_k", "kept": ["r"], "reason": ""},
+        "answer": {"text": "yes"},
+    }
+    return {**made, **changes}
+
+
+def test_many_rows_warn_and_few_do_not(caplog: pytest.LogCaptureFixture) -> None:
+    few = Found(model=True).add([trace()] * 19 + [trace(hits=[], excluded=3)])
+    assert few.tell() == {"reference": 1} and not few.nothing and not caplog.records
+    errors = [trace(answer=None, error=f"/x/{n}.png: no such image") for n in range(3)]
+    many = Found(model=True).add([*errors, *[trace()] * 7])
+    assert many.tell() == {"answer": 3} and not many.nothing
+    assert caplog.messages == ["no answer in 3 of 10 rows, most often: no such image"]
+
+
+def test_rows_without_a_picture_are_nothing_found(caplog: pytest.LogCaptureFixture) -> None:
+    found = Found(index=False, model=True).add([trace(image=None)] * 2)
+    assert found.nothing and found.tell() == {"image": 2}
+    assert caplog.messages == ["error: no picture in 2 of 2 rows: their rows name no image"]
