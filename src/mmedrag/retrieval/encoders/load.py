@@ -5,6 +5,7 @@ features, inside the domain model. ``load_encoder`` turns a name into an
 :class:`~mmedrag.records.protocols.Encoder`:
 
 - ``embedded`` or ``embedded:NAME`` - a small encoder shipped with the package;
+- ``real:lite0`` - ImageNet features of pictures (extra ``real``);
 - a local folder - Hugging Face CLIP/SigLIP (``config.json``) or open_clip
   (``open_clip_config.json``);
 - ``hf:ORG/NAME`` - a Hugging Face model of the hub; ``hf-hub:ORG/NAME`` - an open_clip model of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 ENCODERS = {
     "hf": "mmedrag.retrieval.encoders.hf:towers",
     "open_clip": "mmedrag.retrieval.encoders.open_clip:towers",
+    "real": "mmedrag.retrieval.encoders.lite:towers",
 }
 EXTRAS = {"open_clip": "clip", "timm": "clip", "torchvision": "clip"}
 EMBEDDED = "embedded"
@@ -91,6 +93,6 @@ def _kind(spec: str) -> tuple[str, str]:
     if colon and "/" not in spec:
         return spec, spec
     raise UserError(
-        f"encoder {spec!r}: no such folder; expected a folder, embedded:NAME, hf:ORG/NAME, "
-        "hf-hub:ORG/NAME, open_clip:NAME or package.module:Class"
+        f"encoder {spec!r}: no such folder; expected a folder, embedded:NAME, real:lite0, "
+        "hf:ORG/NAME, hf-hub:ORG/NAME, open_clip:NAME or package.module:Class"
     )
