@@ -48,6 +48,7 @@ class Towers:
     context: int
     describe: dict[str, Any]
     save: Callable[[Path], None]  # as a folder that load_encoder opens
+    frozen: bool = False  # the model is small maps over features that ``prepare`` computes
     cpu_batch: int = IMAGE_BATCH  # pictures at a time on a CPU: wide maps should fit its cache
 
 

