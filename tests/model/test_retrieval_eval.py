@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from mmedrag.evaluation.calibrate import fit_selection, write_recipe
-from mmedrag.evaluation.of_retriever import agreements, evaluate_retriever, labels_of, reinitialised
+from mmedrag.evaluation.of_retriever import (
+    agreements,
+    evaluate_retriever,
+    labels_of,
+    reinitialised,
+    same_labels,
+)
 from mmedrag.records.records import Reference, Truth, UserError
 from mmedrag.retrieval.embeddings import EmbeddingCache
 from mmedrag.retrieval.encoders.load import load_encoder
@@ -124,6 +130,51 @@ def test_truth_agreement_by_hand(tmp_path: Path) -> None:
     found = agreements([DataFolder(tmp_path)], rows, rows)
     assert found["finding_accuracy"][0] == pytest.approx([1, 2 / 3])
     assert found["finding_jaccard"][0] == pytest.approx([1, 1 / 2])
+
+
+def test_same_labels_by_hand() -> None:
+    rows = [
+        Reference(id=str(n), text="", meta={"labels": labels, "modality": modality})
+        for n, (labels, modality) in enumerate(
+            [
+                ({"organ": "chest", "n": 3}, "CT"),
+                ({"organ": "chest"}, "MRI"),
+                ({"organ": ["head"]}, "CT"),
+                ({}, "CT"),
+            ]
+        )
+    ]
+    found = {name: matrix[0].tolist() for name, matrix in same_labels(rows[:1], rows).items()}
+    assert found["same_modality"] == [1, 0, 1, 1]
+    assert found["same_organ"] == pytest.approx([1, 1, 0, np.nan], nan_ok=True)
+    assert found["same_all"] == pytest.approx([1, 0, 0, np.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_pictures_among_pictures_without_the_same_one(copied: bool, tmp_path: Path) -> None:
+    """Key "image": no text is needed, and a copy of a picture does not answer for it."""
+    make_data(tmp_path / "train", 30, patients=1)
+    first = 0 if copied else 100
+    make_data(tmp_path / "test", 12, 0 if copied else 3, "test", first=first, patients=1)
+    data = [DataFolder(tmp_path / name) for name in ("train", "test")]
+    for folder in data:
+        rows = [r.model_dump(exclude_none=True) for r in folder.corpus()]
+        for row in rows:
+            said = [name for name in FINDINGS if name in row["text"]] or ["none"]
+            label = [row["id"]] if copied else said
+            row |= {"text": "", "patient": None, "meta": {"labels": {"finding": label}}}
+            row["id"] += row["split"]
+        write_jsonl(folder.path / "corpus.jsonl", rows)
+    found = evaluate_retriever(data, ColourEncoder(), "radiology", resamples=100, key="image")
+    assert (found["n"], found["gallery"]) == (12, 30) and "paired" not in found
+    same = found["agreement"]["same_finding"]
+    assert same["n"] == 12
+    if copied:
+        assert same["value"] == 0  # only the copies that may not be found have the same label
+    else:
+        assert same["value"] > same["random"]["value"]
+    with pytest.raises(UserError, match="0 rows with picture in 'val'"):
+        evaluate_retriever(data, ColourEncoder(), split="val", key="image")
 
 
 def test_too_little_to_measure(tmp_path: Path) -> None:

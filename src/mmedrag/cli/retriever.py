@@ -19,8 +19,17 @@ def noun() -> None:
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--retriever", default="embedded", show_default=True, help="Encoder to measure.")
 @click.option("--domain", help="Only rows of this domain.")
-@click.option("--split", default="test", show_default=True, help="Queries.")
+@click.option(
+    "--split", multiple=True, default=["test"], show_default=True, help="Queries. Repeatable."
+)
 @click.option("--gallery-split", default="train", show_default=True, help="References.")
+@click.option(
+    "--key",
+    type=click.Choice(["text", "image"]),
+    default="text",
+    show_default=True,
+    help="What of the references a picture is compared with.",
+)
 @click.option("--no-untrained", is_flag=True, help="Skip the encoder with random weights.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 def eval_(
@@ -28,8 +37,9 @@ def eval_(
     data: tuple[Path, ...],
     retriever: str,
     domain: str | None,
-    split: str,
+    split: tuple[str, ...],
     gallery_split: str,
+    key: str,
     no_untrained: bool,
     device: str | None,
 ) -> None:
@@ -48,6 +58,7 @@ def eval_(
             untrained=not no_untrained,
             device=device,
             seed=call.seed,
+            key=key,
         )
     )
 

@@ -6,8 +6,10 @@ Place in the picture: beside ``retrieval.search``. Two questions over the rows o
 - *gallery*: what retrieval from the training corpus returns, own patient excluded: how far the
   best reference's labels agree with the picture's, against random references, and hubness.
 
-Beside every value stand chance (computed), the same encoder with its pictures shuffled, and the
-same architecture untrained. All have n and a 95 % interval (bootstrap over patients).
+References are found by their texts or, with key "image", by their own pictures (then there is no
+pairing to ask for). Beside every value stand chance (computed), the same encoder with its pictures
+shuffled, and the same architecture untrained. All have n and a 95 % interval (bootstrap over
+patients).
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from mmedrag.evaluation.metrics.questions import average
 from mmedrag.evaluation.metrics.retrieval import chance, hubness
 from mmedrag.evaluation.metrics.statistics import AnyStat, cells
 from mmedrag.records import Encoder, Reference, Truth, UserError
-from mmedrag.retrieval import EmbeddingCache, embed_images, embed_texts, per_query, relevant
+from mmedrag.retrieval import (
+    NEAR,
+    EmbeddingCache,
+    ImageEmbeddings,
+    embed_images,
+    embed_texts,
+    per_query,
+    relevant,
+)
 from mmedrag.retrieval.encoders import load_encoder
 from mmedrag.runtime import DataFolder, numpy_rng
 
@@ -32,7 +42,7 @@ def evaluate_retriever(
     data: Sequence[DataFolder],
     encoder: str | Encoder,
     domain: str | None = None,
-    split: str = "test",
+    split: str | Sequence[str] = "test",
     gallery_split: str = "train",
     k: int = 10,
     untrained: bool = True,
@@ -40,8 +50,13 @@ def evaluate_retriever(
     cache: Path | None = None,
     seed: int = 0,
     resamples: int = 2000,
+    key: str = "text",
 ) -> dict[str, Any]:
     """Every metric with its controls, each as {value, low, high, n}.
+
+    Args:
+        split: whose pictures ask; several splits ask together.
+        key: what of the references they are compared with, "text" or "image".
 
     Returns:
         ``paired``: metric -> {value, low, high, n, chance {…}, shuffled {…}, untrained {…}} ·
@@ -53,52 +68,106 @@ def evaluate_retriever(
         UserError: fewer than two rows with picture and text.
     """
     model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
-    rows = rows_of(data, split, domain)
-    gallery = rows_of(data, gallery_split, domain)
+    splits = [split] if isinstance(split, str) else list(split)
+    rows = [r for one in splits for r in rows_of(data, one, domain, key)]
+    gallery = rows_of(data, gallery_split, domain, key)
     if len(rows) < 2:
-        raise UserError(f"retriever eval: {len(rows)} rows with picture and text in {split!r}")
-    found = embed_images([r.images for r in rows], model, EmbeddingCache(cache, model, "image"))
-    rows = [r for n, r in enumerate(rows) if n not in found.errors]
-    images = np.delete(found.vectors, sorted(found.errors), axis=0)
-    words = EmbeddingCache(cache, model, "text")
-    own_texts = embed_texts([r.text for r in rows], model, words)
+        what = "picture and text" if key == "text" else "picture"
+        raise UserError(f"retriever eval: {len(rows)} rows with {what} in {'+'.join(splits)!r}")
+    seen = EmbeddingCache(cache, model, "image")
+    rows, found, skipped = _embedded(rows, model, seen)
     patients = [r.patient for r in rows]
-    right = relevant([r.text for r in rows], range(len(rows)))
+    result: dict[str, Any] = {
+        "encoder": {"spec": getattr(model, "spec", ""), "fingerprint": model.fingerprint},
+        "domain": domain,
+        "split": "+".join(splits),
+        "n": len(rows),
+        "gallery": len(gallery),
+        "skipped": skipped,
+    }
+    words = EmbeddingCache(cache, model, "text")
+    blind = untrained and hasattr(model, "towers")
+    if key == "text":
+        result["paired"] = _paired(rows, found.vectors, model, words, blind, resamples, seed)
+    if gallery:
+        if key == "text":
+            allowed = _allowed(rows, gallery)
+            scores = found.vectors @ embed_texts([r.text for r in gallery], model, words).T
+        else:
+            gallery, shelf, _ = _embedded(gallery, model, seen)
+            allowed = _allowed(rows, gallery) & ~_alike(found, shelf)
+            scores = found.vectors @ shelf.vectors.T
+        top = _best(scores, allowed, k)
+        result["hubness"] = cells(hubness(top, len(gallery)), patients, resamples, seed)
+        tops = {"value": top[:, 0]}
+        known = agreements(data, rows, gallery)
+        if key == "image":
+            known |= same_labels(rows, gallery)
+            if blind:
+                with reinitialised(model, seed):
+                    asked, shown = (
+                        model.images([r.images[0] for r in part]) for part in (rows, gallery)
+                    )
+                tops["untrained"] = _best(asked @ shown.T, allowed, 1)[:, 0]
+        result["agreement"] = {
+            name: _agreement(matrix, tops, allowed, patients, resamples, seed)
+            for name, matrix in known.items()
+        }
+    return result
 
+
+def _embedded(
+    rows: list[Reference], model: Encoder, cache: EmbeddingCache
+) -> tuple[list[Reference], ImageEmbeddings, int]:
+    """The rows whose pictures can be read, their embeddings, and how many cannot."""
+    found = embed_images([r.images for r in rows], model, cache)
+    good = [n for n in range(len(rows)) if n not in found.errors]
+    kept = ImageEmbeddings(found.vectors[good], found.pixels[good], found.phash[good], {})
+    return [rows[n] for n in good], kept, len(found.errors)
+
+
+def _paired(
+    rows: Sequence[Reference],
+    images: np.ndarray,
+    model: Encoder,
+    words: EmbeddingCache,
+    untrained: bool,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Does each picture find its own report among all? Every metric beside its controls."""
+    texts = [r.text for r in rows]
+    own_texts = embed_texts(texts, model, words)
+    patients = [r.patient for r in rows]
+    right = relevant(texts, range(len(rows)))
     paired = cells(_means(per_query(images @ own_texts.T, right)), patients, resamples, seed)
     order = numpy_rng(seed).permutation(len(rows))
     beside = {"chance": chance(right), "shuffled": per_query(images[order] @ own_texts.T, right)}
-    if untrained and hasattr(model, "towers"):
+    if untrained:
         with reinitialised(model, seed):
-            blind = (
-                model.images([r.images[0] for r in rows]) @ model.texts([r.text for r in rows]).T
-            )
+            blind = model.images([r.images[0] for r in rows]) @ model.texts(texts).T
         beside["untrained"] = per_query(blind, right)
     for control, values in beside.items():
         for name, cell in cells(_means(values), patients, resamples, seed).items():
             paired[name][control] = cell
+    return paired
 
-    result: dict[str, Any] = {
-        "encoder": {"spec": getattr(model, "spec", ""), "fingerprint": model.fingerprint},
-        "domain": domain,
-        "split": split,
-        "n": len(rows),
-        "gallery": len(gallery),
-        "skipped": len(found.errors),
-        "paired": paired,
-    }
-    if gallery:
-        scores = images @ embed_texts([r.text for r in gallery], model, words).T
-        allowed = _allowed(rows, gallery)
-        scores = np.where(allowed, scores, -np.inf)
-        top = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(gallery))]
-        top = np.where(np.take_along_axis(allowed, top, axis=1), top, -1)
-        result["hubness"] = cells(hubness(top, len(gallery)), patients, resamples, seed)
-        result["agreement"] = {
-            name: _agreement(matrix, top[:, 0], allowed, patients, resamples, seed)
-            for name, matrix in agreements(data, rows, gallery).items()
-        }
-    return result
+
+def _best(scores: np.ndarray, allowed: np.ndarray, k: int) -> np.ndarray:
+    """The k best allowed references of each query, int [q, k]; -1: none left."""
+    scores = np.where(allowed, scores, -np.inf)
+    top = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, scores.shape[1])]
+    return np.where(np.take_along_axis(allowed, top, axis=1), top, -1)
+
+
+def _alike(asked: ImageEmbeddings, shelf: ImageEmbeddings) -> np.ndarray:
+    """bool [q, g]: some view of both is the same or nearly the same picture."""
+    alike = np.zeros((len(asked.pixels), len(shelf.pixels)), dtype=bool)
+    for mine, look in zip(asked.pixels.T, asked.phash.T, strict=True):
+        for theirs, near in zip(shelf.pixels.T, shelf.phash.T, strict=True):
+            both = (mine != b"")[:, None] & (theirs != b"")[None]
+            alike |= both & (np.bitwise_count(look[:, None] ^ near[None]) <= NEAR)
+    return alike
 
 
 def agreements(
@@ -135,6 +204,40 @@ def agreements(
     return {"label_jaccard": _jaccard(x, y)}
 
 
+def same_labels(rows: Sequence[Reference], gallery: Sequence[Reference]) -> dict[str, np.ndarray]:
+    """``same_NAME``: does the reference say the same of this label (``meta.labels``, or
+    ``meta.modality``) as the query? ``same_all``: of all of them. [q, g]; NaN: one says nothing."""
+    said = [[_said(r) for r in part] for part in (rows, gallery)]
+    names = sorted({name for part in said for row in part for name in row})
+    out: dict[str, np.ndarray] = {}
+    number: dict[frozenset[str], float] = {}
+    for name in names:
+        a, b = (
+            np.array(
+                [number.setdefault(r[name], len(number)) if name in r else np.nan for r in part]
+            )
+            for part in said
+        )
+        known = ~np.isnan(a)[:, None] & ~np.isnan(b)[None]
+        out[f"same_{name}"] = np.where(known, a[:, None] == b[None], np.nan)
+    if len(out) > 1:
+        out["same_all"] = np.min(list(out.values()), axis=0)  # NaN where any is
+    return out
+
+
+def _said(row: Reference) -> dict[str, frozenset[str]]:
+    """Label -> its words, of labels that are words."""
+    labels = row.meta.get("labels")
+    given = dict(labels) if isinstance(labels, Mapping) else {}
+    given.setdefault("modality", row.meta.get("modality"))
+    out = {}
+    for key, value in given.items():
+        words = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, str)]
+        if words:
+            out[key] = frozenset(words)
+    return out
+
+
 def labels_of(row: Reference) -> set[str]:
     """Words among the source's labels: ``key=value`` of strings, items of lists of strings."""
     out = set()
@@ -168,10 +271,13 @@ def reinitialised(model: Any, seed: int) -> Any:
         torch.set_rng_state(state)
 
 
-def rows_of(data: Sequence[DataFolder], split: str, domain: str | None) -> list[Reference]:
-    """Rows with picture and text; counterfactual twins pair a picture with another's report."""
+def rows_of(
+    data: Sequence[DataFolder], split: str, domain: str | None, key: str = "text"
+) -> list[Reference]:
+    """Rows with picture and (key "text") text; twins pair a picture with another's report."""
     rows = [r for folder in data for r in folder.corpus(split, domain)]
-    return [r for r in rows if r.images and r.text.strip() and "twin" not in r.meta]
+    usable = [r for r in rows if r.images and (key == "image" or r.text.strip())]
+    return [r for r in usable if "twin" not in r.meta]
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, AnyStat]:
@@ -188,27 +294,33 @@ def _allowed(rows: Sequence[Reference], gallery: Sequence[Reference]) -> np.ndar
 
 def _agreement(
     matrix: np.ndarray,
-    top: np.ndarray,
+    tops: Mapping[str, np.ndarray],
     allowed: np.ndarray,
     patients: Sequence[str | None],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Mean agreement of the best reference, of a random allowed one, and their difference."""
+    """Mean agreement of the best reference (``tops["value"]``, and of other encoders), of a random
+    allowed one, and the difference of the two."""
     matrix = np.where(allowed, matrix, np.nan)
-    best = np.where(top >= 0, matrix[np.arange(len(top)), np.maximum(top, 0)], np.nan)
-    known = ~np.isnan(best)
-    if not known.any():
-        return {"value": None, "low": None, "high": None, "n": 0}
-    random = np.nanmean(matrix[known], axis=1)
-    chosen = [p for p, keep in zip(patients, known, strict=True) if keep]
-    stats: dict[str, AnyStat] = {
-        "value": average(best[known]),
-        "random": average(random),
-        "difference": average(best[known] - random, unit=False),
-    }
-    found = cells(stats, chosen, resamples, seed)
-    return {**found.pop("value"), **found}
+
+    def measured(top: np.ndarray) -> dict[str, Any]:
+        best = np.where(top >= 0, matrix[np.arange(len(top)), np.maximum(top, 0)], np.nan)
+        known = ~np.isnan(best)
+        if not known.any():
+            return {"value": {"value": None, "low": None, "high": None, "n": 0}}
+        random = np.nanmean(matrix[known], axis=1)
+        chosen = [p for p, keep in zip(patients, known, strict=True) if keep]
+        stats: dict[str, AnyStat] = {
+            "value": average(best[known]),
+            "random": average(random),
+            "difference": average(best[known] - random, unit=False),
+        }
+        return cells(stats, chosen, resamples, seed)
+
+    found = measured(tops["value"])
+    others = {name: measured(top)["value"] for name, top in tops.items() if name != "value"}
+    return {**found.pop("value"), **found, **others}
 
 
 def _present(truth: Mapping[str, Truth], row: Reference) -> dict[str, bool]:

@@ -1,6 +1,7 @@
 from . import select as select
 from .embeddings import (
     EmbeddingCache as EmbeddingCache,
+    ImageEmbeddings as ImageEmbeddings,
     embed_images as embed_images,
     embed_texts as embed_texts,
 )
@@ -19,6 +20,7 @@ from .index_build import (
 from .library import Index as Index
 from .ranks import DEEPEST as DEEPEST, KS as KS, per_query as per_query, relevant as relevant
 from .search import (
+    NEAR as NEAR,
     Exclusion as Exclusion,
     Retriever as Retriever,
     open_retriever as open_retriever,

@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from math import comb
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -84,6 +85,7 @@ def train_retriever(
         "metrics": _metrics(result, settings),
         "train_pairs": len(pairs.texts),
         "val_pairs": len(val),
+        "leave_one_source_out": _left_out(train + val, towers, settings, result["processes"].size),
         **{name: result[name] for name in ("steps", "best_step", "loss", "dtype")},
     }
     processes = result["processes"]
@@ -149,7 +151,7 @@ def train_towers(
 
 def _check_empty(folder: training.TrainingFolder) -> None:
     out = folder.path
-    models = [out / name for name in ("config.json", "open_clip_config.json")]
+    models = [out / n for n in ("config.json", "open_clip_config.json", "projections.json")]
     unfinished = (out / "run.json").exists() and not (out / folder.result).exists()
     if any(path.exists() for path in models) and not unfinished:
         raise UserError(f"{out}: holds a model already, expected a new folder")
@@ -206,6 +208,35 @@ def pairs_of(rows: list[Reference], towers: Towers) -> Pairs:
     return Pairs([row.text for row in rows], pixels, views)
 
 
+def _left_out(
+    rows: list[Reference], towers: Towers, settings: RetrieverTraining, processes: int
+) -> dict[str, dict[str, float]]:
+    """Source -> what maps over frozen features, fitted on the other sources only, find in it.
+
+    Beside recall and MRR over all of its pairs stand ``n`` and ``chance`` (of recall@5). Empty
+    where a whole tower is trained (that would be a training a source) or there is one source.
+    """
+    sources = sorted({row.source for row in rows if row.source})
+    if not towers.frozen or len(sources) < 2 or processes > 1:
+        return {}
+    found = {}
+    for source in sources:
+        held = [row for row in rows if row.source == source]
+        if len(held) < 2 or len(held) == len(rows):
+            continue
+        fresh = load_towers(settings.encoder)
+        others = pairs_of([row for row in rows if row.source != source], fresh)
+        train_towers(fresh, others, settings)
+        own = pairs_of(held, fresh)
+        right = relevant(own.texts, range(len(held))).sum(axis=1)
+        misses = [comb(len(held) - int(m), 5) / comb(len(held), 5) for m in right]
+        values = _validate(fresh, own, settings.long_text)
+        values.pop("value")
+        chance = 1 - sum(misses) / len(misses) if len(held) > 5 else 1.0
+        found[source] = {"n": len(held), **values, "chance": round(chance, 6)}
+    return found
+
+
 def _validate(towers: Towers, held: Pairs, long_text: str) -> dict[str, float]:
     """Each picture's own report among all held-out ones; ``value`` is the MRR."""
     device = next(towers.model.parameters()).device
@@ -250,6 +281,12 @@ def _card(record: dict[str, Any]) -> ModelCard:
         what=f"Image-text encoder trained with symmetric InfoNCE on {record['train_pairs']} pairs, "
         f"{record['steps']} steps (best at {record['best_step']}), "
         f"from `{record['settings']['encoder']}`.",
-        figures=(measured,),
+        figures=(measured, *_transfer(record["leave_one_source_out"])),
         settings=record["settings"],
     )
+
+
+def _transfer(left_out: dict[str, dict[str, float]]) -> list[Figures]:
+    rows = [(source, v["n"], v["recall@5"], v["chance"]) for source, v in left_out.items()]
+    title = "Sources that the maps were not fitted on (a fit of its own for each):"
+    return [Figures(title, ("source", "n", "recall@5", "chance"), rows)] if rows else []

@@ -140,7 +140,7 @@ def crop(pixels: torch.Tensor, smallest: float, draw: torch.Tensor) -> torch.Ten
 
     ``draw`` [b, 3] in 0..1: size, left-right, up-down.
     """
-    if smallest >= 1:
+    if smallest >= 1 or pixels.ndim < 4:  # features of a frozen tower have no area
         return pixels
     side = torch.sqrt(smallest + (1 - smallest) * draw[:, 0])
     theta = torch.zeros(len(pixels), 2, 3)
@@ -188,7 +188,7 @@ class TwoTowers(torch.nn.Module):
             image = name.split(".")[0].startswith("vis")
             if name == "logit_scale":
                 parameter.requires_grad_(s.learn_scale)
-            elif s.freeze != "none":
+            elif s.freeze != "none" and parameter.requires_grad:
                 parameter.requires_grad_(image != (s.freeze == "image"))
 
 

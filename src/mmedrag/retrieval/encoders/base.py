@@ -48,6 +48,8 @@ class Towers:
     context: int
     describe: dict[str, Any]
     save: Callable[[Path], None]  # as a folder that load_encoder opens
+    frozen: bool = False  # the model is small maps over features that ``prepare`` computes
+    cpu_batch: int = IMAGE_BATCH  # pictures at a time on a CPU: wide maps should fit its cache
 
 
 class TorchEncoder:
@@ -97,7 +99,8 @@ class TorchEncoder:
 
     def images(self, images: Sequence[Path | Image.Image | torch.Tensor]) -> np.ndarray:
         """float32 [n, dim], unit rows. The next batches are decoded while the model runs."""
-        parts = [self._embed(torch.stack(b)) for b in ahead(self.prepare, images, IMAGE_BATCH)]
+        size = self.towers.cpu_batch if self.device.type == "cpu" else IMAGE_BATCH
+        parts = [self._embed(torch.stack(b)) for b in ahead(self.prepare, images, size)]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     @torch.inference_mode()

@@ -5,8 +5,9 @@ features, inside the domain model. ``load_encoder`` turns a name into an
 :class:`~mmedrag.records.protocols.Encoder`:
 
 - ``embedded`` or ``embedded:NAME`` - a small encoder shipped with the package;
-- a local folder - Hugging Face CLIP/SigLIP (``config.json``) or open_clip
-  (``open_clip_config.json``);
+- ``real:lite0`` - ImageNet features of pictures (extra ``real``);
+- a local folder - Hugging Face CLIP/SigLIP (``config.json``), open_clip
+  (``open_clip_config.json``) or maps over frozen towers (``projections.json``);
 - ``hf:ORG/NAME`` - a Hugging Face model of the hub; ``hf-hub:ORG/NAME`` - an open_clip model of
   the hub (open_clip's own prefix); ``open_clip:ARCH`` or ``open_clip:ARCH@TAG_OR_FILE`` - an
   open_clip architecture, with random or with named weights;
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 ENCODERS = {
     "hf": "mmedrag.retrieval.encoders.hf:towers",
     "open_clip": "mmedrag.retrieval.encoders.open_clip:towers",
+    "real": "mmedrag.retrieval.encoders.lite:towers",
+    "projected": "mmedrag.retrieval.encoders.projected:towers",
 }
+TRAINABLE = "mmedrag.retrieval.encoders.projected:trainable"  # of real and projected
 EXTRAS = {"open_clip": "clip", "timm": "clip", "torchvision": "clip"}
 EMBEDDED = "embedded"
 
@@ -67,6 +71,8 @@ def load_towers(spec: str) -> Towers:
     kind, target = _kind(spec)
     if kind not in ENCODERS:
         raise UserError(f"encoder {spec!r}: cannot be trained, expected Hugging Face or open_clip")
+    if kind in ("real", "projected"):
+        return resolve_object(TRAINABLE, {}, "encoder", EXTRAS)(target)
     return resolve_object(kind, ENCODERS, "encoder", EXTRAS)(target)
 
 
@@ -146,12 +152,14 @@ def _kind(spec: str) -> tuple[str, str]:
             return "open_clip", f"local-dir:{folder}"
         if (folder / "config.json").exists():
             return "hf", str(folder)
+        if (folder / "projections.json").exists():
+            return "projected", str(folder)
         raise UserError(
             f"{spec}: not an encoder folder, expected config.json or open_clip_config.json in it"
         )
     if colon and "/" not in spec:
         return spec, spec
     raise UserError(
-        f"encoder {spec!r}: no such folder; expected a folder, embedded:NAME, hf:ORG/NAME, "
-        "hf-hub:ORG/NAME, open_clip:NAME or package.module:Class"
+        f"encoder {spec!r}: no such folder; expected a folder, embedded:NAME, real:lite0, "
+        "hf:ORG/NAME, hf-hub:ORG/NAME, open_clip:NAME or package.module:Class"
     )
