@@ -1,3 +1,4 @@
+from . import lite as lite
 from .base import ahead as ahead
 from .load import (
     encoder_of_folder as encoder_of_folder,
