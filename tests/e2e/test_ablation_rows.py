@@ -278,11 +278,14 @@ def test_the_command_runs_a_system_of_one_s_own(data, tmp_path, capsys, monkeypa
     each = adapters(tmp_path, "all", "copy-r", "copy-p")
     (tmp_path / "system.toml").write_text(
         '[domain]\nlabel = "radiology"\n[domains.radiology]\nindex = "index-radiology"\n'
-        '[domains.pathology]\nindex = "index-pathology"\n'
+        'retriever = "their_parts:Grid"\n'
+        '[domains.pathology]\nindex = "index-pathology"\nretriever = "their_parts:Grid"\n'
         f'[generator]\nkind = "their_parts:Teller"\nadapter = "{each["all"]}"\n'
     )
     (tmp_path / "recipe.toml").write_text(
-        f'[ablation]\ngeneric = "{tmp_path / "index-None"}"\npairwise = false\nk = 2\n'
+        f'[ablation]\ngeneric = "{tmp_path / "index-None"}"\n'
+        'generic_retriever = "their_parts:Grid"\n'
+        "pairwise = false\nk = 2\n"
         f'[ablation.adapters]\nresist = "{tmp_path / "nowhere"}"\n'
         f'copy = {{ radiology = "{each["copy-r"]}", pathology = "{each["copy-p"]}" }}\n'
     )

@@ -66,6 +66,7 @@ def unit(rows):
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 '''
 Run = Callable[..., Any]
+OWN = ("--retriever", "grid_encoder:Grid")  # an index names no code: the user does, each time
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     random_llava(at / "model")
     (at / "system.toml").write_text(
         '[domain]\nmodel = "domain"\n[domains.radiology]\nindex = "index-radiology"\n'
+        'retriever = "grid_encoder:Grid"\n'
         '[generator]\nmodel = "model"\nbatch_size = 8\n[selection]\nrule = "fixed_k"\nk = 2\n'
     )
     return SimpleNamespace(path=at, data=at / "data", system=at / "system.toml")
@@ -132,12 +134,12 @@ def test_domain_and_index(mm: Run, place: SimpleNamespace) -> None:
     # a copy: add nothing new, remove one, find damage
     copy = at / "copy"
     shutil.copytree(at / "index-radiology", copy)
-    assert mm("index", "add", copy, data)["added"] == 0
+    assert mm("index", "add", copy, data, *OWN)["added"] == 0
     first = rows(data / "corpus.jsonl")
     gone = next(r["id"] for r in first if r["split"] == "train" and r["domain"] == "radiology")
     assert mm("index", "remove", copy, "--id", gone)["removed"] == 1
     assert mm("index", "remove", copy, "--id", gone, code=1)["missing"] == [gone]
-    assert mm("index", "update", copy, data)["added"] == 1
+    assert mm("index", "update", copy, data, *OWN)["added"] == 1
     file = next(copy.glob("vectors-*"))
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
@@ -147,7 +149,7 @@ def test_domain_and_index(mm: Run, place: SimpleNamespace) -> None:
 
 def test_retrieve(mm: Run, place: SimpleNamespace) -> None:
     at = place.path
-    index = ("--index", at / "index-radiology", "--index", at / "index-pathology")
+    index = ("--index", at / "index-radiology", "--index", at / "index-pathology", *OWN)
     common = ("retrieve", place.data, "--split", "test", "--domain-model", at / "domain", *index)
     result = mm(*common, "--out", at / "hits.jsonl", "--rule", "fixed_k")
     native = rows(at / "hits.jsonl")
@@ -291,6 +293,7 @@ def test_pairs(mm: Run, place: SimpleNamespace) -> None:
     teller = (
         "--index",
         at / "index-radiology",
+        *OWN,
         "--domain",
         "radiology",
         "--task",

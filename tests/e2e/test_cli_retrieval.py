@@ -16,6 +16,8 @@ from retrieval_tools import ColourEncoder, make_data
 
 pytestmark = pytest.mark.model
 
+OWN = ("--retriever", "retrieval_tools:colour")  # an index names no code: the user does
+
 
 def call(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> Any:
     with pytest.raises(SystemExit) as ended:
@@ -41,6 +43,7 @@ def test_where_near_and_keep_own(
         tmp_path / "data",
         "--index",
         index,
+        *OWN,
         "--domain",
         "radiology",
         "--out",
@@ -83,12 +86,13 @@ def test_calibrate_writes_a_recipe(
         for row in rows:
             row["meta"]["labels"] = {"finding": row["text"].split("There is ")[-1].split(", ")}
         (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    call(capsys, "index", "update", index, tmp_path / "data", "--json")
+    call(capsys, "index", "update", index, tmp_path / "data", *OWN, "--json")
     recipe = tmp_path / "kept.toml"
     args = (
         "retriever",
         "calibrate",
         index,
+        *OWN,
         tmp_path / "data",
         val.path,
         "--level",
@@ -107,6 +111,7 @@ def test_calibrate_writes_a_recipe(
         val.path,
         "--index",
         index,
+        *OWN,
         "--domain",
         "radiology",
         "--out",

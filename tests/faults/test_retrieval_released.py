@@ -56,9 +56,13 @@ class Released:
         return [texts[int(order[j])] for j in kept], any(values[j] <= 0 for j in kept)
 
 
+MODEL: list[Path] = []  # an index names no folder outside of itself: it is given again
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_open_clip(tmp_path_factory.mktemp("model") / "m")
+    MODEL[:] = [tiny_open_clip(tmp_path_factory.mktemp("model") / "m")]
+    return MODEL[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,7 @@ def ours(
     index: Path, examples: list[Example], out: Path, threshold: float, k: int
 ) -> list[dict[str, Any]]:
     rule = RuleSpec("top1_ratio", threshold=threshold, k=k)
-    retriever = open_retriever(index, views="first")
+    retriever = open_retriever(index, str(MODEL[0]), views="first")
     pipeline = Pipeline("radiology", {"radiology": retriever}, rule, k=max(k, 60))
     retrieve_examples(pipeline, examples, out, "released")
     return [json.loads(line) for line in out.read_text().splitlines()]
@@ -181,7 +185,7 @@ def test_an_unreadable_image_is_a_failed_row(
     examples = test.examples()[:3]
     examples[1] = examples[1].model_copy(update={"image": "images/none.png"})
     rule = RuleSpec("fixed_k", k=1)
-    pipeline = Pipeline("radiology", {"radiology": open_retriever(index)}, rule)
+    pipeline = Pipeline("radiology", {"radiology": open_retriever(index, str(MODEL[0]))}, rule)
     result = retrieve_examples(pipeline, examples, tmp_path / "out.jsonl")
     assert (result["rows"], result["failed"]) == (3, 1)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

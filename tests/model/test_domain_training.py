@@ -201,7 +201,7 @@ def test_a_damaged_folder_is_refused(damage: str, trained: Path, tmp_path: Path)
 def test_zero_shot_by_prompts(tmp_path: Path) -> None:
     prompts = {"fluid": ["There is effusion."], "bone": ["There is fracture.", "fracture"]}
     zero_shot_domain(prompts, tmp_path / "d", "retrieval_tools:colour")
-    model = open_domain(tmp_path / "d")
+    model = open_domain(tmp_path / "d", encoder="retrieval_tools:colour")
     for n, shown in enumerate(("effusion", "fracture")):
         present = [name == shown for name in ("effusion", "nodule", "x", "fracture", "y", "z")]
         paint(tmp_path / f"{n}.png", present, n)

@@ -556,8 +556,8 @@ def test_two_commands_train_like_one(drawn: Path, tmp_path: Path) -> None:
         for process in running:
             process.kill()
     assert [p.returncode for p in running] == [0, 0], said[0][1][-3000:] + said[1][1][-3000:]
-    for out, _ in said:  # every process says the same
-        found = json.loads(out)
+    (told,) = [out for out, _ in said if out.strip()]  # one JSON, of the first process
+    for found in [json.loads(told)]:
         assert (found["steps"], found["best_step"]) == (alone["steps"], alone["best_step"])
         assert found["loss"] == pytest.approx(alone["loss"], abs=1e-4)
         assert found["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)

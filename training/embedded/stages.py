@@ -290,7 +290,7 @@ def domain_model(build: Build) -> None:
         build.out / "domain",
         settings=DomainTraining(outliers=sizes.domain_outliers, trees=sizes.domain_trees),
         encoder="embedded:encoder" if build.ships else str((build.out / "encoder").resolve()),
-        copy_encoder=False,
+        copy_encoder=not build.ships,
         notice="a benchmark model: it has seen drawn pictures only",
     )
 

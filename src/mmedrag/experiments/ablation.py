@@ -282,7 +282,7 @@ def parts_of(system: System, settings: AblationSettings, seed: int = 0) -> Parts
         domains={d: replace(part, adapter=None) for d, part in system.domains.items()},
     )
     if settings.generic:
-        bare.domains[GENERIC] = OneDomainTable(index=settings.generic)
+        bare.domains[GENERIC] = OneDomainTable(settings.generic, settings.generic_retriever)
     whole = build_pipeline(replace(bare, domains={}), seed=seed)
     found = {
         name: open_retriever(part.index, part.retriever)

@@ -23,6 +23,9 @@ class AblationSettings(Settings):
     generic: str | None = setting(
         None, "Index over all domains, for naive retrieval.", metavar="DIR"
     )
+    generic_retriever: str | None = setting(
+        None, "The generic index's encoder, where that is one of your own.", metavar="SPEC"
+    )
     adapters: Mapping[str, str | dict[str, str]] = setting(
         dict,
         "Set of pairs (cross_modal, copy, resist, two of them as copy+resist, or all) and its "

@@ -9,6 +9,7 @@ DICOM (with the extra ``dicom``). Whatever is wrong with a file becomes one
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 
 from mmedrag.images import deep
 from mmedrag.images.pixels import (
+    MAX_ASPECT,
     MAX_PIXELS,
     check_size,
     picture_from_array,
@@ -27,6 +29,7 @@ from mmedrag.images.pixels import (
 )
 from mmedrag.records import UserError
 
+log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP")
 _TURN = 0x0112  # tag Orientation, the same in EXIF and TIFF
 _TURNS = dict(
@@ -129,6 +132,8 @@ def _upright_rgb(opened: Image.Image, data: bytes, name: str) -> Image.Image:
     density = _density(opened)
     reader = {"PNG": deep.png, "PPM": deep.ppm}.get(opened.format or "")
     found = reader(data, opened, name) if reader else None
+    if found is None and opened.format != "TIFF":
+        opened.load()  # reading EXIF may load too, and would hide that the picture is damaged
     # before Pillow turns a TIFF on loading; damaged EXIF: the picture counts as upright
     try:
         turn = int(opened.getexif().get(_TURN, 1))
@@ -182,7 +187,12 @@ def _positive(across: Any, down: Any) -> tuple[float, float] | None:
         pair = float(across), float(down)
     except (TypeError, ValueError, ZeroDivisionError):
         return None
-    return pair if all(0 < value < float("inf") for value in pair) else None
+    if not all(0 < value < float("inf") for value in pair):
+        return None
+    if max(pair) > MAX_ASPECT * min(pair):  # no scanner's: the header is damaged, not the pixels
+        log.warning("a picture says %g x %g pixels per length: ignored", *pair)
+        return None
+    return pair
 
 
 def _npz(data: bytes, name: str) -> np.ndarray:

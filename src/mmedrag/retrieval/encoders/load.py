@@ -80,8 +80,8 @@ INSIDE = "inside:"
 
 
 def is_shipped(spec: str) -> bool:
-    """Whether ``spec`` names an encoder that is part of the package."""
-    return re.fullmatch(rf"{EMBEDDED}(:[a-z0-9][a-z0-9-]*)?", spec) is not None
+    """Whether ``spec`` names an encoder of the package, or of a wheel of fixed hash."""
+    return re.fullmatch(rf"{EMBEDDED}(:[a-z0-9][a-z0-9-]*)?|real:lite0", spec) is not None
 
 
 def encoder_of_folder(spec: str, folder: Path, again: str = "--retriever") -> str:
