@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from mmedrag.retrieval.embeddings import text_key
 from mmedrag.retrieval.index_build import build_index, remove_from_index
 from mmedrag.retrieval.stores import folder
 from mmedrag.runtime.data_folder import DataFolder
-from mmedrag.runtime.files import new_folder
+from mmedrag.runtime.files import new_folder, part_of, write_json, write_text
 from retrieval_tools import ColourEncoder, make_data
 
 MINE = ("notes.txt", "scan-2024.txt", "film-000123.png", "draft.part", "rows-000001.parquet")
@@ -136,12 +137,30 @@ def test_our_own_results_are_written_again_until_they_are_edited(
     assert (tmp_path / "m.json").read_text() == "{} edited"
 
 
-def test_a_folder_in_the_way_of_a_new_one_stays(tmp_path: Path) -> None:
-    (tmp_path / "out.part").mkdir()
-    (tmp_path / "out.part" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="in the way"), new_folder(tmp_path / "out"):
+def test_what_lies_beside_an_output_under_the_name_of_a_part_stays(tmp_path: Path) -> None:
+    """Names of parts are nobody else's; one of ours that a kill left is written over."""
+    for name in ("x.json.part", "out.part", ".x.json.part"):
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    part_of(tmp_path / "x.json").write_text("torn")
+    part_of(tmp_path / "out").mkdir()
+    write_json(tmp_path / "x.json", 1)
+    with new_folder(tmp_path / "out"):
         pass
-    assert (tmp_path / "out.part" / "notes.txt").read_text() == "mine"
+    assert contents(tmp_path) == {**before, "x.json": b"1\n"}
+    part_of(tmp_path / "out2").mkdir()
+    (part_of(tmp_path / "out2") / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="in the way"), new_folder(tmp_path / "out2"):
+        pass
+    assert (part_of(tmp_path / "out2") / "notes.txt").read_text() == "mine"
+
+
+def test_two_writers_of_one_file_take_turns(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        texts = [letter * 100_000 for letter in "abcdefgh" * 10]
+        list(pool.map(lambda text: write_text(tmp_path / "x", text), texts))
+    assert (tmp_path / "x").read_text() in texts
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
 
 
 # --- an index is data -------------------------------------------------------------------------
