@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,23 @@ def kill(words: Sequence[object], sign: Path, dice: random.Random, last: float) 
     return alive
 
 
+def killed(
+    words: Callable[[Path], list[object]], base: Path, sign: str, result: str, kills: int, last: float
+) -> Iterator[Path]:
+    """Kill a command ``kills`` times; the same command finishes each folder. A new folder is begun
+    whenever ``result`` is in the last one."""
+    dice, out, hits, tries = random.Random(kills), base / "0", 0, 0
+    while hits < kills:
+        tries += 1
+        assert tries <= 3 * kills, "the machine was too fast for the kills to land"
+        hits += kill(words(out), out / sign, dice, last)
+        if (out / result).exists() or hits == kills:
+            code, said = finish(words(out))
+            assert code == 0, said
+            yield out
+            out = base / str(tries)
+
+
 def one_line(said: str) -> bool:
     return "Traceback" not in said and "internal error" not in said
 
@@ -91,28 +109,32 @@ def losses(out: Path, file: str) -> list[float]:
 # --- train retriever --------------------------------------------------------------------------
 
 
+def retriever(home: Path, out: Path) -> list[object]:
+    settings = ("epochs=6", "batch_size=8", "warmup=1", "save_every=1")
+    sets = [word for one in settings for word in ("--set", one)]
+    return ["train", "retriever", home / "data", "--domain", "radiology", "--out", out, *sets]
+
+
+def same_training(out: Path, whole: Path, file: str) -> None:
+    """What it learnt, and that nothing else lies in its folder."""
+    found, wanted = (losses(path, file) for path in (out, whole))
+    assert found == pytest.approx(wanted, abs=1e-6)
+    left = {p.name for p in out.iterdir()} - {"checkpoints"}  # there where a damaged one is kept
+    assert left == {p.name for p in whole.iterdir()}
+
+
 @pytest.mark.parametrize("kills", [2, MANY])
 def test_a_killed_train_retriever_is_finished_by_the_same_command(home: Path, kills: int) -> None:
-    def words(out: Path) -> list[object]:
-        settings = ("epochs=6", "batch_size=8", "warmup=1")
-        sets = [word for one in settings for word in ("--set", one)]
-        where = ("--domain", "radiology", "--out", out)
-        return ["train", "retriever", home / "data", *where, *sets]
+    whole = home / f"whole{kills}"
+    assert finish(retriever(home, whole))[0] == 0
+    base = home / f"killed{kills}"
 
-    whole, killed = home / f"whole{kills}", home / f"killed{kills}"
-    assert finish(words(whole))[0] == 0
-    dice, hit = random.Random(kills), 0
-    for _ in range(kills):
-        hit += kill(words(killed), killed / "run.json", dice, 0.5)
-        if (killed / "training.json").exists():
-            break
-    code, said = finish(words(killed))
-    assert code == 0, said
-    assert hit >= 1
-    assert losses(killed, "training.json") == pytest.approx(
-        losses(whole, "training.json"), abs=1e-6
-    )
-    assert {p.name for p in killed.iterdir()} == {p.name for p in whole.iterdir()}
+    def words(out: Path) -> list[object]:
+        return retriever(home, out)
+
+    for out in killed(words, base, "run.json", "training.json", kills, 2.5):
+        same_training(out, whole, "training.json")
+        assert not (out / "checkpoints").exists()
 
 
 # --- pairs ------------------------------------------------------------------------------------
@@ -123,19 +145,14 @@ def test_killed_pairs_end_with_the_same_bytes(home: Path, kills: int) -> None:
     def words(out: Path) -> list[object]:
         return ["pairs", home / "data", "--split", "train", "--limit", 24, "--out", out]
 
-    whole, killed = home / f"pairs-whole{kills}", home / f"pairs-killed{kills}"
+    whole = home / f"pairs-whole{kills}"
     code, said = finish(words(whole))
     assert code == 0, said
-    dice, hit = random.Random(kills), 0
-    for _ in range(kills):
-        hit += kill(words(killed), killed / "traces" / "journal.log", dice, 1.0)
-        if (killed / "pairs.jsonl").exists():
-            break
-    code, said = finish(words(killed))
-    assert code == 0, said
-    assert hit >= 1
-    for name in ("pairs.jsonl", "config.json"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    base = home / f"pairs-killed{kills}"
+    for out in killed(words, base, "traces/journal.log", "pairs.jsonl", kills, 1.5):
+        for name in ("pairs.jsonl", "config.json"):
+            assert (out / name).read_bytes() == (whole / name).read_bytes()
+        assert {p.name for p in out.rglob("*")} == {p.name for p in whole.rglob("*")}
 
 
 # --- train dpo --------------------------------------------------------------------------------
@@ -161,19 +178,59 @@ def dpo(home: Path, out: Path) -> list[object]:
 def test_a_killed_train_dpo_is_finished_by_the_same_command(
     home: Path, pairs: Path, kills: int
 ) -> None:
-    whole, killed = home / f"dpo-whole{kills}", home / f"dpo-killed{kills}"
+    whole = home / f"dpo-whole{kills}"
     code, said = finish(dpo(home, whole))
     assert code == 0, said
-    dice, hit = random.Random(kills), 0
-    for _ in range(kills):
-        hit += kill(dpo(home, killed), killed / "run.json", dice, 1.5)
-        if (killed / "result.json").exists():
-            break
-    code, said = finish(dpo(home, killed))
-    assert code == 0, said
-    assert hit >= 1
-    found, wanted = (losses(out, "training_log.jsonl") for out in (killed, whole))
-    assert found == pytest.approx(wanted, abs=1e-6)
+    base = home / f"dpo-killed{kills}"
+    for out in killed(lambda out: dpo(home, out), base, "run.json", "result.json", kills, 3.0):
+        same_training(out, whole, "training_log.jsonl")
+        assert not (out / "checkpoints").exists()
+
+
+# --- damaged checkpoints ----------------------------------------------------------------------
+
+
+def damage(path: Path, dice: random.Random) -> str:
+    data = bytearray(path.read_bytes())
+    how = dice.choice(["cut", "flipped", "emptied", "foreign", "missing"])
+    if how == "cut":
+        path.write_bytes(data[: dice.randrange(len(data))])
+    elif how == "flipped":
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        path.write_bytes(data)
+    elif how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if how == "emptied" else b"somebody else's")
+    return f"{path.parent.name}/{path.name} {how}"
+
+
+@pytest.mark.parametrize("tries", [2, MANY])
+@pytest.mark.parametrize("training", ["retriever", "dpo"])
+def test_a_damaged_checkpoint_is_never_trained_on(
+    home: Path, pairs: Path, training: str, tries: int
+) -> None:
+    """Any file of a training that was killed: it goes on from another checkpoint, or from the
+    start, or says in one line what is wrong."""
+    command = {"retriever": retriever, "dpo": dpo}[training]
+    file = {"retriever": "training.json", "dpo": "training_log.jsonl"}[training]
+    whole, begun = (home / f"{name}-{training}{tries}" for name in ("sound", "begun"))
+    assert finish(command(home, whole))[0] == 0
+    third = begun / "checkpoints" / "checkpoint-3" / "complete"
+    assert kill(command(home, begun), third, random.Random(), 0), "ended before it was killed"
+    dice = random.Random(tries)
+    for number in range(tries):
+        out = home / f"damaged-{training}{tries}-{number}"
+        shutil.copytree(begun, out)
+        files = sorted(p for p in out.rglob("*") if p.is_file())
+        newest = [p for p in files if p.parent.name == "checkpoint-3"]
+        what = damage(dice.choice(newest if number % 3 else files), dice)
+        code, said = finish(command(home, out))
+        assert one_line(said), (what, said)
+        if code:
+            assert code == 2 and str(out) in said.splitlines()[-1], (what, said)
+        else:
+            same_training(out, whole, file)
 
 
 # --- a full disk ------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Defaults:
 def source_files(src: Path, *suffixes: str, skip: tuple[str, ...] = ()) -> list[tuple[Path, str]]:
     """(file, name relative to ``src``) of ``src`` itself, or of every such file below it, in order.
 
-    ``skip``: beginnings of names that are left out.
+    ``skip``: beginnings of names that are left out, as hidden ones are.
 
     Raises:
         UserError: none there.
@@ -71,7 +71,7 @@ def source_files(src: Path, *suffixes: str, skip: tuple[str, ...] = ()) -> list[
     found = sorted(
         path
         for path in src.rglob("*")
-        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(skip)
+        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith((".", *skip))
     )
     if not found:
         raise UserError(f"{src}: no {' or '.join(suffixes)} in it")

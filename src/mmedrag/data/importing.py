@@ -99,4 +99,4 @@ def _plain(value: Any) -> Any:
 def _inputs(source: Path) -> dict[str, str]:
     """sha256 of the row files directly given: another content is another import."""
     files = [source] if source.is_file() else sorted(source.glob("*.json*"))
-    return {path.name: sha256(path) for path in files if path.is_file()}
+    return {path.name: sha256(path) for path in files if path.is_file() and path.name[0] != "."}

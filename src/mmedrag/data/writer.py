@@ -3,7 +3,8 @@
 Place in the picture: the end of every importer. Rows are collected, images are stored one by
 one as they come (each atomically, remembered in the journal ``import-cache.jsonl``), and ``finish``
 draws missing splits and writes the JSON Lines files. Running an interrupted import again reuses
-the stored images and ends with the same bytes.
+the stored images and ends with the same bytes. What was changed by hand since is never written
+over: the journal tells the hash of each image, the folder's ledger those of the row files.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from mmedrag.records import Example, Pair, Record, Reference, Split, UserError
 from mmedrag.runtime import (
     BadRow,
     Journal,
+    check_own,
     explain,
     read_json,
+    sha256,
     sync,
     write_json,
     write_jsonl,
@@ -34,6 +37,7 @@ from mmedrag.runtime import (
 )
 
 CACHE, SETTINGS = "import-cache.jsonl", "import.json"
+FILES = ("examples.jsonl", "corpus.jsonl", "pairs.jsonl", "rejected.jsonl")
 GROUP = 64  # images that are made durable together; a kill stores at most so many again
 
 
@@ -95,6 +99,11 @@ class Writer:
         self._cache = Journal(self.out / CACHE, older=_older)
         rows = self._cache.rows(self._cache.where)
         self._known = dict(zip(self._cache.where, map(json.loads, rows), strict=True))
+        self._written: dict[str, set[str]] = {}  # stored image → each sha256 that we gave it
+        for entry in self._known.values():
+            for name, digest in entry.get("sha256", {}).items():
+                self._written.setdefault(name, set()).add(digest)
+        self._check_unchanged()
         self._notes: dict[str, str] = {}
         self._unsynced: list[Path] = []  # stored images that the notes are about
 
@@ -112,7 +121,19 @@ class Writer:
                 )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{self.out}: is not empty, expected a new or empty folder")
-        write_json(path, dict(settings), indent=2, sort_keys=True)
+        check_own(*(self.out / name for name in FILES))
+        if not path.exists():
+            write_json(path, dict(settings), indent=2, sort_keys=True)
+
+    def _check_unchanged(self) -> None:
+        for name, digests in self._written.items():
+            path = self.out / name
+            if path.is_file() and sha256(path) not in digests:
+                self._cache.close()
+                raise UserError(
+                    f"{path}: is no longer what this import wrote; move it away, or import into "
+                    "another folder"
+                )
 
     # --- images
 
@@ -153,14 +174,24 @@ class Writer:
         return self._keep(key, bare, safe_name(name, suffix), Look.of(picture), None)
 
     def _keep(self, key: str, data: bytes, name: str, look: Look, stamp: Any) -> str:
-        if name in self._looks:  # another source file of the same name
+        if name in self._looks or self._is_foreign(name, data):  # of another source file, or person
             stem, dot, end = name.rpartition(".")
             name = f"{stem}-{_short_hash(key)}{dot}{end}"
         write_unsynced(self.out / name, data)
         self._unsynced.append(self.out / name)
+        digest = hashlib.sha256(data).hexdigest()
+        entry = {"source": f"stored {name}", "sha256": {name: digest}}
         if stamp is not None:
-            self._note({"source": key, "stamp": stamp, "image": name} | _packed(look))
+            entry |= {"source": key, "stamp": stamp, "image": name} | _packed(look)
+        self._note(entry)
         return self._remember(key, name, look)
+
+    def _is_foreign(self, name: str, data: bytes) -> bool:
+        """Whether somebody else's file has this name (a power cut may leave ours, but empty)."""
+        path = self.out / name
+        if name in self._written or not path.exists():
+            return False
+        return path.stat().st_size > 0 and path.read_bytes() != data
 
     def _remember(self, key: str, name: str, look: Look) -> str:
         self._looks[name] = look
@@ -280,7 +311,7 @@ class Writer:
             rows = self.rows[kind]
             path = self.out / f"{name}.jsonl"
             if rows or kind != "pairs":
-                write_jsonl(path, rows)
+                write_jsonl(path, rows, own=True)
             setattr(result, kind, len(rows))
         result.rejected = write_rejected(self.out / "rejected.jsonl", self.rejected)
         result.images = len(set(self._stored.values()))
@@ -333,7 +364,8 @@ def _study(row: Any) -> str:
 def write_rejected(path: Path, rows: list[BadRow]) -> int:
     """``rejected.jsonl``, or its absence when nothing was refused."""
     if rows:
-        return write_jsonl(path, rows)
+        return write_jsonl(path, rows, own=True)
+    check_own(path)
     path.unlink(missing_ok=True)
     return 0
 

@@ -31,7 +31,15 @@ from mmedrag.domain.fit import DomainTraining, fit_head, fit_temperature, fit_th
 from mmedrag.domain.identify import Arrays, DomainModel, embed, standardise
 from mmedrag.records import Encoder, Reopenable, Row, UserError
 from mmedrag.retrieval.encoders import load_encoder
-from mmedrag.runtime import DataFolder, Figures, ModelCard, read_toml, seeded_share, write_train_ids
+from mmedrag.runtime import (
+    PART,
+    DataFolder,
+    Figures,
+    ModelCard,
+    read_toml,
+    seeded_share,
+    write_train_ids,
+)
 
 __all__ = ["DomainTraining", "train_domain", "zero_shot_domain", "zero_shot_from"]
 
@@ -236,7 +244,7 @@ def _check_ours(path: Path) -> None:
         UserError: the folder holds something else, or a model.
     """
     names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    if names - {"encoder", "head.safetensors", "head.safetensors.part", "config.json.part"}:
+    if {n for n in names if not PART.fullmatch(n)} - {"encoder", "head.safetensors"}:
         raise UserError(f"{path}: not empty, expected a new folder; choose another --out")
 
 

@@ -15,7 +15,7 @@ from mmedrag.evaluation import EvaluationResult, Scores, evaluate
 from mmedrag.experiments import ablation
 from mmedrag.experiments.ablation import AblationSettings, Progress
 from mmedrag.pipeline import Flags, System, data_folder, generic_index, resolve_system
-from mmedrag.runtime import DataFolder, write_text
+from mmedrag.runtime import DataFolder, check_own, write_text
 
 STUDIES = 10  # of each domain: what two slow cores answer in under five minutes
 
@@ -104,6 +104,7 @@ def ablate(
     """
     from mmedrag.report import write_report
 
+    check_own(*(out / name for name in ("metrics.json", "report.html", "sample.json")))
     settings = settings or AblationSettings()
     parts = ablation.parts_of(system, settings, seed)
     table = ablation.rows(

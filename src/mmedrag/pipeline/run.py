@@ -244,10 +244,14 @@ def merge(shards: Sequence[Path], out: Path, mixed: bool = False) -> dict[str, A
         missing = next(i for i in range(wanted) if i not in found)
         raise UserError(f"run merge: {len(found)} of {wanted} shards given, {missing} is missing")
     run_folder.claim(Path(out), configs[0])
+    run_folder.check_finished(Path(out))
     lines: list[tuple[int, bytes]] = []
     for shard in found.values():
         rows = [row for row in (shard / TRACES).read_bytes().split(b"\n") if row]
-        lines += zip(read_json(shard / POSITIONS), rows, strict=True)
+        places = read_json(shard / POSITIONS)
+        if len(places) != len(rows):
+            raise UserError(f"{shard / TRACES}: {len(rows)} rows, expected {len(places)}")
+        lines += zip(places, rows, strict=True)
     write_bytes(Path(out) / TRACES, b"".join(row + b"\n" for _, row in sorted(lines)))
     run_folder.finish(Path(out), TRACES)
     times = b"".join((p / TIMINGS).read_bytes() for p in found.values() if (p / TIMINGS).exists())

@@ -296,8 +296,8 @@ def _forget(index: IndexFolder, gone: set[str]) -> None:
     for cache in stored_caches(index.path / "cache"):
         text = cache.path is not None and cache.path.stem.endswith("-text")
         cache.keep("key" if text else "pixels", words if text else pixels)
-    for part in (index.path / "cache").glob(f"*.emb{PART}"):
-        if is_cache_file(part):
+    for part in (index.path / "cache").glob(".*.part"):
+        if PART.fullmatch(part.name) and is_cache_file(part):
             part.unlink()
 
 
@@ -344,5 +344,5 @@ def _is_own(entry: Path) -> bool:
     if entry.is_symlink() or not entry.is_dir():
         return False
     if entry.name == "cache":
-        return all(is_cache_file(path) for path in entry.iterdir())
-    return re.fullmatch(r"encoder-[0-9a-f]{12}(\.part)?", entry.name) is not None
+        return all(PART.fullmatch(p.name) or is_cache_file(p) for p in entry.iterdir())
+    return re.fullmatch(r"encoder-[0-9a-f]{12}", entry.name) is not None

@@ -30,6 +30,7 @@ from .files import (
     check_own as check_own,
     explain as explain,
     new_folder as new_folder,
+    part_of as part_of,
     read_json as read_json,
     read_jsonl as read_jsonl,
     replacing as replacing,
