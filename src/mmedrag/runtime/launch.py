@@ -3,22 +3,28 @@
 Place in the picture: above a training's processes. Each is ``python -m mmedrag COMMAND`` with the
 launcher's environment (rank, world size, where to meet) and, for a sharded strategy, the variables
 that ``accelerate launch`` makes of the shipped file. The processes find each other themselves; that
-they are as many as asked for is checked where they meet (:func:`check_world`).
+they are as many as asked for is checked where they meet (:func:`check_world`). What ends a process
+goes to the launcher (:func:`report`), which tells the first one, once for all.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any
 
 from mmedrag.records import UserError
 
 STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
 ASKED, RANK = "MMEDRAG_PROCESSES", "RANK"  # the world that was asked for; the launcher's own
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where the launcher reads what ended a process
 
 
 def rank() -> int:
@@ -40,6 +46,14 @@ def check_world(size: int) -> None:
     asked = int(os.environ.get(ASKED, size))
     if asked != size:
         raise UserError(f"launch: {asked} processes were asked for, this one is of {size}")
+
+
+def report(line: str) -> bool:
+    """Leave the line that ends this process to its launcher; False where there is none."""
+    if ASKED not in os.environ or not (file := os.environ.get(ERROR_FILE)):
+        return False
+    Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    return True
 
 
 def launch(command: Sequence[str], processes: int, strategy: str = "ddp", cpu: bool = False) -> int:
@@ -70,10 +84,21 @@ def launch(command: Sequence[str], processes: int, strategy: str = "ddp", cpu: b
         with _variables(environment):
             run.run(run.get_args_parser().parse_args(words))
     except ChildFailedError as error:
-        # a process that the launcher ended because of another one has failed by its signal
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return max([c for c in codes if c > 0] or [128 - c for c in codes])
+        return _tell(error.failures)
     return 0
+
+
+def _tell(failures: Mapping[int, Any]) -> int:
+    """The line of the process that failed first, to stderr; the exit code of the worst.
+
+    A process that the launcher ended because of another one has failed by its signal.
+    """
+    codes = [failure.exitcode for failure in failures.values()]
+    told = {rank: one for rank, one in failures.items() if os.path.isfile(one.error_file)}
+    first = min(told or failures, key=lambda rank: failures[rank].timestamp)
+    line = failures[first].message if told else f"process {first} ended: {failures[first].message}"
+    print(line if told else f"error: launch: {line}", file=sys.stderr)
+    return max([c for c in codes if c > 0] or [128 - c for c in codes])
 
 
 def _on_cpu(processes: int, cpu: bool) -> bool:
