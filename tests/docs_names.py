@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from docs_tools import ROOT
-from model.test_convert_layouts import official
 from mmedrag.cli.main import main
 from mmedrag.embedded import path as embedded_path
 from mmedrag.phantom import build_benchmark
 from mmedrag.serve.audit import Audit
+from model.test_convert_layouts import official
 from retrieval_tools import tiny_open_clip
 
 SYSTEM = """
@@ -24,6 +24,7 @@ SYSTEM = """
 label = "radiology"
 [domains.radiology]
 index = "I"
+retriever = "R"
 [generator]
 model = "MODEL"
 adapter = "A0"
@@ -46,7 +47,7 @@ TUNED = {"cross-modal": "cross_modal", "copy": "copy", "copy-resist": "copy+resi
 
 def prepare(folder: Path) -> Path:
     """Fill a folder: a drawn benchmark as DATA and in other layouts, models, system files."""
-    build_benchmark(folder / "DATA", studies=24)
+    build_benchmark(folder / "DATA", studies=24, seed=1)  # with ten pictures of split val
     for name, target in MODELS.items():
         (folder / name).symlink_to(embedded_path(target))
     for name in ("S.toml", "SYSTEM"):
@@ -91,12 +92,9 @@ def _layouts(folder: Path) -> None:
         shared = {k: row[k] for k in ("id", "domain", "patient", "split", "source", "text")}
         found.append({**shared, "image": image, "text_kind": "report", "qa": qa})
     write(folder / "ROWS", found)
-    released = [
-        {"id": q["id"], "image": f"{q['id']}.png", "question": q["question"], "answer": q["answer"]}
-        for q in questions[:6]
-    ]
-    write(folder / "SRC", released)
-    write(folder / "vqa.jsonl", [{**r, "image": f"DATA/{q['image']}"} for r, q in zip(released, questions)])
+    asked = [{k: q[k] for k in ("id", "question", "answer")} for q in questions[:6]]
+    pictures = [{"image": f"DATA/{q['image']}"} for q in questions[:6]]
+    write(folder / "vqa.jsonl", [{**q, **p} for q, p in zip(asked, pictures, strict=True)])
     for name in ("a", "b", "a2"):
         shutil.copy(folder / "DATA" / rows[len(name)]["image"], folder / f"{name}.png")
     _saved_dataset(folder / "my_dataset")
@@ -133,7 +131,8 @@ def _pairs(folder: Path) -> None:
                 "reason": "made for the test",
             }
         )
-        human = {"from": "human", "value": f"<image>\n{row['question']} [yes, no] 1 reference report(s)"}
+        asked = f"<image>\n{row['question']} [yes, no] 1 reference report(s)"
+        human = {"from": "human", "value": asked}
         released.append(
             {
                 "id": row["id"],
@@ -143,10 +142,11 @@ def _pairs(folder: Path) -> None:
                 "rejected_noised": 0,
             }
         )
+    (folder / "FOLDER").symlink_to("DATA")
     (folder / "PAIRS").mkdir()
     (folder / "PAIRS/config.json").write_text('{"data": "../DATA"}')
     write(folder / "PAIRS/pairs.jsonl", pairs)
-    write(folder / "alignment.jsonl", released)
+    write(folder / "SRC", released)
 
 
 def _films(folder: Path) -> None:

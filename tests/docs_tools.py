@@ -59,7 +59,10 @@ def _blocks(page: Path) -> Iterator[tuple[list[str], bool]]:
         joined = text.replace("\\\n", " ")
         yield [" ".join(line.split()) for line in re.findall(r"^RUN .+", joined, re.M)], False
         started = re.findall(r"^(?:ENTRYPOINT|CMD) (\[.+\])$", joined, re.M)
-        yield [" ".join(word for words in started for word in json.loads(words))][: len(started)], False
+        yield (
+            [" ".join(word for words in started for word in json.loads(words))][: len(started)],
+            False,
+        )
         return
     for language, block in FENCE.findall(text):
         if language in ("", "sh", "console"):

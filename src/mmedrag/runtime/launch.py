@@ -65,7 +65,7 @@ def launch(command: Sequence[str], processes: int, strategy: str = "ddp", cpu: b
         cpu: gloo on CPUs, also where there are GPUs.
 
     Returns:
-        The exit code of the worst process; of one that a signal ended, 128 and its number.
+        The exit code of the process that failed first; where a signal ended it, 128 and its number.
 
     Raises:
         UserError: fewer GPUs than processes, or a strategy whose package is missing.
@@ -89,16 +89,14 @@ def launch(command: Sequence[str], processes: int, strategy: str = "ddp", cpu: b
 
 
 def _tell(failures: Mapping[int, Any]) -> int:
-    """The line of the process that failed first, to stderr; the exit code of the worst.
-
-    A process that the launcher ended because of another one has failed by its signal.
-    """
-    codes = [failure.exitcode for failure in failures.values()]
-    told = {rank: one for rank, one in failures.items() if os.path.isfile(one.error_file)}
-    first = min(told or failures, key=lambda rank: failures[rank].timestamp)
-    line = failures[first].message if told else f"process {first} ended: {failures[first].message}"
-    print(line if told else f"error: launch: {line}", file=sys.stderr)
-    return max([c for c in codes if c > 0] or [128 - c for c in codes])
+    """The line of the process that failed first, to stderr; its exit code. The launcher ends the
+    others, and what they lost by the first one's end is not what went wrong."""
+    said = [rank for rank, one in failures.items() if os.path.isfile(one.error_file)]
+    rank = min(said or failures, key=lambda rank: failures[rank].timestamp)
+    first = failures[rank]
+    text = first.message if said else f"error: launch: process {rank} ended: {first.message}"
+    print(text, file=sys.stderr)
+    return int(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
 
 
 def _on_cpu(processes: int, cpu: bool) -> bool:
@@ -135,7 +133,7 @@ def _sharded(processes: int, strategy: str, cpu: bool) -> dict[str, str]:
         words += ["--main_process_port", "0", *(["--mixed_precision", "no"] if cpu else [])]
         asked = accelerate.launch_command_parser().parse_args([*words, "-m", "mmedrag"])
         asked, _, _ = accelerate._validate_launch_command(asked)
-    asked.use_cpu = cpu
+    asked.use_cpu, asked.deepspeed_fields_from_accelerate_config = cpu, ""  # as launch_command does
     made: Any
     if strategy == "fsdp":
         made = prepare_multi_gpu_env(asked)
