@@ -1,7 +1,7 @@
 """One module a format; each yields rows for the writer.
 
 ``manifest``, ``released`` (with ``released_pairs``), ``llava``, ``vqa``, ``table``, ``dicom``,
-``data`` (``folders``); ``trainer_pairs`` reads preference pairs. A format of your own is a function
+``data`` (``folders``); ``table_files`` reads the files of tables, ``trainer_pairs`` reads preference pairs. A format of your own is a function
 ``load(source, writer, **options)``, named ``package.module:function``.
 """
 
