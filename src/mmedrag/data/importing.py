@@ -62,6 +62,9 @@ def import_data(
             given[key] = Path(given[key])
     if isinstance(given.get("image_root"), (list, tuple)):
         given["image_root"] = [Path(root) for root in given["image_root"]]
+    for root in _roots(given.get("image_root")):
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder, expected one with images (image_root)")
     known = [p for p in inspect.signature(load).parameters if p not in ("src", "writer")]
     for key in given:
         if key not in known:
@@ -88,6 +91,13 @@ def import_data(
         writer.abandon()
         raise
     return writer.finish()
+
+
+def _roots(given: Any) -> list[Path]:
+    """The folders of an ``image_root``: one, several, or one per dataset."""
+    if given is None or isinstance(given, Path):
+        return [given] if given else []
+    return [Path(root) for root in (given.values() if isinstance(given, Mapping) else given)]
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 MANY = 0.1  # share of absent pictures from which on a warning is due
@@ -65,7 +66,12 @@ class ImportResult:
             words = f"of {len(sought) + self.images} images that rows name"
             why = f"{name!r:.100} and others are not below {place:.200}"
             if not self.images:
-                self.nothing = f"none {words} was found: {why}; --image-root names their folder"
+                above = [Path(root).parent for root in place.split(", ")]
+                there = next((root for root in above if (root / name).is_file()), None)
+                hint = (
+                    f"--image-root {there} has it" if there else "--image-root names their folder"
+                )
+                self.nothing = f"none {words} was found: {why}; {hint}"
             elif len(sought) > MANY * (len(sought) + self.images):
                 self.warning = f"{len(sought)} {words} are not there: {why}"
         if not (rows or self.rejected):

@@ -299,6 +299,10 @@ class Writer:
         result.splits = dict(sorted(splits.items()))
         kept = [row for kind in KINDS[:3] for row in self.rows[kind]]
         result.pictures(self.missing, kept, self._bare)
+        if self.placeholders:
+            result.notes.append(
+                f"{self.placeholders} texts that say nan, N/A or the like are no text"
+            )
         if self._doubts:
             result.notes.append(f"{len(self._doubts)} doubtful rows: {first(self._doubts)}")
         self._cache.close()

@@ -60,7 +60,7 @@ def _row(row: SourceRow, folder: Path, prefix: str, writer: Writer, kind: str) -
     meta = dict(fields["meta"]) if _object(fields.get("meta")) else {}
     if _text(meta.get("study")):
         meta["study"] = prefix + meta["study"]
-    origin = meta.get("released")  # which line of which released file it was
+    origin: Any = meta.get("released")  # which line of which released file it was
     if _object(origin) and _text(origin.get("file")):
         meta["released"] = origin | {"file": prefix + origin["file"]}
     sides = ("chosen", "rejected") if kind == "pairs" else ()

@@ -246,6 +246,9 @@ def _row(
     if task == "vqa":
         kept, original = answer_type("closed", target)
         closed = {"answer_type": kept, "question": clean_question(question)}
+        options = value.get("options")  # as an export writes them; the released rows have none
+        if isinstance(options, list) and target in options:
+            closed["options"] = options
         meta |= original
     writer.example(
         row,
