@@ -82,22 +82,24 @@ def command(line: str) -> tuple[int, str]:
 
 def _layouts(folder: Path) -> None:
     """DATA as a manifest, a table, a released file; a saved datasets folder; two data folders."""
+    shutil.copytree(folder / "DATA/images", folder / "pictures")
     rows = read(folder / "DATA/corpus.jsonl")
     questions = [r for r in read(folder / "DATA/examples.jsonl") if r["task"] == "vqa"]
     found = []
     for row in rows:
-        image = f"DATA/{row['image']}"
+        image = f"pictures/{Path(row['image']).name}"
         asked = [q for q in questions if q["image"] == row["image"]]
         qa = [{k: q[k] for k in ("question", "answer", "answer_type")} for q in asked]
         shared = {k: row[k] for k in ("id", "domain", "patient", "split", "source", "text")}
         found.append({**shared, "image": image, "text_kind": "report", "qa": qa})
     write(folder / "ROWS", found)
     asked = [{k: q[k] for k in ("id", "question", "answer")} for q in questions[:6]]
-    pictures = [{"image": f"DATA/{q['image']}"} for q in questions[:6]]
+    pictures = [{"image": f"pictures/{Path(q['image']).name}"} for q in questions[:6]]
     write(folder / "vqa.jsonl", [{**q, **p} for q, p in zip(asked, pictures, strict=True)])
     for name in ("a", "b", "a2"):
         shutil.copy(folder / "DATA" / rows[len(name)]["image"], folder / f"{name}.png")
     _saved_dataset(folder / "my_dataset")
+    shutil.copytree(folder / "DATA", folder / "ALL/a")
 
 
 def _saved_dataset(folder: Path) -> None:
