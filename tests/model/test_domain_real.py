@@ -1,5 +1,5 @@
-"""The shipped domain model for real pictures: it loads without an extra and flags what is no picture
-of its domains; its figures are those of its card."""
+"""The shipped domain model for real pictures: it needs no extra and flags what is no
+picture of its domains."""
 
 from __future__ import annotations
 

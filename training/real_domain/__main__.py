@@ -1,8 +1,8 @@
 """``python -m training.real_domain --data DATA --out DIR``: fit, judge and write the model.
 
-DATA is the folder of ``data import manifest``. Pictures under CC0, MIT and CC BY are fitted on; those
-under other licences only judge. Features are kept in ``--work`` and read again. Only the features
-that need no extra: the picture statistics.
+DATA is the folder of ``data import manifest``. Pictures under CC0, MIT and CC BY are fitted on;
+those under other licences only judge. Features are kept in ``--work`` and read again; delete it
+after a change of data. They are the picture statistics, which need no extra.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def judge(
     photos: np.ndarray,
     plain: np.ndarray,
 ) -> dict[str, Any]:
-    """What the card says: of left-out sources and patients, of held rows, and of what is unknown."""
+    """What the card says: sources and patients left out, held rows, and what is unknown."""
     threshold = shipped.config["threshold"]
     sources = np.array([row.source for row in rows], dtype=object)
     domains = np.array([str(row.domain) for row in rows], dtype=object)
@@ -173,11 +173,12 @@ def card(fitted: Sequence[Row], table: dict[str, Any]) -> ModelCard:
     ]
     return ModelCard(
         title=TITLE,
-        what="Labels: ophthalmology, pathology, radiology, or unknown. Features: picture statistics. "
-        "Weights alone: no picture and no text is in this folder.",
+        what="Labels: ophthalmology, pathology, radiology, or unknown. Features: picture "
+        "statistics. Weights alone: no picture and no text is in this folder.",
         facts=[
             NOTICE,
-            f"Outliers of the fit: drawn pictures and {', '.join(pictures.PHOTOS)} of scikit-image (CC0).",
+            "Outliers of the fit: drawn pictures, and of scikit-image (CC0) "
+            + ", ".join(pictures.PHOTOS),
             "`python -m training.real_domain --data DATA --out DIR` makes it again.",
         ],
         figures=[

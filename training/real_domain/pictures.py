@@ -1,4 +1,4 @@
-"""What the fit sees beside the rows' own pictures: varied copies, drawn outliers, everyday pictures."""
+"""What the fit sees beside the rows: varied copies, drawn outliers, everyday pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Rng = np.random.Generator
 
 
 def vary(rng: Rng, picture: Image.Image) -> Image.Image:
-    """The same kind of picture from elsewhere: crop, mirror, exposure, stain, grain, blur, JPEG, rim."""
+    """The same kind of picture from elsewhere: crop, mirror, exposure, grain, blur, JPEG, rim."""
     wide, high = (max(8, round(s * rng.uniform(0.5, 1))) for s in picture.size)
     x = int(rng.integers(0, picture.width - wide + 1))
     y = int(rng.integers(0, picture.height - high + 1))

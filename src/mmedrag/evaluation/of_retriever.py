@@ -63,7 +63,8 @@ def evaluate_retriever(
         ``paired``: metric -> {value, low, high, n, chance {…}, shuffled {…}, untrained {…}} ·
         ``agreement``: of the best reference -> {value, low, high, n, random {…},
         difference {…}}; with key "image" also {top5 {…}, shuffled {…}, untrained {…}} ·
-        ``hubness``: metric of :func:`metrics.retrieval.hubness` -> {value, low, high, n} · ``n``, ``gallery``, ``skipped`` · ``encoder``.
+        ``hubness``: metric of :func:`metrics.retrieval.hubness` -> {value, low, high, n} ·
+        ``n``, ``gallery``, ``skipped`` · ``encoder``.
 
     Raises:
         UserError: fewer than two rows with picture and text.
