@@ -20,9 +20,7 @@ from mmedrag.cli.common import FOLDER, Call, command
     metavar="DATA",
     help="Similar cases of the pictures of this DATA folder instead (extra real). Repeatable.",
 )
-def noun(
-    call: Call, out: Path, studies: int | None, full: bool, real: tuple[Path, ...]
-) -> None:
+def noun(call: Call, out: Path, studies: int | None, full: bool, real: tuple[Path, ...]) -> None:
     """Three domains, base model to full ablation, metrics and an HTML report.
 
     With --real: an index per domain of your own pictures, their similar cases, and how far these

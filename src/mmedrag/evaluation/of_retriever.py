@@ -7,9 +7,9 @@ Place in the picture: beside ``retrieval.search``. Two questions over the rows o
   best reference's labels agree with the picture's, against random references, and hubness.
 
 References are found by their texts or, with key "image", by their own pictures (then there is no
-pairing to ask for, and agreement is also that of the five best). Beside every value stand chance (computed), the same encoder with its pictures
-shuffled, and the same architecture untrained. All have n and a 95 % interval (bootstrap over
-patients).
+pairing to ask for, and agreement is also that of the five best). Beside every value stand chance
+(computed), the same encoder with its pictures shuffled, and the same architecture untrained. All
+have n and a 95 % interval (bootstrap over patients).
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def evaluate_retriever(
     Returns:
         ``paired``: metric -> {value, low, high, n, chance {…}, shuffled {…}, untrained {…}} ·
         ``agreement``: of the best reference -> {value, low, high, n, random {…},
-        difference {…}}; with key "image" also {top5 {…}, shuffled {…}, untrained {…}} · ``hubness``: metric of :func:`metrics.retrieval.hubness` ->
-        {value, low, high, n} · ``n``, ``gallery``, ``skipped`` · ``encoder``.
+        difference {…}}; with key "image" also {top5 {…}, shuffled {…}, untrained {…}} ·
+        ``hubness``: metric of :func:`metrics.retrieval.hubness` -> {value, low, high, n} ·
+        ``n``, ``gallery``, ``skipped`` · ``encoder``.
 
     Raises:
         UserError: fewer than two rows with picture and text.
@@ -331,7 +332,7 @@ def _agreement(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Mean agreement of the best reference (``tops["value"]``, and of others: [q, k], -1 none left),
+    """Mean agreement of the best reference (``tops["value"]``, and of others; [q, k], -1: none),
     of a random allowed one, and the difference of the two."""
     matrix = np.where(allowed, matrix, np.nan)
 
@@ -340,7 +341,10 @@ def _agreement(
         said = (top >= 0) & ~np.isnan(found)
         known = said.any(axis=1)
         best = np.divide(
-            np.where(said, found, 0).sum(axis=1), said.sum(axis=1), where=known, out=np.zeros(len(top))
+            np.where(said, found, 0).sum(axis=1),
+            said.sum(axis=1),
+            where=known,
+            out=np.zeros(len(top)),
         )
         if not known.any():
             return {"value": {"value": None, "low": None, "high": None, "n": 0}}

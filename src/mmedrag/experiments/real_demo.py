@@ -294,7 +294,7 @@ def _as_example(row: Reference) -> Example:
 
 
 def _trained_on(rows: Sequence[Reference]) -> int:
-    """How many of the pictures, by sha256 of their files, the shipped domain model was fitted on."""
+    """How many of the pictures (sha256 of their files) the shipped domain model was fitted on."""
     model = real_domain_model()
     if model is None:
         return 0

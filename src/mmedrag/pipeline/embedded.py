@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mmedrag.embedded import BENCHMARK, available, path
+from mmedrag.embedded import BENCHMARK, EMBEDDED, REAL, available, path
 from mmedrag.records import UserError
 from mmedrag.runtime import cache_folder, sha256_of
 
@@ -49,7 +49,6 @@ def generic_index() -> Path:
 
 def of_benchmark(index: str | Path) -> bool:
     """Whether an index holds the benchmark's pictures alone, by an embedded encoder."""
-    from mmedrag.embedded import EMBEDDED
     from mmedrag.retrieval import Filter, IndexFolder
     from mmedrag.retrieval.stores import read_manifest
 
@@ -64,8 +63,7 @@ def of_benchmark(index: str | Path) -> bool:
 
 def real_domain_model() -> str | None:
     """The shipped domain model for real pictures; None where this installation has none."""
-    spec = "embedded:domain-real"
-    return spec if spec.partition(":")[2] in available() else None
+    return f"{EMBEDDED}:{REAL}" if REAL in available() else None
 
 
 def _index(domain: str | None, name: str) -> Path:

@@ -1,0 +1,82 @@
+"""The shipped domain model for real pictures: it needs no extra and flags what is no
+picture of its domains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmedrag import embedded
+from mmedrag.cli.main import main
+from mmedrag.domain import open_domain, outliers
+from mmedrag.pipeline import real_domain_model
+from mmedrag.runtime import numpy_rng
+
+pytestmark = pytest.mark.model
+SPEC = "embedded:domain-real"
+FOLDER = embedded.path("domain-real")
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: object) -> Any:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, args), "--json"])
+    out, err = capsys.readouterr()
+    assert not ended.value.code, err
+    return json.loads(out)
+
+
+def test_the_folder_holds_weights_and_their_origin_alone() -> None:
+    assert real_domain_model() == SPEC
+    model = open_domain(SPEC)
+    assert model.labels == ["ophthalmology", "pathology", "radiology"] and model.encoder is None
+    names = {"README.md", "config.json", "head.safetensors", "train_ids.jsonl"}
+    assert {p.name for p in FOLDER.iterdir()} == names
+    rows = [json.loads(line) for line in (FOLDER / "train_ids.jsonl").read_text().splitlines()]
+    assert len(rows) == 829 and all(len(row["image_sha256"]) == 64 for row in rows)
+    assert {row["id"].split("/")[0] for row in rows} == {
+        "vqa-rad",
+        "covid-chestxray",
+        "idrid",
+        "nct-crc-he",
+        "dsb2018",
+        "bccd",
+    }  # and none of dtr-histology
+    card = (FOLDER / "README.md").read_text()
+    for source in ("idrid (CC-BY-4.0)", "nct-crc-he (CC-BY-4.0)", "covid-chestxray (CC-BY-3.0)"):
+        assert source in card
+
+
+def test_what_is_no_such_picture_is_flagged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise, blanks and other drawings through the command; a seed that no fit has seen."""
+    (tmp_path / "images").mkdir()
+    lines = []
+    for number in range(120):
+        rng = numpy_rng(9_000_000 + number)
+        kind = ("noise", "blank", "drawn")[number % 3]
+        if kind == "noise":
+            high, wide = rng.integers(64, 400, 2)
+            pixels = np.clip(rng.normal(128, rng.uniform(10, 90), (high, wide, 3)), 0, 255)
+            picture = Image.fromarray(pixels.astype(np.uint8))
+        elif kind == "blank":
+            picture = Image.new("RGB", (200, 150), tuple(int(v) for v in rng.integers(0, 256, 3)))
+        else:
+            picture = outliers.outlier(rng)
+        picture.save(tmp_path / f"images/{number}.png")
+        row = {"id": f"{kind}-{number}", "image": f"images/{number}.png", "text": ""}
+        lines.append(json.dumps(row) + "\n")
+    (tmp_path / "corpus.jsonl").write_text("".join(lines))
+    out = tmp_path / "found.jsonl"
+    call(capsys, "domain", "predict", tmp_path, "--model", SPEC, "--out", out)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    for kind in ("noise", "blank", "drawn"):
+        labels = [row["label"] for row in found if row["id"].startswith(kind)]
+        assert len(labels) == 40 and labels.count("unknown") >= 38
+    assert "six public collections" in next(r["reason"] for r in found if r["label"] == "unknown")

@@ -1,0 +1,106 @@
+"""One fit of the real domain model on the features of some rows, and what it is judged by.
+
+Every function sees features only (``Blocks``), so that a fit with a source left out costs seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmedrag.domain import DomainModel, DomainTraining, fit_head, fit_trees, standardise
+from mmedrag.domain.features import VERSION
+from mmedrag.records import Row
+from training.real_domain.pictures import COPIES, PHOTO_COPIES, PHOTOS
+
+SETTINGS = DomainTraining(variants=COPIES, swaps=0, outliers=2500, trees=200, depth=3)
+LEAF = 30  # pictures: trees on fewer tell the clinics apart
+FLAGGED = 0.95  # of copies of everyday pictures that the fit has not seen, below the threshold
+FOLDS = 3  # of the everyday pictures, for the threshold
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Blocks:
+    """Features [n, d] of: the rows' pictures, ``COPIES`` of each, drawn outliers of the fit and of
+    the judgement, ``PHOTO_COPIES`` of each of ``PHOTOS``."""
+
+    own: np.ndarray
+    copies: np.ndarray
+    drawn: np.ndarray
+    fresh: np.ndarray
+    photos: np.ndarray
+
+
+def fit(
+    rows: Sequence[Row], use: np.ndarray, blocks: Blocks, threshold: bool = True
+) -> DomainModel:
+    """A model of the rows where ``use`` [n] is true; without ``threshold`` nothing is unknown."""
+    at = np.flatnonzero(use)
+    domains = np.array([str(rows[i].domain) for i in at], dtype=object)
+    sources = np.array([rows[i].source for i in at], dtype=object)
+    labels = sorted(set(domains))
+    own = blocks.own[at]
+    arrays: Arrays = {"mean": own.mean(axis=0), "scale": own.std(axis=0) + 1e-3}
+    inside = np.concatenate([own, *(blocks.copies[at * COPIES + copy] for copy in range(COPIES))])
+    z = standardise(inside, arrays)
+    weight = np.tile(_weights(domains, sources), COPIES + 1)
+    arrays |= fit_head(z, np.tile(domains, COPIES + 1), labels, SETTINGS, weight)
+    config: dict[str, Any] = {
+        "format": 1,
+        "kind": "trained",
+        "labels": labels,
+        "temperature": 1.0,
+        "threshold": None,
+        "statistics": VERSION,
+        "encoder": None,
+    }
+    every = np.ones(len(PHOTOS), dtype=bool)
+    model = DomainModel(config, arrays | _trees(z, weight, every, blocks, arrays))
+    if threshold:
+        seen = [
+            DomainModel(config, arrays | _trees(z, weight, fold, blocks, arrays)).scores(
+                _photos(blocks, ~fold)
+            )[1]
+            for fold in (np.arange(len(PHOTOS)) % FOLDS != n for n in range(FOLDS))
+        ]
+        config["threshold"] = round(float(np.quantile(np.concatenate(seen), FLAGGED)), 6)
+    return model
+
+
+def _weights(domains: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Domains weigh the same; within one, a source as the root of its number of pictures."""
+    weight = np.zeros(len(domains))
+    for domain in set(domains):
+        for source in set(sources[domains == domain]):
+            chosen = (domains == domain) & (sources == source)
+            weight[chosen] = 1 / np.sqrt(chosen.sum())
+        weight[domains == domain] /= weight[domains == domain].sum()
+    return weight / weight.mean()
+
+
+def _photos(blocks: Blocks, use: np.ndarray) -> np.ndarray:
+    return blocks.photos[np.repeat(use, PHOTO_COPIES)]
+
+
+def _trees(
+    z: np.ndarray, weight: np.ndarray, photos: np.ndarray, blocks: Blocks, arrays: Arrays
+) -> Arrays:
+    outside = standardise(np.concatenate([blocks.drawn, _photos(blocks, photos)]), arrays)
+    return fit_trees(z, outside, SETTINGS, weight, LEAF)
+
+
+def judged(
+    model: DomainModel, features: np.ndarray, domain: str, threshold: float
+) -> dict[str, Any]:
+    """Of pictures of one domain: ``n``, ``right`` (the label, unknown or not) and ``lost``."""
+    logits, known = model.scores(features)
+    right = np.array(model.labels)[logits.argmax(axis=1)] == domain
+    return {
+        "n": len(features),
+        "right": round(float(right.mean()), 4),
+        "lost": round(float((known < threshold).mean()), 4),
+    }
