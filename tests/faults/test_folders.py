@@ -452,3 +452,35 @@ def test_an_import_goes_around_a_picture_of_somebody_else(
     assert (tmp_path / "out" / "images" / "a.png").read_text() == "mine"
     [row] = DataFolder(tmp_path / "out").corpus()
     assert row.images[0].is_file() and row.images[0].name != "a.png"
+
+
+# --- domain models ----------------------------------------------------------------------------
+
+
+def test_a_domain_model_asks_again_for_an_encoder_of_the_user_s_own(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.toml").write_text('radiology = ["a film"]\npathology = ["a tile"]\n')
+    own, model, out = "retrieval_tools:ColourEncoder", tmp_path / "model", tmp_path / "out.jsonl"
+    prompts = ("--prompts", tmp_path / "prompts.toml")
+    assert mmedrag(capsys, "train", "domain", *prompts, "--encoder", own, "--out", model)[0] == 0
+    run = ("run", drawn, "--no-rag", "--limit", 1, "--domain-model", model)
+    commands = {
+        "predict": ("domain", "predict", drawn, "--model", model, "--out", out),
+        "run": (*run, "--out", tmp_path / "run"),
+    }
+    for words in commands.values():
+        code, said = mmedrag(capsys, *words)
+        assert code == 2 and said.splitlines()[-1].endswith(f"--domain-encoder {own}")
+        assert mmedrag(capsys, *words, "--domain-encoder", own)[0] == 0
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "evil.py").write_text("open('was-here', 'w')\nclass Class: pass\n")
+    for spec in ("evil:Class", "hf:org/name", "../model", "inside:../model", "/tmp", "hf-hub:o/n"):
+        changed = {**config, "encoder": {**config["encoder"], "spec": spec}}
+        (model / "config.json").write_text(json.dumps(changed))
+        code, said = mmedrag(capsys, *commands["predict"])
+        assert code == 2 and "Traceback" not in said and spec.removeprefix("inside:") in said
+    (model / "config.json").rename(tmp_path / "config.json")
+    (model / "config.json").symlink_to(tmp_path / "config.json")
+    code, said = mmedrag(capsys, *commands["predict"])
+    assert code == 2 and "a link" in said
