@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -21,6 +22,7 @@ from mmedrag.cli.main import main
 from mmedrag.pipeline import Pipeline, RunSettings, run_examples
 from mmedrag.records.records import UserError
 from mmedrag.retrieval.embeddings import text_key
+from mmedrag.retrieval.index import IndexFolder
 from mmedrag.retrieval.index_build import build_index, remove_from_index
 from mmedrag.retrieval.stores import folder
 from mmedrag.runtime.data_folder import DataFolder
@@ -287,6 +289,11 @@ class Killed(BaseException):
     pass
 
 
+def vectors_of(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    index = IndexFolder.open(path)
+    return zip(index.ids, index.store.vectors(), strict=True)
+
+
 def test_a_killed_removal_is_completed_by_the_same_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +305,7 @@ def test_a_killed_removal_is_completed_by_the_same_call(
         path = tmp_path / f"index{at}"
         build_index([data], path, None, ColourEncoder())
         build_index([data], path, None, ColourEncoder("earlier"))  # its cache holds the text, too
+        [vector] = (v.tobytes() for i, v in vectors_of(path) if i == "s0003")
         calls = 0
 
         def counted(original: Callable, at: int = at) -> Callable:
@@ -328,7 +336,8 @@ def test_a_killed_removal_is_completed_by_the_same_call(
         for file in path.rglob("*"):
             if file.is_file():
                 held = file.read_bytes()
-                assert secret.encode() not in held and text_key(secret) not in held, (at, file)
+                for trace in (secret.encode(), text_key(secret), vector):
+                    assert trace not in held, (at, file)
         assert {p.name for p in path.iterdir() if p.is_file()} == {
             *folder.read_manifest(path)["files"],
             "manifest.json",

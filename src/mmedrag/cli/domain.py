@@ -73,6 +73,4 @@ def eval_(
 
     folders = [DataFolder(path) for path in data]
     opened = open_domain(model, device, domain_encoder)
-    call.finish(
-        evaluate_domain(opened, folders, split, outliers=not no_outliers, seed=call.seed)
-    )
+    call.finish(evaluate_domain(opened, folders, split, outliers=not no_outliers, seed=call.seed))
