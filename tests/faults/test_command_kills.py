@@ -25,7 +25,8 @@ from mmedrag.records import PairSet
 pytestmark = pytest.mark.model
 MANY = pytest.param(30, marks=pytest.mark.slow)
 SERVER = """
-import json, os, resource, sys
+import io, json, os, resource, sys
+from pathlib import Path
 import mmedrag.preference.dpo.train, mmedrag.preference.pairs.build, mmedrag.retrieval.train
 from mmedrag.cli.main import main
 
@@ -35,14 +36,17 @@ for line in sys.stdin:
     if not child:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(0, 1)
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        os.dup2(0, 2)
+        sys.stderr, code = io.StringIO(), 0
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or soft, hard))
         try:
             main(words)
         except SystemExit as ended:
-            os._exit(ended.code or 0)
-        os._exit(0)
+            code = ended.code or 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        Path(said).write_text(sys.stderr.getvalue())
+        os._exit(code)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
