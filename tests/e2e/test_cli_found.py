@@ -78,11 +78,15 @@ def test_pictures_of_ones_own_get_references(drawn: Path, retrieve: Any) -> None
     assert {b for _, b in by(rows)} == {"row"}
 
 
-def test_the_embedded_domain_model_routes_indexes_of_the_benchmark(
-    drawn: Path, retrieve: Any
+def test_the_embedded_domain_model_routes_rows_that_state_none(
+    drawn: Path, tmp_path: Path, retrieve: Any
 ) -> None:
-    code, rows = retrieve(drawn / "data", "--index", drawn / "data-radiology")
+    indexes = ["--index", drawn / "data-radiology", "--index", drawn / "data-pathology"]
+    code, rows = retrieve(drawn / "data", *indexes)
+    assert code == 0 and {b for _, b in by(rows)} == {"row"}
+    code, rows = retrieve(rows_of(drawn, tmp_path, "data", domain=None), *indexes)
     assert code == 0 and {b for _, b in by(rows)} == {"embedded"}
+    assert len({label for label, _ in by(rows)} & {"radiology", "pathology"}) == 2
 
 
 def test_the_user_goes_first(drawn: Path, retrieve: Any) -> None:

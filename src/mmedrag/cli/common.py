@@ -174,7 +174,7 @@ class Command(click.Command):
         common = {
             key: ctx.params.pop(key) for key in ("json_", "seed", "config", "set_", "verbose")
         }
-        quiet = "INFO" if os.environ.get("RANK", "0") == "0" else "WARNING"  # one tells of all
+        quiet = "INFO" if os.environ.get("RANK", "0") == "0" else "ERROR"  # one tells of all
         logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else quiet)
         source = ctx.get_parameter_source("seed")
         common["seed_given"] = source is not click.core.ParameterSource.DEFAULT

@@ -77,7 +77,7 @@ def eval_(
     help="Agreement from which a reference counts: of findings, else the Jaccard index of labels.",
 )
 @click.option("--out", type=FILE, help="Recipe to write, for --config.")
-@click.option("--retriever", help="The index's encoder, where it was moved.")
+@click.option("--retriever", help="The index's encoder, unless it is a shipped one.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 def calibrate(
     call: Call,

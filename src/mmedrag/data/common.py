@@ -275,7 +275,8 @@ def images_of(
             wrong.append(str(error))
     if wrong:
         raise UserError("; ".join(dict.fromkeys(wrong)))
-    writer.missing.update(prefix + name for name in missing)
+    looked = ", ".join(dict.fromkeys(map(str, roots)))
+    writer.missing.update((prefix + name, looked) for name in missing)
     if not stored:
         return None, missing
     return (stored if isinstance(named, list) else stored[0]), missing

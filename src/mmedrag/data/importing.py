@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmedrag.data.writer import ImportResult, Writer
+from mmedrag.data.result import ImportResult
+from mmedrag.data.writer import Writer
 from mmedrag.records import Split, UserError, resolve_object
 from mmedrag.runtime import sha256
 
@@ -46,7 +47,8 @@ def import_data(
             not given.
 
     Returns:
-        What was imported; ``exit_code`` is 1 when rows were refused (``rejected.jsonl``).
+        What was imported; ``exit_code`` is 1 when rows were refused (``rejected.jsonl``) or
+        nothing was found (``nothing`` says why).
 
     Raises:
         UserError: unreadable source, occupied target, unknown format or option.

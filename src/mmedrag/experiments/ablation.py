@@ -273,11 +273,19 @@ def describe_sample(studies: int, examples: Sequence[Example], split: str = "tes
 
 
 def parts_of(system: System, settings: AblationSettings, seed: int = 0) -> Parts:
-    """The parts of a system (see :mod:`mmedrag.pipeline.system`), opened once for all rows."""
+    """The parts of a system (see :mod:`mmedrag.pipeline.system`), opened once for all rows.
+
+    The embedded domain model counts as named: it is asked for every picture, whatever the data
+    states, because the rows measure what identification is worth.
+    """
     from mmedrag.retrieval import open_retriever
 
+    named = system.routing == "embedded" or system.domain.label or system.domain.model
+    if system.domains and (not named or system.routing == "shipped"):
+        log.warning("rows go by the domain that they state; to identify it: --domain-model")
     bare = replace(
         system,
+        routing="model" if system.routing == "embedded" else system.routing,
         generator={k: v for k, v in system.generator.items() if k != "adapter"},
         domains={d: replace(part, adapter=None) for d, part in system.domains.items()},
     )

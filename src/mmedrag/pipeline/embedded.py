@@ -6,6 +6,7 @@ Place in the picture: beside ``system``: what is searched where no index is name
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmedrag.embedded import BENCHMARK, available, path
 from mmedrag.records import UserError
 from mmedrag.runtime import cache_folder, sha256_of
 
+log = logging.getLogger(__name__)
 DOMAINS = ("radiology", "ophthalmology", "pathology")
 
 
@@ -29,6 +31,7 @@ def data_folder() -> Path:
     name = "-".join(str(value) for value in CORPUS.values())
     out = cache_folder() / f"phantom-{__version__}-{name}"
     if not (out / "examples.jsonl").exists():
+        log.info("drawing the embedded system's studies, once: %s", out)
         build_benchmark(out, twins="image", **CORPUS)
     return out
 
@@ -72,6 +75,7 @@ def _index(domain: str | None, name: str) -> Path:
     data, digest = data_folder(), _fingerprint(path(name))
     folder = data.parent / f"index-{data.name}-{domain or 'generic'}-{digest}"
     if not (folder / "manifest.json").exists():
+        log.info("building an embedded index, once: %s", folder)
         build_index([DataFolder(data)], folder, domain=domain, encoder=f"embedded:{name}")
     return folder
 

@@ -14,8 +14,8 @@ The embedded indexes belong to the embedded model: with another model and no ind
 answers are given without references. Paths in a system file are relative to the file.
 
 Who states a picture's domain: ``--domain NAME``; else the domain model that the user named; else
-the embedded one, where every index is of the benchmark; else the row itself; else the model that
-ships for real pictures; else the only index.
+the row itself; else a model that ships, the embedded one where every index is of the benchmark and
+the one for real pictures elsewhere; else the only index.
 """
 
 from __future__ import annotations

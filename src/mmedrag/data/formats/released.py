@@ -270,9 +270,10 @@ def _images(
     other = value.get("filename")  # Harvard: the array from which the .jpg was made
     if image is None and isinstance(other, str) and roots:
         array, _ = images_of(other, roots, writer, prefix=prefix)
-        writer.missing.discard(prefix + other)
+        writer.missing.pop(prefix + other, None)
         if array is not None:
-            writer.missing.difference_update(prefix + name for name in missing)
+            for name in missing:
+                writer.missing.pop(prefix + name, None)
             return array, []
     return image, missing
 
