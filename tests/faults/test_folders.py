@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -21,6 +22,7 @@ from mmedrag.cli.main import main
 from mmedrag.pipeline import Pipeline, RunSettings, run_examples
 from mmedrag.records.records import UserError
 from mmedrag.retrieval.embeddings import text_key
+from mmedrag.retrieval.index import IndexFolder
 from mmedrag.retrieval.index_build import build_index, remove_from_index
 from mmedrag.retrieval.stores import folder
 from mmedrag.runtime.data_folder import DataFolder
@@ -287,6 +289,11 @@ class Killed(BaseException):
     pass
 
 
+def vectors_of(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    index = IndexFolder.open(path)
+    return zip(index.ids, index.store.vectors(), strict=True)
+
+
 def test_a_killed_removal_is_completed_by_the_same_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +305,7 @@ def test_a_killed_removal_is_completed_by_the_same_call(
         path = tmp_path / f"index{at}"
         build_index([data], path, None, ColourEncoder())
         build_index([data], path, None, ColourEncoder("earlier"))  # its cache holds the text, too
+        [vector] = (v.tobytes() for i, v in vectors_of(path) if i == "s0003")
         calls = 0
 
         def counted(original: Callable, at: int = at) -> Callable:
@@ -328,7 +336,8 @@ def test_a_killed_removal_is_completed_by_the_same_call(
         for file in path.rglob("*"):
             if file.is_file():
                 held = file.read_bytes()
-                assert secret.encode() not in held and text_key(secret) not in held, (at, file)
+                for trace in (secret.encode(), text_key(secret), vector):
+                    assert trace not in held, (at, file)
         assert {p.name for p in path.iterdir() if p.is_file()} == {
             *folder.read_manifest(path)["files"],
             "manifest.json",
@@ -452,3 +461,35 @@ def test_an_import_goes_around_a_picture_of_somebody_else(
     assert (tmp_path / "out" / "images" / "a.png").read_text() == "mine"
     [row] = DataFolder(tmp_path / "out").corpus()
     assert row.images[0].is_file() and row.images[0].name != "a.png"
+
+
+# --- domain models ----------------------------------------------------------------------------
+
+
+def test_a_domain_model_asks_again_for_an_encoder_of_the_user_s_own(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.toml").write_text('radiology = ["a film"]\npathology = ["a tile"]\n')
+    own, model, out = "retrieval_tools:ColourEncoder", tmp_path / "model", tmp_path / "out.jsonl"
+    prompts = ("--prompts", tmp_path / "prompts.toml")
+    assert mmedrag(capsys, "train", "domain", *prompts, "--encoder", own, "--out", model)[0] == 0
+    run = ("run", drawn, "--no-rag", "--limit", 1, "--domain-model", model)
+    commands = {
+        "predict": ("domain", "predict", drawn, "--model", model, "--out", out),
+        "run": (*run, "--out", tmp_path / "run"),
+    }
+    for words in commands.values():
+        code, said = mmedrag(capsys, *words)
+        assert code == 2 and said.splitlines()[-1].endswith(f"--domain-encoder {own}")
+        assert mmedrag(capsys, *words, "--domain-encoder", own)[0] == 0
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "evil.py").write_text("open('was-here', 'w')\nclass Class: pass\n")
+    for spec in ("evil:Class", "hf:org/name", "../model", "inside:../model", "/tmp", "hf-hub:o/n"):
+        changed = {**config, "encoder": {**config["encoder"], "spec": spec}}
+        (model / "config.json").write_text(json.dumps(changed))
+        code, said = mmedrag(capsys, *commands["predict"])
+        assert code == 2 and "Traceback" not in said and spec.removeprefix("inside:") in said
+    (model / "config.json").rename(tmp_path / "config.json")
+    (model / "config.json").symlink_to(tmp_path / "config.json")
+    code, said = mmedrag(capsys, *commands["predict"])
+    assert code == 2 and "a link" in said

@@ -19,6 +19,7 @@ from mmedrag.runtime import (
     Journal,
     append_bytes,
     append_line,
+    files,
     new_folder,
     open_log,
     part_of,
@@ -31,7 +32,6 @@ from mmedrag.runtime import (
     write_text,
     write_unsynced,
 )
-from mmedrag.runtime import files
 
 WRITERS = {
     "bytes": lambda path: write_bytes(path, b"new"),

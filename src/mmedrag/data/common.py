@@ -84,7 +84,9 @@ def source_files(src: Path, *suffixes: str, skip: tuple[str, ...] = ()) -> list[
     found = sorted(
         path
         for path in src.rglob("*")
-        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith((".", *skip))
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not path.name.startswith((".", *skip))
     )
     if not found:
         raise UserError(f"{src}: no {' or '.join(suffixes)} in it")

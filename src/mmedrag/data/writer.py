@@ -39,7 +39,7 @@ from mmedrag.runtime import (
 
 KINDS = ("examples", "corpus", "pairs", "truth")
 CACHE, SETTINGS = "import-cache.jsonl", "import.json"
-FILES = (*(f"{kind}.jsonl" for kind in KINDS), "rejected.jsonl")
+FILES = (*(f"{kind}.jsonl" for kind in KINDS), "rejected.jsonl", "released.json")
 GROUP = 64  # images that are made durable together; a kill stores at most so many again
 
 

@@ -140,6 +140,7 @@ def zero_shot_domain(
 
     There is nothing to fit a threshold on, so nothing is called unknown.
     """
+    _check_ours(Path(out))
     model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
     labels = sorted(prompts)
     if len(labels) < 2 or not all(prompts.values()):

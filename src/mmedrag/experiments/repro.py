@@ -321,7 +321,9 @@ def _recorded(path: Path) -> dict[str, Any]:
 def _check_written(path: Path) -> None:
     """That a file may be written: in a checkout no ledger tells, but each says what wrote it."""
     if path.exists() and b"by `mmedrag repro" not in path.read_bytes():
-        raise UserError(f"{path}: is there already and not written by `mmedrag repro`; move it away")
+        raise UserError(
+            f"{path}: is there already and not written by `mmedrag repro`; move it away"
+        )
 
 
 def page(rows: Sequence[Row], recorded: Mapping[str, Mapping[str, Any]]) -> str:

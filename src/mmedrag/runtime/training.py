@@ -218,8 +218,8 @@ def fit(trainer: Trainer, last: Path | None) -> None:
         log.info("resumed at step %d of %d", state.global_step, state.max_steps)
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             trainer.state, best = state, state.best_model_checkpoint
-            load_best = trainer.args.load_best_model_at_end and best is not None
-            trainer._load_from_checkpoint(str(last.with_name(Path(best).name) if load_best else last))
+            keeps = trainer.args.load_best_model_at_end and best is not None
+            trainer._load_from_checkpoint(str(last.with_name(Path(best).name) if keeps else last))
             return
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 

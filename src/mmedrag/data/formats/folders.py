@@ -46,7 +46,7 @@ def load(src: Path, writer: Writer) -> None:
             f"{prefix}{left} is not joined" for left in _LEFT if (folder / left).is_file()
         ]
     if styles:
-        write_json(writer.out / STYLES, styles, indent=2)
+        write_json(writer.out / STYLES, styles, indent=2, own=True)
 
 
 def _row(row: SourceRow, folder: Path, prefix: str, writer: Writer, kind: str) -> None:
