@@ -31,7 +31,15 @@ from mmedrag.domain.fit import DomainTraining, fit_head, fit_temperature, fit_th
 from mmedrag.domain.identify import Arrays, DomainModel, embed, standardise
 from mmedrag.records import Encoder, Reopenable, Row, UserError
 from mmedrag.retrieval.encoders import load_encoder
-from mmedrag.runtime import DataFolder, Figures, ModelCard, read_toml, seeded_share, write_train_ids
+from mmedrag.runtime import (
+    DataFolder,
+    Figures,
+    ModelCard,
+    counted,
+    read_toml,
+    seeded_share,
+    write_train_ids,
+)
 
 __all__ = ["DomainTraining", "train_domain", "zero_shot_domain", "zero_shot_from"]
 
@@ -71,7 +79,15 @@ def train_domain(
     train = _limited(train, settings)
     labels = sorted({str(row.domain) for row in train})
     if len(labels) < 2:
-        raise UserError(f"train domain: found domains {labels}, expected at least two")
+        there = counted(row for one in data for row in one.corpus() if row.images)
+        raise UserError(
+            f"train domain: found domains {labels} in split train, expected at least two; pictures "
+            f"there are: {there}"
+        )
+    per = ", ".join(f"{n} {label}" for label, n in sorted(Counter(r.domain for r in train).items()))
+    log.info(
+        "train domain: %d pictures to fit on (%s), %d to calibrate on", len(train), per, len(val)
+    )
     if settings.fine_tune:
         if not isinstance(encoder, str):
             raise UserError("train domain: fine-tuning needs an encoder's name or folder")

@@ -140,12 +140,7 @@ def _load(
 ) -> Any:
     from peft import PeftModel
 
-    how = {
-        "adapter_name": name,
-        "is_trainable": trainable,
-        "local_files_only": True,
-        **options,
-    }
+    how = {"adapter_name": name, "is_trainable": trainable, "local_files_only": True, **options}
     if peft is None:
         return PeftModel.from_pretrained(model, str(folder), **how)
     peft.load_adapter(str(folder), **how)
