@@ -84,10 +84,10 @@ def train_domain(
             f"train domain: found domains {labels} in split train, expected at least two; pictures "
             f"there are: {there}"
         )
-    per = ", ".join(f"{n} {label}" for label, n in sorted(Counter(r.domain for r in train).items()))
-    log.info(
-        "train domain: %d pictures to fit on (%s), %d to calibrate on", len(train), per, len(val)
-    )
+    count = Counter(str(row.domain) for row in train)
+    per = ", ".join(f"{count[label]} {label}" for label in labels)
+    log.info("train domain: %d pictures of split train (%s)", len(train), per)
+    log.info("train domain: %d pictures of split val to calibrate on", len(val))
     if settings.fine_tune:
         if not isinstance(encoder, str):
             raise UserError("train domain: fine-tuning needs an encoder's name or folder")

@@ -84,12 +84,11 @@ def train_retriever(
     _check_empty(folder)
     train, val = (usable(data, domain, split) for split in ("train", "val"))
     if not train:
-        there = counted(
-            row for one in data for row in one.corpus() if row.images and row.text.strip()
-        )
+        rows = [row for one in data for row in one.corpus()]
+        there = counted(row for row in rows if row.images and row.text.strip())
         raise UserError(
-            f"train retriever: no pairs of split train, {_named(domain)}, expected corpus rows with "
-            f"image and text; there are: {there}"
+            f"train retriever: no pairs of split train, {_named(domain)}, expected corpus rows "
+            f"with image and text; there are: {there}"
         )
     log.info(
         "train retriever: %d pairs of split train, %d of split val, %s",
