@@ -236,7 +236,7 @@ def test_tuning_the_embedded_model_on_other_pictures_warns(
         row = {"id": "a", "kind": "copy", "chosen": {**side, "image": image}}
         row["rejected"] = {**side, "image": image, "text": "no"}
         (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
-        words = ["--data", drawn / data, "--set", "lora_targets=nothing", "--out", tmp_path / "o"]
+        words = ["--data", drawn / data, "--reference", "init", "--out", tmp_path / "o"]
         caplog.clear()
         command("train", "dpo", tmp_path / "pairs.jsonl", "--model", "embedded:vlm", *words)
         assert caplog.text.count("trained on drawn benchmark pictures only") == times
