@@ -157,6 +157,18 @@ def test_runs_and_pairs_say_that_nothing_was_found(
     assert "error: no reference was found in" in said and "no index of domain ophth" in said
 
 
+def test_a_run_without_an_answer_is_no_result(
+    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mute.toml").write_text('[generator]\nkind = "scripted"\nscript = ""\n')
+    words = ["--system", tmp_path / "mute.toml", "--split", "test", "--limit", "6"]
+    assert command("run", drawn / "data", *words, "--out", tmp_path / "run") == 1
+    for words in (["eval", "--out", tmp_path / "m.json"], ["report", "--out", tmp_path / "page"]):
+        caplog.clear()
+        assert command(words[0], tmp_path / "run", *words[1:]) == 1
+        assert caplog.text.count("error: no answer in 6 of 6 rows: the model wrote nothing") == 1
+
+
 def test_rows_are_counted_before_a_model_is_loaded(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
