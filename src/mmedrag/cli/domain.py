@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mmedrag.cli.common import FILE, FOLDER, Call, command
+from mmedrag.cli.common import FILE, FOLDER, Call, command, count
 from mmedrag.domain import DomainTraining
 
 ENCODER = click.option(
@@ -44,8 +44,10 @@ def predict(
     from mmedrag.runtime import DataFolder, check_own, write_jsonl
 
     check_own(out)
-    opened = open_domain(model, device, domain_encoder)
-    rows = predict_domain(DataFolder(data), opened, split)
+    folder = DataFolder(data)
+    pictured = [r for r in [*folder.corpus(split), *folder.examples(split)] if r.images]
+    count(pictured, f"rows with a picture of split {split or 'any'}", [folder])
+    rows = predict_domain(folder, open_domain(model, device, domain_encoder), split)
     write_jsonl(out, rows, own=True)
     call.finish({"out": out, "rows": len(rows), "labels": dict(Counter(r["label"] for r in rows))})
 
@@ -67,10 +69,12 @@ def eval_(
     device: str | None,
 ) -> None:
     """Accuracy, recall, calibration, unknown pictures, and accuracy on sources left out."""
-    from mmedrag.domain import open_domain
+    from mmedrag.domain import labelled_rows, open_domain
     from mmedrag.evaluation import evaluate_domain
     from mmedrag.runtime import DataFolder
 
     folders = [DataFolder(path) for path in data]
+    what = f"pictures whose domain is stated, of split {split}"
+    count(labelled_rows(folders, split), what, folders)
     opened = open_domain(model, device, domain_encoder)
     call.finish(evaluate_domain(opened, folders, split, outliers=not no_outliers, seed=call.seed))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mmedrag.cli.common import FILE, FOLDER, Call, command
+from mmedrag.cli.common import FILE, FOLDER, Call, command, count
 from mmedrag.retrieval import RetrieverTraining
 
 
@@ -96,10 +96,13 @@ def calibrate(
     Use the result with --config RECIPE, or --rule calibrated --set selection.threshold=T.
     """
     from mmedrag.evaluation import fit_selection, write_recipe
-    from mmedrag.retrieval import open_retriever
+    from mmedrag.retrieval import index_info, open_retriever
     from mmedrag.runtime import DataFolder
 
-    folders = [DataFolder(path) for path in data]
+    folders, domain = [DataFolder(path) for path in data], index_info(index)["domain"]
+    asked = [row for one in folders for row in one.corpus(split, domain)]
+    what = f"rows with picture and text of split {split}, domain {domain or 'any'}"
+    count([row for row in asked if row.images and row.text.strip()], what, folders)
     result = fit_selection(
         open_retriever(index, retriever, device), folders, precision, split, k, level
     )

@@ -36,6 +36,7 @@ from mmedrag.runtime import (
     DataFolder,
     Figures,
     ModelCard,
+    counted,
     read_toml,
     seeded_share,
     write_train_ids,
@@ -79,7 +80,15 @@ def train_domain(
     train = _limited(train, settings)
     labels = sorted({str(row.domain) for row in train})
     if len(labels) < 2:
-        raise UserError(f"train domain: found domains {labels}, expected at least two")
+        there = counted(row for one in data for row in one.corpus() if row.images)
+        raise UserError(
+            f"train domain: found domains {labels} in split train, expected at least two; pictures "
+            f"there are: {there}"
+        )
+    count = Counter(str(row.domain) for row in train)
+    per = ", ".join(f"{count[label]} {label}" for label in labels)
+    log.info("train domain: %d pictures of split train (%s)", len(train), per)
+    log.info("train domain: %d pictures of split val to calibrate on", len(val))
     if settings.fine_tune:
         if not isinstance(encoder, str):
             raise UserError("train domain: fine-tuning needs an encoder's name or folder")

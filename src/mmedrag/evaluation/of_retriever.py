@@ -15,6 +15,7 @@ have n and a 95 % interval (bootstrap over patients).
 from __future__ import annotations
 
 import re
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,9 @@ from mmedrag.retrieval import (
     relevant,
 )
 from mmedrag.retrieval.encoders import load_encoder
-from mmedrag.runtime import DataFolder, numpy_rng
+from mmedrag.runtime import DataFolder, counted, numpy_rng
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_retriever(
@@ -69,13 +72,26 @@ def evaluate_retriever(
     Raises:
         UserError: fewer than two rows with picture and text.
     """
-    model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
     splits = [split] if isinstance(split, str) else list(split)
     rows = [r for one in splits for r in rows_of(data, one, domain, key)]
     gallery = rows_of(data, gallery_split, domain, key)
     if len(rows) < 2:
         what = "picture and text" if key == "text" else "picture"
-        raise UserError(f"retriever eval: {len(rows)} rows with {what} in {'+'.join(splits)!r}")
+        raise UserError(
+            f"retriever eval: {len(rows)} rows with {what} in split {'+'.join(splits)}, domain "
+            f"{domain or 'any'}; there are: {counted(r for one in data for r in one.corpus())}"
+        )
+    log.info(
+        "retriever eval: %d pictures of split %s ask among %d rows of split %s, domain %s",
+        len(rows),
+        "+".join(splits),
+        len(gallery),
+        gallery_split,
+        domain or "any",
+    )
+    if not gallery:
+        log.warning("no row of split %s to find: agreement is not measured", gallery_split)
+    model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
     seen = EmbeddingCache(cache, model, "image")
     rows, found, skipped = _embedded(rows, model, seen)
     patients = [r.patient for r in rows]

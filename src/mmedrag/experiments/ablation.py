@@ -33,7 +33,7 @@ from mmedrag.pipeline import (
 )
 from mmedrag.records import ConditionSpec, DomainIdentifier, Example, Generator, Searcher, UserError
 from mmedrag.retrieval import RuleSpec
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, counted
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
@@ -241,8 +241,15 @@ def sample(data: DataFolder, studies: int = 0, split: str = "test") -> list[Exam
 
     One study of each patient before a second one of any, because intervals count patients;
     otherwise in file order, so that nobody chose them.
+
+    Raises:
+        UserError: there are no examples of this split.
     """
     examples = data.examples(split)
+    if not examples:
+        there = counted(data.examples())
+        raise UserError(f"{data.path}: no example of split {split}; there are: {there}")
+    log.info("%d examples of split %s, any domain", len(examples), split)
     if not studies:
         return examples
     turns: dict[str | None, dict[str, int]] = {}  # domain -> study -> how many of its patient's

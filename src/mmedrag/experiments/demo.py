@@ -106,11 +106,11 @@ def ablate(
 
     check_own(*(out / name for name in ("metrics.json", "report.html", "sample.json")))
     settings = settings or AblationSettings()
+    examples = ablation.sample(data, settings.studies, settings.split)
     parts = ablation.parts_of(system, settings, seed)
     table = ablation.rows(
         parts, ablation.system_adapters(system, settings), settings.pairwise, bool(data.truth())
     )
-    examples = ablation.sample(data, settings.studies, settings.split)
     folders = ablation.run_rows(table, parts, data, examples, out, seed, progress)
     lacking = {row.title: row.lacks for row in table if row.lacks}
     result = evaluate(folders, data, out=out / "metrics.json", seed=seed, not_run=lacking)

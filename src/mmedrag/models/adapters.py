@@ -74,7 +74,10 @@ def attach(
     folder = Path(adapter)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter here, expected adapter_config.json in a folder")
-    kind = read_object(folder / "adapter_config.json").get("peft_type")
+    settings = read_object(folder / "adapter_config.json")
+    kind = settings.get("peft_type")
+    if settings.get("megatron_config"):
+        raise UserError(f"{folder}/adapter_config.json: megatron_config names code to import")
     if kind not in KINDS:
         raise UserError(
             f"{folder}/adapter_config.json: peft_type {kind!r} is not supported, expected one of "
@@ -140,12 +143,7 @@ def _load(
 ) -> Any:
     from peft import PeftModel
 
-    how = {
-        "adapter_name": name,
-        "is_trainable": trainable,
-        "local_files_only": True,
-        **options,
-    }
+    how = {"adapter_name": name, "is_trainable": trainable, "local_files_only": True, **options}
     if peft is None:
         return PeftModel.from_pretrained(model, str(folder), **how)
     peft.load_adapter(str(folder), **how)

@@ -134,12 +134,17 @@ def run_examples(
     counts = run_conditions(
         pipeline, data, {"": spec}, Path(out), settings, seed, system, inputs, progress, pool
     )
-    return {"out": str(out), **counts, **missing(pipeline, [Path(out)])}
+    lacking = missing([Path(out)], bool(pipeline.retrievers), pipeline.generator is not None)
+    return {"out": str(out), **counts, **lacking}
 
 
-def missing(pipeline: Pipeline, folders: Iterable[Path]) -> dict[str, Any]:
-    """What the rows of run folders lack, told in the log; empty where nothing is missing."""
-    found = Found(index=bool(pipeline.retrievers), model=pipeline.generator is not None)
+def missing(folders: Iterable[Path], index: bool = False, model: bool = True) -> dict[str, Any]:
+    """What the rows of run folders lack, told in the log; empty where nothing is missing.
+
+    Args:
+        index, model: as of :class:`mmedrag.pipeline.found.Found`.
+    """
+    found = Found(index, model)
     for folder in folders:
         with open(folder / TRACES, encoding="utf-8") as lines:
             found.add(map(json.loads, lines))

@@ -14,7 +14,7 @@ from .config import (
     read_toml as read_toml,
     setting as setting,
 )
-from .data_folder import DataFolder as DataFolder
+from .data_folder import DataFolder as DataFolder, counted as counted
 from .draws import (
     named_random as named_random,
     numpy_rng as numpy_rng,

@@ -84,7 +84,9 @@ class Inputs:
     @property
     def reasons(self) -> bool:
         """Whether chat template or tokenizer know how reasoning begins."""
-        templates = [getattr(part, "chat_template", None) for part in (self.processor, self.tokenizer)]
+        templates = [
+            getattr(part, "chat_template", None) for part in (self.processor, self.tokenizer)
+        ]
         known = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
         return opens_reasoning(" ".join([*map(str, templates), *known]))
 
