@@ -14,8 +14,8 @@ have n and a 95 % interval (bootstrap over patients).
 
 from __future__ import annotations
 
-import re
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
