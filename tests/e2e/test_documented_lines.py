@@ -93,6 +93,7 @@ FEWER = ("--processes 4", "--processes 2")  # where there is no GPU
 FILLED = {  # what a sentence leaves out
     "mmedrag ask --json": "mmedrag ask a.png 'Is there a pleural effusion?' --json",
     "mmedrag data check": "mmedrag data check DATA",
+    "mmedrag data import manifest SRC DATA": "mmedrag data import manifest ROWS DATA",
     "mmedrag data import table … ALL/a": "mmedrag data import table exams.csv ALL/a "
     "--column text=seen",
     "mmedrag data import vqa … ALL/b": "mmedrag data import vqa vqa.jsonl ALL/b",
@@ -123,6 +124,7 @@ EXIT = {  # so few pictures reach no such precision, and the file says so
     "mmedrag retriever calibrate I DATA --retriever R --precision 0.8 --out kept.toml": 1
 }
 SLOW = {
+    "mmedrag demo --real DATA --out OUT",
     "mmedrag demo",
     "mmedrag demo --full",
     "mmedrag ablation DATA --system SYSTEM --out OUT",

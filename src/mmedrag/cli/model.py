@@ -74,9 +74,8 @@ def calibrate(call: Call, runs: tuple[Path, ...], model: Path | None, accuracy: 
     from mmedrag.records import UserError
     from mmedrag.runtime import read_json, write_json
 
-    before = read_json(model / SIDECAR) if model and (model / SIDECAR).exists() else {}
-    if before and "min_confidence" not in before:
-        raise UserError(f"{model / SIDECAR}: not a fitted threshold of ours; move it away")
+    if model and (path := model / SIDECAR).exists() and "min_confidence" not in read_json(path):
+        raise UserError(f"{path}: not a fitted threshold of ours; move it away")
     fitted = interactive.fit_abstention(runs, accuracy)
     if model and fitted["min_confidence"] is not None:
         write_json(model / SIDECAR, fitted)

@@ -264,7 +264,7 @@ def text_overlap(rows: Sequence[Reference], gallery: Sequence[Reference]) -> np.
     for table, part in zip(tables, said, strict=True):
         for line, words in zip(table, part, strict=True):
             line[[number[word] for word in words]] = 1
-    both = tables[0].any(axis=1)[:, None] & tables[1].any(axis=1)[None]
+    both = np.logical_and.outer(tables[0].any(axis=1), tables[1].any(axis=1))
     return np.where(both, _jaccard(*tables), np.nan)
 
 

@@ -92,8 +92,9 @@ class TrainingFolder:
         return last
 
     def _sound_checkpoint(self) -> Path | None:
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if _number(p) is not None]
-        for path in sorted(found, key=_number, reverse=True):
+        numbered = ((_number(path), path) for path in self.checkpoints.glob("checkpoint-*"))
+        found = sorted((number, path) for number, path in numbered if number is not None)
+        for _, path in reversed(found):
             if not (path / COMPLETE).exists():
                 log.warning("%s: incomplete, removed", path)
                 shutil.rmtree(path, ignore_errors=True)
