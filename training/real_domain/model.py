@@ -16,10 +16,10 @@ from mmedrag.domain.features import VERSION
 from mmedrag.records import Row
 from training.real_domain.pictures import COPIES, PHOTO_COPIES, PHOTOS
 
-SETTINGS = DomainTraining(variants=COPIES, swaps=0, outliers=2500, trees=200, depth=3)
+SETTINGS = DomainTraining(variants=COPIES, swaps=0, outliers=2500, trees=120, depth=3)
 LEAF = 30  # pictures: trees on fewer tell the clinics apart
-FLAGGED = 0.95  # of copies of everyday pictures that the fit has not seen, below the threshold
-FOLDS = 3  # of the everyday pictures, for the threshold
+FLAGGED = 0.95  # of copies of everyday pictures that the trees have not seen
+FOLDS = 2  # of the everyday pictures, for the threshold
 Arrays = dict[str, np.ndarray]
 
 
@@ -35,10 +35,8 @@ class Blocks:
     photos: np.ndarray
 
 
-def fit(
-    rows: Sequence[Row], use: np.ndarray, blocks: Blocks, threshold: bool = True
-) -> DomainModel:
-    """A model of the rows where ``use`` [n] is true; without ``threshold`` nothing is unknown."""
+def fit(rows: Sequence[Row], use: np.ndarray, blocks: Blocks) -> DomainModel:
+    """A model of the rows where ``use`` [n] is true."""
     at = np.flatnonzero(use)
     domains = np.array([str(rows[i].domain) for i in at], dtype=object)
     sources = np.array([rows[i].source for i in at], dtype=object)
@@ -58,17 +56,14 @@ def fit(
         "statistics": VERSION,
         "encoder": None,
     }
+    seen = []
+    for number in range(FOLDS):  # copies of photos that these trees have not seen
+        fold = np.arange(len(PHOTOS)) % FOLDS != number
+        trial = DomainModel(config, arrays | _trees(z, weight, fold, blocks, arrays))
+        seen.append(trial.scores(_photos(blocks, ~fold))[1])
+    config["threshold"] = round(float(np.quantile(np.concatenate(seen), FLAGGED)), 6)
     every = np.ones(len(PHOTOS), dtype=bool)
-    model = DomainModel(config, arrays | _trees(z, weight, every, blocks, arrays))
-    if threshold:
-        seen = [
-            DomainModel(config, arrays | _trees(z, weight, fold, blocks, arrays)).scores(
-                _photos(blocks, ~fold)
-            )[1]
-            for fold in (np.arange(len(PHOTOS)) % FOLDS != n for n in range(FOLDS))
-        ]
-        config["threshold"] = round(float(np.quantile(np.concatenate(seen), FLAGGED)), 6)
-    return model
+    return DomainModel(config, arrays | _trees(z, weight, every, blocks, arrays))
 
 
 def _weights(domains: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -93,14 +88,12 @@ def _trees(
     return fit_trees(z, outside, SETTINGS, weight, LEAF)
 
 
-def judged(
-    model: DomainModel, features: np.ndarray, domain: str, threshold: float
-) -> dict[str, Any]:
+def judged(model: DomainModel, features: np.ndarray, domain: str) -> dict[str, Any]:
     """Of pictures of one domain: ``n``, ``right`` (the label, unknown or not) and ``lost``."""
     logits, known = model.scores(features)
     right = np.array(model.labels)[logits.argmax(axis=1)] == domain
     return {
         "n": len(features),
         "right": round(float(right.mean()), 4),
-        "lost": round(float((known < threshold).mean()), 4),
+        "lost": round(float((known < model.config["threshold"]).mean()), 4),
     }
