@@ -14,19 +14,18 @@ import numpy as np
 from mmedrag.domain import DomainModel, DomainTraining, fit_head, fit_trees, standardise
 from mmedrag.domain.features import VERSION
 from mmedrag.records import Row
-from training.real_domain.pictures import COPIES, PHOTO_COPIES, PHOTOS
+from training.real_domain.pictures import COPIES
 
 SETTINGS = DomainTraining(variants=COPIES, swaps=0, outliers=2500, trees=120, depth=3)
 LEAF = 30  # pictures: trees on fewer tell the clinics apart
-FLAGGED = 0.95  # of copies of everyday pictures that the trees have not seen
-FOLDS = 2  # of the everyday pictures, for the threshold
+FLAGGED = 0.98  # of the first half of the fresh drawn outliers, below the threshold
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass
 class Blocks:
-    """Features [n, d] of: the rows' pictures, ``COPIES`` of each, drawn outliers of the fit and of
-    the judgement, ``PHOTO_COPIES`` of each of ``PHOTOS``."""
+    """Features [n, d] of: the rows' pictures, ``COPIES`` of each, drawn outliers of the fit, others
+    for threshold (first half) and judgement (second), copies of everyday pictures."""
 
     own: np.ndarray
     copies: np.ndarray
@@ -56,14 +55,11 @@ def fit(rows: Sequence[Row], use: np.ndarray, blocks: Blocks) -> DomainModel:
         "statistics": VERSION,
         "encoder": None,
     }
-    seen = []
-    for number in range(FOLDS):  # copies of photos that these trees have not seen
-        fold = np.arange(len(PHOTOS)) % FOLDS != number
-        trial = DomainModel(config, arrays | _trees(z, weight, fold, blocks, arrays))
-        seen.append(trial.scores(_photos(blocks, ~fold))[1])
-    config["threshold"] = round(float(np.quantile(np.concatenate(seen), FLAGGED)), 6)
-    every = np.ones(len(PHOTOS), dtype=bool)
-    return DomainModel(config, arrays | _trees(z, weight, every, blocks, arrays))
+    outside = standardise(np.concatenate([blocks.drawn, blocks.photos]), arrays)
+    model = DomainModel(config, arrays | fit_trees(z, outside, SETTINGS, weight, LEAF))
+    fresh = model.scores(blocks.fresh[: len(blocks.fresh) // 2])[1]
+    config["threshold"] = round(float(np.quantile(fresh, FLAGGED)), 6)
+    return model
 
 
 def _weights(domains: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -75,17 +71,6 @@ def _weights(domains: np.ndarray, sources: np.ndarray) -> np.ndarray:
             weight[chosen] = 1 / np.sqrt(chosen.sum())
         weight[domains == domain] /= weight[domains == domain].sum()
     return weight / weight.mean()
-
-
-def _photos(blocks: Blocks, use: np.ndarray) -> np.ndarray:
-    return blocks.photos[np.repeat(use, PHOTO_COPIES)]
-
-
-def _trees(
-    z: np.ndarray, weight: np.ndarray, photos: np.ndarray, blocks: Blocks, arrays: Arrays
-) -> Arrays:
-    outside = standardise(np.concatenate([blocks.drawn, _photos(blocks, photos)]), arrays)
-    return fit_trees(z, outside, SETTINGS, weight, LEAF)
 
 
 def judged(model: DomainModel, features: np.ndarray, domain: str) -> dict[str, Any]:
