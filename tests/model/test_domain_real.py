@@ -86,7 +86,7 @@ def test_what_is_no_such_picture_is_flagged(
 def test_pictures_that_no_fit_saw(
     sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows under licences that forbid a fit: another collection, and other clinics of a known one."""
+    """Rows that were not fitted on: another collection, and other clinics of a known one."""
     data, out = tmp_path / "data", tmp_path / "found.jsonl"
     source = tmp_path / "source"
     source.mkdir()
