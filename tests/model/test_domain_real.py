@@ -80,3 +80,33 @@ def test_what_is_no_such_picture_is_flagged(
         labels = [row["label"] for row in found if row["id"].startswith(kind)]
         assert len(labels) == 40 and labels.count("unknown") >= 38
     assert "six public collections" in next(r["reason"] for r in found if r["label"] == "unknown")
+
+
+@pytest.mark.data
+def test_pictures_that_no_fit_saw(
+    sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that were not fitted on: another collection, and other clinics of a known one."""
+    data, out = tmp_path / "data", tmp_path / "found.jsonl"
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("covid-chestxray", "dtr-histology"):
+        lines = (sample_data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        held = [line for line in lines if "-NC" in json.loads(line)["licence"]]
+        (source / f"{name}.jsonl").write_text("\n".join(held) + "\n", encoding="utf-8")
+    call(capsys, "data", "import", "manifest", source, data, "--image-root", sample_data)
+    call(capsys, "domain", "predict", data, "--model", SPEC, "--out", out)
+    corpus = [json.loads(line) for line in (data / "corpus.jsonl").read_text().splitlines()]
+    pictures = {row["id"] for row in corpus}  # reports of the same pictures are predicted too
+    found = [row for row in map(json.loads, out.open()) if row["id"] in pictures]
+    measured = json.loads((FOLDER / "config.json").read_text())["metrics"]
+    for name, told in (
+        ("covid-chestxray", measured["other pictures of covid-chestxray"]),
+        ("dtr-histology", measured["never fitted on: dtr-histology"]),
+    ):
+        rows = [row for row in found if row["id"].startswith(name)]
+        assert len(rows) == told["n"]
+        right = [max(row["scores"], key=row["scores"].get) == row["domain"] for row in rows]
+        lost = [row["label"] == "unknown" for row in rows]
+        assert np.mean(right) == pytest.approx(told["right"], abs=0.02) and np.mean(right) >= 0.98
+        assert np.mean(lost) == pytest.approx(told["lost"], abs=0.03)

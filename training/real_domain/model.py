@@ -14,19 +14,18 @@ import numpy as np
 from mmedrag.domain import DomainModel, DomainTraining, fit_head, fit_trees, standardise
 from mmedrag.domain.features import VERSION
 from mmedrag.records import Row
-from training.real_domain.pictures import COPIES, PHOTO_COPIES, PHOTOS
+from training.real_domain.pictures import COPIES
 
-SETTINGS = DomainTraining(variants=COPIES, swaps=0, outliers=2500, trees=200, depth=3)
+SETTINGS = DomainTraining(variants=COPIES, swaps=0, outliers=2500, trees=120, depth=3)
 LEAF = 30  # pictures: trees on fewer tell the clinics apart
-FLAGGED = 0.95  # of copies of everyday pictures that the fit has not seen, below the threshold
-FOLDS = 3  # of the everyday pictures, for the threshold
+FLAGGED = 0.98  # of the first half of the fresh drawn outliers, below the threshold
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass
 class Blocks:
-    """Features [n, d] of: the rows' pictures, ``COPIES`` of each, drawn outliers of the fit and of
-    the judgement, ``PHOTO_COPIES`` of each of ``PHOTOS``."""
+    """Features [n, d] of: the rows' pictures, ``COPIES`` of each, drawn outliers of the fit, others
+    for threshold (first half) and judgement (second), copies of everyday pictures."""
 
     own: np.ndarray
     copies: np.ndarray
@@ -35,10 +34,8 @@ class Blocks:
     photos: np.ndarray
 
 
-def fit(
-    rows: Sequence[Row], use: np.ndarray, blocks: Blocks, threshold: bool = True
-) -> DomainModel:
-    """A model of the rows where ``use`` [n] is true; without ``threshold`` nothing is unknown."""
+def fit(rows: Sequence[Row], use: np.ndarray, blocks: Blocks) -> DomainModel:
+    """A model of the rows where ``use`` [n] is true."""
     at = np.flatnonzero(use)
     domains = np.array([str(rows[i].domain) for i in at], dtype=object)
     sources = np.array([rows[i].source for i in at], dtype=object)
@@ -58,16 +55,10 @@ def fit(
         "statistics": VERSION,
         "encoder": None,
     }
-    every = np.ones(len(PHOTOS), dtype=bool)
-    model = DomainModel(config, arrays | _trees(z, weight, every, blocks, arrays))
-    if threshold:
-        seen = [
-            DomainModel(config, arrays | _trees(z, weight, fold, blocks, arrays)).scores(
-                _photos(blocks, ~fold)
-            )[1]
-            for fold in (np.arange(len(PHOTOS)) % FOLDS != n for n in range(FOLDS))
-        ]
-        config["threshold"] = round(float(np.quantile(np.concatenate(seen), FLAGGED)), 6)
+    outside = standardise(np.concatenate([blocks.drawn, blocks.photos]), arrays)
+    model = DomainModel(config, arrays | fit_trees(z, outside, SETTINGS, weight, LEAF))
+    fresh = model.scores(blocks.fresh[: len(blocks.fresh) // 2])[1]
+    config["threshold"] = round(float(np.quantile(fresh, FLAGGED)), 6)
     return model
 
 
@@ -82,25 +73,12 @@ def _weights(domains: np.ndarray, sources: np.ndarray) -> np.ndarray:
     return weight / weight.mean()
 
 
-def _photos(blocks: Blocks, use: np.ndarray) -> np.ndarray:
-    return blocks.photos[np.repeat(use, PHOTO_COPIES)]
-
-
-def _trees(
-    z: np.ndarray, weight: np.ndarray, photos: np.ndarray, blocks: Blocks, arrays: Arrays
-) -> Arrays:
-    outside = standardise(np.concatenate([blocks.drawn, _photos(blocks, photos)]), arrays)
-    return fit_trees(z, outside, SETTINGS, weight, LEAF)
-
-
-def judged(
-    model: DomainModel, features: np.ndarray, domain: str, threshold: float
-) -> dict[str, Any]:
+def judged(model: DomainModel, features: np.ndarray, domain: str) -> dict[str, Any]:
     """Of pictures of one domain: ``n``, ``right`` (the label, unknown or not) and ``lost``."""
     logits, known = model.scores(features)
     right = np.array(model.labels)[logits.argmax(axis=1)] == domain
     return {
         "n": len(features),
         "right": round(float(right.mean()), 4),
-        "lost": round(float((known < threshold).mean()), 4),
+        "lost": round(float((known < model.config["threshold"]).mean()), 4),
     }

@@ -16,7 +16,7 @@ from mmedrag.records import Row, UserError
 from mmedrag.runtime import numpy_rng
 
 COPIES = 4  # varied copies of each picture
-DRAWN, FRESH = 2500, 1000  # drawn outliers of the fit, and of the judgement
+DRAWN, FRESH = 2500, 1000  # drawn outliers of the fit; of threshold and judgement
 SIDE = 176  # pixels, longest side of a copy; the statistics look at 96
 # pictures of scikit-image that its documentation calls CC0; all others are for judging alone
 PHOTOS = ("brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png")
