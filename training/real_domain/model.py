@@ -19,19 +19,36 @@ from training.real_domain.pictures import COPIES
 SETTINGS = DomainTraining(variants=COPIES, swaps=0, outliers=2500, trees=120, depth=3)
 LEAF = 30  # pictures: trees on fewer tell the clinics apart
 FLAGGED = 0.98  # of the first half of the fresh drawn outliers, below the threshold
+ENCODER = "real:lite0"  # of the neighbours
+NEAREST, WEIGHT = 5, 20.0  # least lost, on average, of the sources left out: of 5 to 40
+SEEN = 100  # fresh outliers for the neighbours' level, as many for their judgement
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass
 class Blocks:
     """Features [n, d] of: the rows' pictures, ``COPIES`` of each, drawn outliers of the fit, others
-    for threshold (first half) and judgement (second), copies of everyday pictures."""
+    for threshold (first half) and judgement (second), copies of everyday pictures; ``seen``: those
+    of the encoder of the neighbours, for "own", "fresh", "photos" (PHOTOS as they are), ..."""
 
     own: np.ndarray
     copies: np.ndarray
     drawn: np.ndarray
     fresh: np.ndarray
     photos: np.ndarray
+    seen: Arrays
+    encoder: dict[str, Any]  # spec, fingerprint, dim
+
+    def both(self, name: str, statistics: np.ndarray) -> np.ndarray:
+        """[n, e + d]: what the encoder sees, then the statistics."""
+        return np.concatenate([self.seen[name], statistics], axis=1)
+
+    def fresh_both(self) -> np.ndarray:
+        """``SEEN`` of the first half of the fresh outliers, ``SEEN`` of the second."""
+        half = len(self.fresh) // 2
+        return self.both(
+            "fresh", np.concatenate([self.fresh[:SEEN], self.fresh[half : half + SEEN]])
+        )
 
 
 def fit(rows: Sequence[Row], use: np.ndarray, blocks: Blocks) -> DomainModel:
@@ -59,7 +76,26 @@ def fit(rows: Sequence[Row], use: np.ndarray, blocks: Blocks) -> DomainModel:
     model = DomainModel(config, arrays | fit_trees(z, outside, SETTINGS, weight, LEAF))
     fresh = model.scores(blocks.fresh[: len(blocks.fresh) // 2])[1]
     config["threshold"] = round(float(np.quantile(fresh, FLAGGED)), 6)
+    _fit_neighbours(model, at, blocks)
     return model
+
+
+def _fit_neighbours(model: DomainModel, at: np.ndarray, blocks: Blocks) -> None:
+    """The pictures ``at`` as neighbours. Their level: ``FLAGGED`` of ``SEEN`` drawn outliers and
+    all everyday pictures of the fit stay below the threshold of the trees."""
+    seen = blocks.seen["own"][at]
+    near = (seen / np.linalg.norm(seen, axis=1, keepdims=True)).astype(np.float16)
+    model.arrays["near"] = near
+    model.config["neighbours"] = {
+        "encoder": blocks.encoder,
+        "k": NEAREST,
+        "weight": WEIGHT,
+        "level": 0.0,
+    }
+    drawn = model.scores(blocks.fresh_both()[:SEEN])[1]
+    photos = model.scores(blocks.both("photos", blocks.seen["photos_statistics"]))[1]
+    least = max(float(np.quantile(drawn, FLAGGED)), float(photos.max()) + 1e-6)
+    model.config["neighbours"]["level"] = round((least - model.config["threshold"]) / WEIGHT, 6)
 
 
 def _weights(domains: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -74,11 +110,18 @@ def _weights(domains: np.ndarray, sources: np.ndarray) -> np.ndarray:
 
 
 def judged(model: DomainModel, features: np.ndarray, domain: str) -> dict[str, Any]:
-    """Of pictures of one domain: ``n``, ``right`` (the label, unknown or not) and ``lost``."""
-    logits, known = model.scores(features)
+    """Of pictures of one domain: ``n``, ``right`` (the label, unknown or not), ``lost`` by the
+    statistics alone and by both."""
+    logits, known = model.scores(features[:, -len(model.arrays["mean"]) :])
     right = np.array(model.labels)[logits.argmax(axis=1)] == domain
     return {
         "n": len(features),
         "right": round(float(right.mean()), 4),
-        "lost": round(float((known < model.config["threshold"]).mean()), 4),
+        "lost": below(model, known),
+        f"lost with {ENCODER}": below(model, model.scores(features)[1]),
     }
+
+
+def below(model: DomainModel, known: np.ndarray) -> float:
+    """Share of scores below the threshold."""
+    return round(float((known < model.config["threshold"]).mean()), 4)

@@ -75,6 +75,12 @@ def drawn(number: int, first: int) -> Iterator[Image.Image]:
         yield outliers.outlier(numpy_rng(seed))
 
 
+def fresh_seen() -> Iterator[Image.Image]:
+    """Of the fresh outliers, 100 of the first half and 100 of the second."""
+    for first in (2_000_000, 2_000_000 + FRESH // 2):
+        yield from drawn(100, first)
+
+
 def photo(name: str) -> Image.Image:
     """A picture that scikit-image carries.
 

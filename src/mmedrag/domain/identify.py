@@ -2,7 +2,8 @@
 
 Place in the picture: the first stage. A linear head on frozen features (encoder and plain
 picture statistics), its probabilities calibrated by one temperature; beside it a boosted-tree
-score that tells the training pictures from everything else, with a threshold fitted on
+score that tells the training pictures from everything else (where the model has neighbours and
+their encoder is installed, plus the similarity to the nearest of them), with a threshold fitted on
 validation pictures. Domains come from the data. Folder::
 
     MODEL/config.json        labels, temperature, threshold, encoder, notice, metrics
@@ -46,7 +47,8 @@ class DomainModel:
 
     ``arrays``: ``mean``, ``scale`` [d] (standardisation), ``weight`` [K, d], ``bias`` [K]; with
     trees also ``feature``, ``left``, ``right`` int32 and ``threshold``, ``value`` float32, all
-    [trees, nodes], and ``start`` [1]. ``config`` is config.json; ``by`` says in a trace which
+    [trees, nodes], and ``start`` [1]; with ``neighbours`` in ``config`` also ``near`` [n, e], unit
+    vectors of an optional encoder. ``config`` is config.json; ``by`` says in a trace which
     model it is.
     """
 
@@ -85,14 +87,24 @@ class DomainModel:
         return results
 
     def scores(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Calibrated log-probabilities [n, K] and the known-ness score [n] (higher: known)."""
+        """Calibrated log-probabilities [n, K] and the known-ness score [n] (higher: known).
+
+        Args:
+            features: [n, d] of the head, or [n, e + d] with those of the optional encoder before.
+        """
         a = self.arrays
-        z = standardise(features, a)
+        d = len(a["mean"])
+        z = standardise(features[:, -d:], a)
         logits = (z @ a["weight"].T + a["bias"]) / self.config["temperature"]
         logits = logits - logits.max(axis=1, keepdims=True)
         logits = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         if "feature" in a:
-            return logits, tree_scores(z, a)
+            known = tree_scores(z, a)
+            if "near" in a and features.shape[1] > d:
+                s = self.config["neighbours"]
+                near = neighbour_similarity(features[:, :-d], a["near"], s["k"])
+                known = known + s["weight"] * (near - s["level"])
+            return logits, known
         return logits, logits.max(axis=1, initial=-np.inf)  # zero-shot: the best label's own
 
     def _decide(self, logits: np.ndarray, known: np.ndarray) -> Domain:
@@ -151,6 +163,8 @@ def open_domain(
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: no domain model here: {str(error)[:200]}") from None
     missing = {"labels", "temperature", "threshold", "statistics", "encoder"} - set(config)
+    if "neighbours" in config:
+        missing |= {"encoder", "k", "weight", "level"} - set(config["neighbours"])
     if missing or not {"mean", "scale", "weight", "bias"} <= set(arrays):
         raise UserError(f"{folder}: not a domain model, config.json lacks {sorted(missing)}")
     if config["statistics"] not in (VERSION, 0):
@@ -158,19 +172,28 @@ def open_domain(
             f"{folder}: made with picture statistics {config['statistics']}, expected {VERSION}; "
             "train it again"
         )
-    if config["encoder"] is None:
+    named = config["encoder"] or _optional(config)
+    if named is None:
         encoder = None
     else:
         from mmedrag.retrieval.encoders import encoder_of_folder, load_encoder
 
-        spec = str(config["encoder"]["spec"])
+        spec = str(named["spec"])
         if spec == "encoder":
             spec = "inside:encoder"
         given = encoder or encoder_of_folder(spec, folder, "--domain-encoder")
         encoder = load_encoder(given, device) if isinstance(given, str) else given
-        if encoder.fingerprint != config["encoder"]["fingerprint"]:
+        if encoder.fingerprint != named["fingerprint"]:
             raise UserError(f"{folder}: encoder {spec} is not the one it was trained with")
     return DomainModel(config, arrays, encoder)
+
+
+def _optional(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The encoder that only the neighbours need, where its extra is installed."""
+    from mmedrag.retrieval.encoders import is_installed
+
+    named = (config.get("neighbours") or {}).get("encoder")
+    return named if named and is_installed(str(named["spec"])) else None
 
 
 # --- features ----------------------------------------------------------------------------------
@@ -245,6 +268,13 @@ def tree_scores(z: np.ndarray, arrays: Arrays) -> np.ndarray:
             inner = left[node] >= 0
         total += value[node]
     return total
+
+
+def neighbour_similarity(features: np.ndarray, near: np.ndarray, k: int) -> np.ndarray:
+    """Mean cosine similarity [n] of each row with its ``k`` nearest of ``near`` (unit vectors);
+    deep nearest neighbours, Sun et al. 2022."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return np.sort(unit @ near.T.astype(np.float32), axis=1)[:, -k:].mean(axis=1)
 
 
 def predict_domain(

