@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmedrag.cli.main import main
 from mmedrag.pipeline.found import Found
@@ -110,6 +111,8 @@ def test_several_indexes_and_no_domain_end_in_one_line(
     drawn: Path, tmp_path: Path, retrieve: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = rows_of(drawn, tmp_path, "foreign", domain=None)
+    for file in (data / "images").rglob("*.png"):
+        Image.effect_noise((96, 96), 80).convert("RGB").save(file)
     more = ["--index", drawn / "foreign-pathology", "--index", drawn / "foreign-radiology"]
     code, rows = retrieve(data, *more)
     line = [x for x in caplog.messages if x.startswith("error")]
