@@ -94,6 +94,12 @@ def by_role(traces: Sequence[Trace]) -> dict[str, dict[str, Trace]]:
     return table
 
 
+def excess(above: Sequence[bool] | np.ndarray, floor: Sequence[bool] | np.ndarray) -> Stat:
+    """P(above) - P(floor) over the same rows, as a resamplable metric."""
+    table = np.stack([np.asarray(above, float), np.asarray(floor, float), np.ones(len(above))], 1)
+    return Stat(table, _excess, table[:, 0] - table[:, 1], unit=False)
+
+
 def _excess(sums: np.ndarray) -> np.ndarray:
     return ratio(sums[..., 0] - sums[..., 1], sums[..., 2])
 
@@ -122,8 +128,7 @@ def reliance_stats(traces: Sequence[Trace]) -> dict[str, tuple[Stat, list[Trace]
         own = [row[0] for row in rows]
         out["copy_reference_rate"] = proportion(with_), own
         out["noise_floor"] = proportion(none), own
-        table = np.stack([np.array(with_, float), np.array(none, float), np.ones(len(rows))], 1)
-        out["excess_copying"] = Stat(table, _excess, table[:, 0] - table[:, 1], unit=False), own
+        out["excess_copying"] = excess(with_, none), own
     rows = joined(NOISE_REFERENCES, CLEAN_REFERENCES)
     if rows:
         out["copy_reference_rate_still_right"] = (

@@ -21,6 +21,7 @@ from mmedrag.evaluation.metrics.statistics import (
     AnyStat,
     Estimate,
     Interval,
+    Replicates,
     clusters,
     difference,
     interval,
@@ -133,7 +134,7 @@ class Common:
     seed: int = 0
     numbers: dict[Hashable, int] = field(default_factory=dict)
     stats: dict[int, dict[str, AnyStat]] = field(default_factory=dict)
-    drawn: dict[Hashable, tuple[np.ndarray, Interval]] = field(default_factory=dict)
+    drawn: dict[Hashable, tuple[Replicates, Interval]] = field(default_factory=dict)
 
 
 SAME = frozenset(
@@ -183,15 +184,11 @@ def table(scored: Scored, rows: np.ndarray, common: Common, group: str = "") -> 
     for (who, name), (samples, cell) in drawn.items():
         if who == "model" or ("model", name) not in drawn:
             continue
-        sign = -1 if name in questions.LOWER_IS_BETTER else 1
         own, mine = drawn["model", name]
-        gap = difference(
-            sign * (mine.value - cell.value),
-            sign * own,
-            sign * samples,
-            len(rows),
-            int(groups.max()) + 1,
-        )
+        if name in questions.LOWER_IS_BETTER:
+            gap = difference(cell.value - mine.value, samples, own, len(rows))
+        else:
+            gap = difference(mine.value - cell.value, own, samples, len(rows))
         controls.setdefault(who, {})[name] = ControlScore.of(cell, difference=gap)
     model = {name: cell for (who, name), (_, cell) in drawn.items() if who == "model"}
     failed = sum(
@@ -249,7 +246,7 @@ def marked(
 
 def _drawn(
     scored: Scored, rows: np.ndarray, groups: np.ndarray, common: Common, group: str
-) -> dict[tuple[str, str], tuple[np.ndarray, Interval]]:
+) -> dict[tuple[str, str], tuple[Replicates, Interval]]:
     """(model or control, metric) -> bootstrap values and interval, from one set of weights."""
     names = [(who, name) for who, own in scored.stats.items() for name in own]
     known = {
@@ -262,7 +259,7 @@ def _drawn(
     stats = [scored.stats[who][name].take(rows, shared) for who, name in fresh]
     values = resample(stats, groups, common.resamples, common.seed)
     made = {
-        pair: (samples, interval(stat, samples, groups))
+        pair: (samples, interval(stat, samples))
         for pair, stat, samples in zip(fresh, stats, values, strict=True)
     }
     common.drawn |= {known[pair]: found for pair, found in made.items() if pair in known}
