@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
 from mmedrag.evaluation.metrics import questions, text
-from mmedrag.evaluation.metrics.statistics import (
-    AnyStat,
-    Interval,
-    Stat,
-    clusters,
-    difference,
-    interval,
-    resample,
-)
+from mmedrag.evaluation.metrics.statistics import AnyStat, Interval, difference, interval, resample
 from mmedrag.evaluation.reliance import excess
 from mmedrag.evaluation.scoring import Common
 from mmedrag.evaluation.subgroups import gap_interval
@@ -77,11 +70,21 @@ def answers(rng: np.random.Generator, patients: int) -> Study:
     return study
 
 
-def _closed(score: np.ndarray, truth: np.ndarray) -> Mapping[str, AnyStat]:
-    labels = ["yes" if s > 0 else "no" for s in score]
-    p = 1 / (1 + np.exp(-score))
-    wanted = ["yes" if t else "no" for t in truth]
-    return questions.closed(labels, wanted, p.tolist(), labels=labels)
+def _closed(score: np.ndarray, truth: np.ndarray) -> dict[str, AnyStat]:
+    rows = np.zeros((len(truth), 6))
+    rows[np.arange(len(truth)), np.where(truth, 0, 3) + np.where(score > 0, 0, 1)] = 1
+    finishers = (
+        questions.accuracy,
+        questions.balanced_accuracy,
+        questions.f1_yes,
+        questions.macro_f1,
+        questions.mcc,
+    )
+    found: dict[str, AnyStat] = {
+        finish.__name__: Stat(rows, finish, score, unit=finish is not questions.mcc)
+        for finish in finishers
+    }
+    return found | {"auroc": RankStat(score, truth, score)}
 
 
 def confidence(rng: np.random.Generator, patients: int) -> Study:
@@ -105,7 +108,7 @@ def texts(rng: np.random.Generator, patients: int) -> Study:
     wanted = rng.random((patients, 10)) < 0.25
     stated = wanted ^ (rng.random((patients, 10)) > 0.5 + 0.5 * skill[:, None])
     ranks = rng.geometric(0.05 + 0.2 * skill) - 1
-    stats = {
+    stats: dict[str, AnyStat] = {
         "token_f1": questions.average(rng.beta(1 + skill, 2)),
         "rouge_l": questions.average((said == targets).mean(axis=1)),
         **questions.findings([_names(row) for row in stated], [_names(row) for row in wanted]),
@@ -127,6 +130,7 @@ KINDS: dict[str, Callable[[np.random.Generator, int], Study]] = {
 }
 
 
+@cache
 def truths(kind: str) -> dict[str, float]:
     """What the metrics of a kind are in the population."""
     whole = KINDS[kind](np.random.default_rng(99), WHOLE)

@@ -21,4 +21,4 @@ from .runs import (
     one_per_image as one_per_image,
     task_of as task_of,
 )
-from .scoring import best_control as best_control
+from .scoring import best_control as best_control, generator_control as generator_control

@@ -126,7 +126,7 @@ def inverted(
     seen = float(norm(vector))
     if not len(drawn):
         return seen, seen, seen
-    errors = (drawn - drawn.mean(axis=0)) * (reach(clusters) / reach(10**9))
+    errors = (drawn - drawn.mean(axis=0)) * math.sqrt(clusters / (clusters - 1))
     if seen == 0.0:  # no direction: whatever could have given it
         return 0.0, 0.0, float(quantiles(norm(errors), np.array([1 - ALPHA]))[0])
 

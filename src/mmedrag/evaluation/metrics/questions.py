@@ -29,7 +29,7 @@ CONTRACT_NAMES = tuple(
     """accuracy balanced_accuracy f1_yes macro_f1 mcc auroc ece parse_rate exact_match token_f1
     bleu_1 bleu_2 bleu_3 bleu_4 rouge_1 rouge_2 rouge_l meteor finding_f1 recall@k mrr
     copy_reference_rate excess_copying over_reliance_rate follow_rate image_sensitivity
-    reference_gain reference_harm""".split()
+    image_sensitivity_refs reference_gain reference_harm""".split()
 )
 LOWER_IS_BETTER = frozenset({"ece", "unreadable_rate"})
 LABELS = ("yes", "no", "unclear")
