@@ -10,7 +10,15 @@ from functools import cache
 import numpy as np
 
 from mmedrag.evaluation.metrics import questions, text
-from mmedrag.evaluation.metrics.statistics import AnyStat, Interval, difference, interval, resample
+from mmedrag.evaluation.metrics.statistics import (
+    AnyStat,
+    Interval,
+    RankStat,
+    Stat,
+    difference,
+    interval,
+    resample,
+)
 from mmedrag.evaluation.reliance import excess
 from mmedrag.evaluation.scoring import Common
 from mmedrag.evaluation.subgroups import gap_interval
