@@ -1,8 +1,8 @@
 """How often 95 % intervals hold the truth, and how often a system is called better that is not.
 
 Studies are drawn from populations whose truth is known, four questions a patient
-(``tests/interval_tools.py``), and evaluated as ``mmedrag eval`` does. 400 studies a cell: a share
-of 0.95 is known to 0.01 (one standard error).
+(``tests/interval_tools.py``), and evaluated as ``mmedrag eval`` does. Of 200 studies a share of
+0.95 is known to 0.015 (one standard error).
 
     python bench/intervals.py [--studies N] [--patients N ...] [--out bench/results] [--docs PAGE]
 
@@ -27,7 +27,7 @@ MARKS = ("<!-- coverage -->", "<!-- end of coverage -->")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--studies", type=int, default=400)
+    parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--patients", type=int, nargs="+", default=[10, 30, 300])
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--docs", type=Path)

@@ -24,7 +24,7 @@ from mmedrag.evaluation.scoring import Common
 from mmedrag.evaluation.subgroups import gap_interval
 
 QUESTIONS = 4  # of each patient
-RESAMPLES = 2000
+RESAMPLES = 1000
 WHOLE = 20_000  # patients that stand for the population
 WORDS = np.array([f"w{i}" for i in range(40)])
 

@@ -1,4 +1,4 @@
-from . import controls as controls
+from . import calibrate as calibrate, controls as controls
 from .calibrate import fit_selection as fit_selection, write_recipe as write_recipe
 from .evaluate_runs import evaluate as evaluate
 from .of_domain import evaluate_domain as evaluate_domain

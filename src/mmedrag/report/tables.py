@@ -320,8 +320,8 @@ PER_IMAGE = {
     "retrieval": "Retrieved references: agreement of their study's findings with the image's, "
     "shuffled references below it; recall of the image's own report",
     "selection": "Selection: how many references are kept, and what was left out",
-    "hubness": "Hubness: do a few references come up for everyone? (Of these images: of others, more "
-    "or fewer references come up, so that no interval is given.)",
+    "hubness": "Hubness: do a few references come up for everyone? (Of these images: more of them "
+    "show other references, so that there is no interval.)",
     "similarity": "Similarity of retrieved references by rank: mean over images",
 }
 
