@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 
 import numpy as np
 
@@ -152,20 +153,20 @@ def truths(kind: str) -> dict[str, float]:
 def estimates_of(study: Study, seed: int, resamples: int) -> tuple[dict[str, Interval], set[str]]:
     """Every interval of a study, and which of its equal systems one would call better."""
     several = {**study.pairs, **{("equal", m): two for m, two in study.equal.items()}}
-    stats = [*study.stats.values(), *(stat for two in several.values() for stat in two)]
-    drawn = resample(stats, study.groups, resamples, seed)
-    made = dict(zip(study.stats, map(interval, stats, drawn), strict=False))
+    stats = {id(s): s for s in (*study.stats.values(), *chain.from_iterable(several.values()))}
+    found = resample(list(stats.values()), study.groups, resamples, seed)
+    drawn = dict(zip(stats, found, strict=True))
+    made = {name: interval(stat, drawn[id(stat)]) for name, stat in study.stats.items()}
     better: set[str] = set()
-    for at, (name, (a, b)) in enumerate(several.items()):
-        one, two = drawn[len(study.stats) + 2 * at :][:2]
-        found = difference(a.point() - b.point(), one, two, a.n)
+    for name, (a, b) in several.items():
+        gap = difference(a.point() - b.point(), drawn[id(a)], drawn[id(b)], a.n)
         if isinstance(name, tuple):
-            better |= {name[1]} if found.low is not None and found.low > 0 else set()
+            better |= {name[1]} if gap.low is not None and gap.low > 0 else set()
         else:
-            made[name] = Interval(found.value or 0.0, found.low, found.high, found.n)
+            made[name] = Interval(gap.value or 0.0, gap.low, gap.high, gap.n)
     common = Common(resamples=resamples, seed=seed)
-    for gap, (stat, member) in study.gaps.items():
-        made[gap] = gap_interval(stat, member, list(np.unique(member)), study.groups, common)
+    for name, (stat, member) in study.gaps.items():
+        made[name] = gap_interval(stat, member, list(np.unique(member)), study.groups, common)
     return made, better
 
 

@@ -225,7 +225,7 @@ class Grid:
     def images(self, images):
         rows = [(i if hasattr(i, "resize") else load_image(i)).convert("RGB").resize((4, 4))
                 for i in images]
-        rows = np.array([np.asarray(r, np.float32).ravel() - 127 for r in rows])
+        rows = np.array([np.asarray(r, np.float32).ravel() - 126.5 for r in rows])
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def texts(self, texts):

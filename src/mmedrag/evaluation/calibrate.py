@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from mmedrag.evaluation.metrics.questions import proportion
-from mmedrag.evaluation.metrics.statistics import FEWEST, estimates
+from mmedrag.evaluation.metrics.statistics import FEWEST, Stat, clean, clusters, intervals, mean_of
 from mmedrag.evaluation.of_retriever import agreements, rows_of
 from mmedrag.records import Example, Reference, UserError
 from mmedrag.retrieval import Retriever, RuleSpec
@@ -33,7 +32,7 @@ PARAMETERS = {  # rule -> what of it is fitted
     "score_floor": "floor",
     "calibrated": "threshold",
 }
-CANDIDATES = 60  # values of a parameter that are tried
+CANDIDATES = 40  # values of a parameter that are tried
 SMALLEST = 20  # references that have to be kept
 SURE = 0.95  # one-sided, that the fitted half reaches the aim
 
@@ -110,26 +109,64 @@ def fit(looked: Sequence[Looked], rule: str, precision: float) -> dict[str, Any]
         ``precision`` · ``fitted``: the same as ``held_out`` on the half that was fitted ·
         ``n`` (references looked at), ``agreeing`` (share of all).
     """
-    halves = [[p for p in looked if _half(p.patient) == first] for first in (True, False)]
+    halves = [Half([p for p in looked if _half(p.patient) == first]) for first in (True, False)]
     name, best, most = PARAMETERS[rule], None, 0
-    for value in candidates(rule, halves[0]):
-        kept = _kept(halves[0], rule, {name: value})
-        total = int((~np.isnan(np.concatenate([*kept, np.empty(0)]))).sum())
-        if total >= max(SMALLEST, most) and _lower(halves[0], kept) >= precision:
+    for value in candidates(rule, halves[0].looked):
+        right, known = halves[0].kept(rule, {name: value})
+        total = int(known.sum())
+        if total >= max(SMALLEST, most) and _lower(right, known) >= precision:
             best, most = value, total
-    fitted, held_out = (_reached(half, rule, name, best) for half in halves)
+    fitted, held_out = (half.reached(rule, name, best) for half in halves)
     if (held_out["reached"] or 0.0) < precision:
         best = None
     every = np.concatenate([p.agrees for p in looked] or [np.empty(0)])
+    known = every[~np.isnan(every)]
     return {
         "held_out": held_out,
         "rule": rule,
         name: best,
         "precision": precision,
         "fitted": fitted,
-        "n": int((~np.isnan(every)).sum()),
-        "agreeing": _share(every),
+        "n": len(known),
+        "agreeing": round(float(known.mean()), 6) if len(known) else None,
     }
+
+
+class Half:
+    """Pictures of half of the patients, counted once for every number of references kept."""
+
+    def __init__(self, looked: Sequence[Looked]) -> None:
+        self.looked = looked
+        self.patients = [p.patient for p in looked]
+        self.groups = clusters(self.patients)
+        self.right = [np.r_[0.0, np.nancumsum(p.agrees)] for p in looked]
+        self.known = [np.r_[0.0, np.cumsum(~np.isnan(p.agrees))] for p in looked]
+
+    def kept(self, rule: str, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each patient: kept references that agree, and all kept ones that are known."""
+        function = RuleSpec(rule).function
+        counts = [function(p.scores, **params)[0] for p in self.looked]
+        right, known = (
+            np.bincount(self.groups, [row[n] for row, n in zip(rows, counts, strict=True)])
+            for rows in (self.right, self.known)
+        )
+        return right, known
+
+    def reached(self, rule: str, name: str, value: Any) -> dict[str, Any]:
+        """What a parameter reaches here; with None nothing is kept."""
+        none = np.zeros(len(set(self.patients)))
+        right, known = (none, none) if value is None else self.kept(rule, {name: value})
+        stat = Stat(np.stack([right, known], axis=1), mean_of, right, known > 0)
+        found = intervals({"reached": stat}, [None] * len(right))["reached"]
+        seen, total = int(known.sum()), float(sum(row[-1] for row in self.known))
+        return {
+            "reached": clean(found.value),
+            "low": clean(found.low),
+            "high": clean(found.high),
+            "n": seen,
+            "kept": round(seen / total, 6) if total else None,
+            "patients": len(right),
+        }
 
 
 def candidates(rule: str, looked: Sequence[Looked]) -> list[Any]:
@@ -153,45 +190,16 @@ def candidates(rule: str, looked: Sequence[Looked]) -> list[Any]:
     return [float(v) for v in spread if rule != "top1_ratio" or v > 1]
 
 
-def _kept(looked: Sequence[Looked], rule: str, params: dict[str, Any]) -> list[np.ndarray]:
-    """Of each picture: whether the kept references agree."""
-    function = RuleSpec(rule).function
-    return [p.agrees[: function(p.scores, **params)[0]] for p in looked]
-
-
-def _lower(looked: Sequence[Looked], kept: Sequence[np.ndarray]) -> float:
+def _lower(right: np.ndarray, known: np.ndarray) -> float:
     """Lower bound of the share of kept references that agree: of a ratio over whole patients
     (linearised, Student's t), and no more than exact where all agree."""
-    sums: dict[str, np.ndarray] = {}
-    for picture, agrees in zip(looked, kept, strict=True):
-        own = np.array([np.nansum(agrees), np.count_nonzero(~np.isnan(agrees))])
-        sums[picture.patient] = sums.get(picture.patient, np.zeros(2)) + own
-    table = np.array([row for row in sums.values() if row[1]]).reshape(-1, 2)
-    if (count := len(table)) < FEWEST:
+    right, known = right[known > 0], known[known > 0]
+    if (count := len(known)) < FEWEST:
         return 0.0
-    right, total = table.sum(axis=0)
-    off = table[:, 0] - right / total * table[:, 1]
-    error = math.sqrt(count / (count - 1) * float((off**2).sum())) / total
-    bound = right / total - float(stdtrit(count - 1, SURE)) * error
+    share = right.sum() / known.sum()
+    error = math.sqrt(count / (count - 1) * float(((right - share * known) ** 2).sum()))
+    bound = share - float(stdtrit(count - 1, SURE)) * error / known.sum()
     return min(float(bound), (1 - SURE) ** (1 / count))
-
-
-def _reached(looked: Sequence[Looked], rule: str, name: str, value: Any) -> dict[str, Any]:
-    kept = [] if value is None else _kept(looked, rule, {name: value})
-    agrees = np.concatenate([*kept, np.empty(0)])
-    known = ~np.isnan(agrees)
-    patients = [p.patient for p, own in zip(looked, kept, strict=False) for _ in own]
-    stat = {"reached": proportion(np.nan_to_num(agrees), known)}
-    found = estimates(stat, patients)["reached"]
-    of = sum(np.count_nonzero(~np.isnan(p.agrees)) for p in looked)
-    return {
-        "reached": found.value,
-        "low": found.low,
-        "high": found.high,
-        "n": found.n,
-        "kept": round(found.n / of, 6) if of else None,
-        "patients": len({p.patient for p in looked}),
-    }
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -252,8 +260,3 @@ def _example(row: Reference) -> Example:
 
 def _half(key: str) -> bool:
     return seeded_int(key, bits=1) == 0
-
-
-def _share(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
-    return round(float(known.mean()), 6) if len(known) else None
