@@ -107,7 +107,10 @@ def gap_interval(
     drawn = resample(masked, groups, common.resamples, common.seed)
     values = np.array([own.point() for own in masked])
     several = np.stack([own.bootstrap for own in drawn], axis=-1)
-    _, low, high = inverted(_range, values - values.mean(), several, int(groups.max()) + 1)
+    fewest = min(len(np.unique(groups[member == i])) for i in large)
+    if fewest < 2:  # a group of one patient has no spread
+        return Interval(gap, None, None, n)
+    _, low, high = inverted(_range, values - values.mean(), several, fewest)
     return Interval(gap, low, max(high, gap), n)
 
 
