@@ -26,7 +26,8 @@ from mmedrag.evaluation.subgroups import gap_interval
 
 QUESTIONS = 4  # of each patient
 RESAMPLES = 1000
-WHOLE = 20_000  # patients that stand for the population
+# patients that stand for the population
+WHOLE = {"answers": 200_000, "confidence": 50_000, "texts": 20_000}
 WORDS = np.array([f"w{i}" for i in range(40)])
 
 
@@ -102,7 +103,7 @@ def confidence(rng: np.random.Generator, patients: int) -> Study:
     z = rng.normal(0, 1.2, n)
     right = 1 / (1 + np.exp(-z))
     study = Study(np.repeat(np.arange(patients), QUESTIONS))
-    truth = rng.random(n) < right if patients < WHOLE else right
+    truth = rng.random(n) < right if patients < WHOLE["confidence"] else right
     for name, over in (("ece, calibrated", 1.0), ("ece, overconfident", 1.5), ("ece, much", 2.5)):
         study.stats[name] = questions.calibration_error(1 / (1 + np.exp(-z * over)), truth)
     return study
@@ -142,7 +143,7 @@ KINDS: dict[str, Callable[[np.random.Generator, int], Study]] = {
 @cache
 def truths(kind: str) -> dict[str, float]:
     """What the metrics of a kind are in the population."""
-    whole = KINDS[kind](np.random.default_rng(99), WHOLE)
+    whole = KINDS[kind](np.random.default_rng(99), WHOLE[kind])
     return (
         {name: stat.point() for name, stat in whole.stats.items()}
         | {name: a.point() - b.point() for name, (a, b) in whole.pairs.items()}
