@@ -237,7 +237,10 @@ def headline(result: EvaluationResult, task: str, runs: Sequence[str], suffix: s
             )
     small = sorted({own.patients for own in shown.values() if own.patients < FEWEST})
     if small:
-        table.caption += f" From fewer than {FEWEST} patients no difference is claimed."
+        table.caption += (
+            f" From fewer than {FEWEST} patients intervals are too narrow, and no difference is "
+            "claimed."
+        )
     return table
 
 
