@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mmedrag.cli.common import FILE, FOLDER, Call, command
+from mmedrag.cli.common import FILE, FOLDER, Call, command, count
 from mmedrag.retrieval import RetrieverTraining
 
 
@@ -83,7 +83,7 @@ def eval_(
     help="Agreement from which a reference counts: of findings, else the Jaccard index of labels.",
 )
 @click.option("--out", type=FILE, help="Recipe to write, for --config.")
-@click.option("--retriever", help="The index's encoder, where it was moved.")
+@click.option("--retriever", help="The index's encoder, unless it is a shipped one.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 def calibrate(
     call: Call,
@@ -104,10 +104,13 @@ def calibrate(
     with --config RECIPE, or --rule NAME --set selection.PARAMETER=VALUE.
     """
     from mmedrag.evaluation import calibrate as calibration, fit_selection, write_recipe
-    from mmedrag.retrieval import open_retriever
+    from mmedrag.retrieval import index_info, open_retriever
     from mmedrag.runtime import DataFolder
 
-    folders = [DataFolder(path) for path in data]
+    folders, domain = [DataFolder(path) for path in data], index_info(index)["domain"]
+    asked = [row for one in folders for row in one.corpus(split, domain)]
+    what = f"rows with picture and text of split {split}, domain {domain or 'any'}"
+    count([row for row in asked if row.images and row.text.strip()], what, folders)
     result = fit_selection(
         open_retriever(index, retriever, device), folders, precision, split, k, level, rule
     )

@@ -1,7 +1,12 @@
 from . import calibrate as calibrate, controls as controls
 from .calibrate import fit_selection as fit_selection, write_recipe as write_recipe
 from .evaluate_runs import evaluate as evaluate
-from .of_domain import evaluate_domain as evaluate_domain
+from .of_domain import (
+    EVERYDAY as EVERYDAY,
+    blank as blank,
+    evaluate_domain as evaluate_domain,
+    everyday as everyday,
+)
 from .of_retriever import evaluate_retriever as evaluate_retriever
 from .result import (
     Comparison as Comparison,

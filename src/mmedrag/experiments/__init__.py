@@ -1,6 +1,7 @@
 """Whole experiments: Tables 4 and 5, the demo, and the reproduction matrix.
 
-``ablation`` (over any system and data), ``demo`` (on the embedded system), ``repro`` (published and
+``ablation`` (over any system and data), ``demo`` (on the embedded system), ``real_demo`` (a
+user's own pictures), ``repro`` (published and
 own numbers, with ``repro_checks``).
 """
 
