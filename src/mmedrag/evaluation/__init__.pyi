@@ -5,11 +5,14 @@ from .agreement import (
     FindingAgreement as FindingAgreement,
     agreement as agreement,
     asked_cells as asked_cells,
+    case_of_reports as case_of_reports,
+    reference_agreement as reference_agreement,
     stated as stated,
     true_of as true_of,
 )
 from .calibrate import fit_selection as fit_selection, write_recipe as write_recipe
 from .evaluate_runs import evaluate as evaluate
+from .keywords import findings_of as findings_of, load_keywords as load_keywords
 from .of_domain import evaluate_domain as evaluate_domain
 from .of_retriever import evaluate_retriever as evaluate_retriever
 from .result import (

@@ -14,19 +14,21 @@ other report is read by :mod:`mmedrag.evaluation.keywords`, and a case's own rep
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from mmedrag.evaluation.keywords import Keywords, findings_of, load_keywords, present
 from mmedrag.evaluation.metrics.statistics import AnyStat, Estimate, Stat, estimates, ratio
-from mmedrag.phantom import cells, findings_in, has, load_domain
-from mmedrag.records import Example, Finding
-from mmedrag.runtime import numpy_rng
+from mmedrag.phantom import DOMAINS, cells, findings_in, has, load_domain
+from mmedrag.records import Example, Finding, Row
+from mmedrag.runtime import DataFolder, numpy_rng
 
 Cell = tuple[str, str | None]  # finding, side
 RESAMPLES = 2000
+UNSPECIFIED = "unspecified"
 MEAN = ""  # the mean among the findings, until it stands apart
 
 
@@ -112,6 +114,80 @@ def agreement(
     )
 
 
+def reference_agreement(
+    data: Sequence[DataFolder],
+    rows: Sequence[Row],
+    tops: Sequence[str | None],
+    corpus: Callable[[str], int],
+    keywords: Keywords | None = None,
+    seed: int = 0,
+) -> dict[str, Agreement]:
+    """Agreement of what was retrieved for the rows of data folders, by domain.
+
+    A domain's cases with ground truth are read by the grammar, in what the folders' questions ask
+    about; where there is none, the keyword labeller reads each case's own report and its
+    reference. Each picture counts once, twins not at all. A domain of which neither is known is
+    left out.
+
+    Args:
+        rows: whose pictures were asked with.
+        tops: text of the reference at rank 1 of each row; None: none was found.
+        corpus: domain -> how many studies could be found.
+    """
+    truth = {study: found for folder in data for study, found in folder.truth().items()}
+    asked = asked_cells(row for folder in data for row in folder.examples())
+    reports = _own_reports(data)
+    words = load_keywords() if keywords is None else keywords
+    exact: dict[str, list[Case]] = {}
+    crude: dict[str, list[Case]] = {}
+    seen = set()
+    for row, top in zip(rows, tops, strict=True):
+        picture, domain = _picture(row), row.domain or UNSPECIFIED
+        if picture in seen or not row.image or "twin" in row.meta or "twin_of" in row.meta:
+            continue
+        seen.add(picture)
+        study = str(row.meta.get("study", row.id))
+        if domain in DOMAINS and study in truth:
+            facts = true_of(domain, truth[study].findings, asked.get(study, ()))
+            if facts:
+                says = stated(domain, top) if top else None
+                exact.setdefault(domain, []).append(Case(row.patient, facts, says))
+        elif picture in reports:
+            crude.setdefault(domain, []).append(
+                case_of_reports(row.patient, reports[picture], top, findings_of(words, row.domain))
+            )
+    return {
+        domain: agreement(cases, corpus(domain), labeller, seed=seed)
+        for labeller, group in (("keywords", crude), ("grammar", exact))
+        for domain, cases in sorted(group.items())
+    }
+
+
+def case_of_reports(
+    patient: str | None, own: str, reference: str | None, findings: Mapping[str, list[str]]
+) -> Case:
+    """A case of which nothing but its own report is known, and the reference found for it."""
+    has_, says = (
+        {(name, None) for name in present(text or "", findings)} for text in (own, reference)
+    )
+    truth: dict[Cell, bool] = {(name, None): (name, None) in has_ for name in findings}
+    return Case(patient, truth, frozenset(says) if reference else None)
+
+
+def _own_reports(data: Sequence[DataFolder]) -> dict[tuple[str, ...], str]:
+    """picture -> its own report: of the corpus, or the target of a report to write."""
+    out: dict[tuple[str, ...], str] = {}
+    for folder in data:
+        texts = [(row, row.text) for row in folder.corpus() if "twin" not in row.meta]
+        texts += [(row, row.answer or "") for row in folder.examples(task="report")]
+        out |= {_picture(row): text for row, text in texts if text.strip()}
+    return out
+
+
+def _picture(row: Row) -> tuple[str, ...]:
+    return tuple(str(path) for path in row.images)
+
+
 def asked_cells(examples: Iterable[Example]) -> dict[str, set[Cell]]:
     """study -> every finding (on a side) that a presence or negated question asks about there.
 
@@ -173,7 +249,7 @@ def _tables(
 def _stats(tables: Mapping[str, np.ndarray], cases: int) -> dict[str, AnyStat]:
     """Agreement of every finding, and the mean of those where it is defined."""
     stats: dict[str, AnyStat] = {
-        name: Stat(table, _balanced, np.full(len(table), np.nan), table.any(axis=1))
+        name: Stat(table, _balanced, np.full(len(table), np.nan), table.sum(axis=1) > 0)
         for name, table in tables.items()
     }
     defined = [table for name, table in tables.items() if np.isfinite(stats[name].point())]
