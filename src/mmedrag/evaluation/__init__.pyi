@@ -1,4 +1,13 @@
 from . import controls as controls
+from .agreement import (
+    Agreement as Agreement,
+    Case as Case,
+    FindingAgreement as FindingAgreement,
+    agreement as agreement,
+    asked_cells as asked_cells,
+    stated as stated,
+    true_of as true_of,
+)
 from .calibrate import fit_selection as fit_selection, write_recipe as write_recipe
 from .evaluate_runs import evaluate as evaluate
 from .of_domain import evaluate_domain as evaluate_domain
