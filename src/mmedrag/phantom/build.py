@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -226,7 +226,7 @@ def build_benchmark(
         domains=names,
         seed=seed,
         twins=twins,
-        knobs=asdict(setting),
+        knobs=setting.turned(),
     )
     _claim(out, plan)
     jobs = list(_jobs(names, studies, seed, setting, out, twins))
@@ -257,6 +257,14 @@ def _checked(knobs: Mapping[str, Any], studies: int, twins: str | None) -> Knobs
     if twins not in (None, "image", "report"):
         raise UserError(f"phantom: twins is {twins!r}, expected image or report")
     setting = Knobs(**knobs)
+    for name, own in setting.similarity_of.items():
+        known = load_domain(name).by_name
+        for finding, value in own.items():
+            where = f"phantom: similarity_of: {name}.{finding}"
+            if finding not in known:
+                raise UserError(f"{where}: no such finding, expected one of {', '.join(known)}")
+            if not 0 <= value <= 1:
+                raise UserError(f"{where}: got {value!r}, expected 0 to 1")
     return setting
 
 

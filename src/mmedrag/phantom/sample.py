@@ -3,13 +3,14 @@
 A phenotype is one combination of a domain's visible attributes (view, habitus, ...). Each has
 a typical set of findings. ``similarity`` is the probability that a finding of a patient is the
 phenotype's own rather than drawn from the prevalence: at 0 a similar-looking case says nothing
-about the findings, at 1 it says all. That is what makes retrieval useful by degrees.
+about the finding, at 1 it says all. That is what makes retrieval useful by degrees, for all
+findings alike or for each by its own (``similarity_of``, ``regimes``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,11 +46,31 @@ def typical(domain: DomainSpec, seed: int, attributes: Mapping[str, str], knobs:
     }
 
 
+def _findings(
+    domain: DomainSpec, seed: int, attributes: Mapping[str, str], rng: Rng, knobs: Knobs
+) -> Findings:
+    """A patient's findings: each the phenotype's own, or drawn from the prevalence."""
+    own = typical(domain, seed, attributes, knobs)
+    return {
+        spec.name: own[spec.name]
+        if rng.chance(knobs.similar(domain.name, spec.name))
+        else _draw(domain, spec, rng, knobs)
+        for spec in domain.findings
+    }
+
+
+def mate(domain: DomainSpec, study: Study, seed: int, knobs: Knobs, number: int = 0) -> Study:
+    """Another patient of the study's phenotype, in the benchmark of ``seed``."""
+    key = f"{study.key}/mate-{number}"
+    findings = _findings(domain, seed, study.attributes, Rng(key, "findings"), knobs)
+    return replace(study, id=f"{study.id}-mate-{number}", key=key, findings=findings)
+
+
 def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator[Study]:
     """``count`` studies of patients with one to three studies each; splits go by patient.
 
     60 % of patients are train, 15 % val, 25 % test. Later studies of a patient keep most
-    findings of the one before (each is redrawn with probability 0.2).
+    findings of the one before (each is redrawn with probability ``redraw``).
     """
     made = number = 0
     while made < count:
@@ -58,20 +79,14 @@ def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator
         where = rng.unit()
         split: Split = "train" if where < 0.6 else "val" if where < 0.75 else "test"
         attributes = {spec.name: rng.choice(list(spec.values)) for spec in domain.attributes}
-        own = typical(domain, seed, attributes, knobs)
-        findings = {
-            spec.name: own[spec.name]
-            if rng.chance(knobs.similarity)
-            else _draw(domain, spec, rng, knobs)
-            for spec in domain.findings
-        }
+        findings = _findings(domain, seed, attributes, rng, knobs)
         for visit in range(rng.weighted((1, 2, 3), (0.6, 0.3, 0.1))):
             if made == count:
                 break
             if visit:
                 findings = {
                     spec.name: _draw(domain, spec, rng, knobs)
-                    if rng.chance(0.2)
+                    if rng.chance(knobs.redraw)
                     else findings[spec.name]
                     for spec in domain.findings
                 }

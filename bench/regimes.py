@@ -1,0 +1,154 @@
+"""How far references agree with the case in each regime of the benchmark, beside the aims.
+
+Draws every regime, builds an index a domain with the regime's retriever, and searches it with every
+study's picture (own patient excluded; no model has seen these seeds). Agreement is that of
+``retriever eval``: per finding the mean of sensitivity and specificity of the top-1 reference, over
+presence and negated questions, with a 95 % interval by patient, beside another case's reference.
+
+    python bench/regimes.py [--regime NAME ...] [--seed S ...] [--studies N] [--quick]
+                            [--work build/regimes] [--out bench/results] [--ship]
+
+It fails where an aim is missed: the mean by more than 0.02, a finding's interval by more than 0.03,
+or with fewer than 300 cases that have the finding (``--quick`` only shows). Work resumes by itself.
+``--ship`` also writes what ``data phantom`` puts into ``benchmark.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+from common import machine, save  # noqa: E402
+
+SEEDS = (5001, 5002, 5003, 5004)  # nothing was trained or fitted on them
+STUDIES = 1000  # of each seed and domain, of which about 600 can be found
+MEAN, FINDING, PRESENT = 0.02, 0.03, 300  # how near the aims it must be, on how many cases
+
+
+def cases_of(regime: str, seed: int, studies: int, domain: str, work: Path) -> tuple[list[Any], int]:
+    """What the top-1 reference says of every study of a domain, and the size of the corpus."""
+    from mmedrag.evaluation import Case, asked_cells, stated, true_of
+    from mmedrag.phantom import build_benchmark, regime_retriever
+    from mmedrag.retrieval import build_index, open_retriever
+    from mmedrag.runtime import DataFolder
+
+    path = work / f"{regime}-{studies}-{seed}"
+    build_benchmark(path, studies=studies, seed=seed, regime=regime)
+    data, index = DataFolder(path), work / f"{regime}-{studies}-{seed}-{domain}"
+    if not (index / "manifest.json").exists():
+        build_index([data], index, domain, regime_retriever(regime, domain))
+    rows = {str(e.meta["study"]): e for e in data.examples() if e.domain == domain}
+    hits, _ = open_retriever(index).search(list(rows.values()), 1)
+    asked, truth = asked_cells(data.examples()), data.truth()
+    cases = [
+        Case(
+            row.patient,
+            true_of(domain, truth[study].findings, asked.get(study, ())),
+            stated(domain, found[0].text) if found else None,
+        )
+        for (study, row), found in zip(rows.items(), hits, strict=True)
+    ]
+    return cases, len(data.corpus("train", domain))
+
+
+def measure(
+    regime: str, seeds: Sequence[int], studies: int, work: Path, resamples: int
+) -> dict[str, Any]:
+    """domain -> agreement of all seeds together: ``mean`` and per finding."""
+    from mmedrag.evaluation import agreement
+    from mmedrag.phantom import DOMAINS
+
+    found = {}
+    for domain in DOMAINS:
+        parts = [cases_of(regime, seed, studies, domain, work) for seed in seeds]
+        corpus = round(sum(size for _, size in parts) / len(parts))
+        cases = [case for some, _ in parts for case in some]
+        found[domain] = asdict(agreement(cases, corpus, resamples=resamples))
+    return found
+
+
+def missed(aim: float, got: dict[str, Any], slack: float = FINDING) -> str:
+    """In what a finding misses its aim; "" where it does not."""
+    if got["present"] < PRESENT:
+        return f"only {got['present']} present"
+    near = got["low"] - slack <= aim <= got["high"] + slack
+    return "" if near else "off its aim"
+
+
+def table(regime: str, found: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Lines of a Markdown table, and what is missed."""
+    from mmedrag.phantom import load_regime
+
+    spec, lines, faults = load_regime(regime), [], []
+    lines += [f"**{regime}**: {spec.about}.", ""]
+    lines += ["| domain | finding | aim | agreement | 95 % interval | present | shuffled |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for domain, got in found.items():
+        aims = spec.agreement[domain]
+        middle = sum(aims.values()) / len(aims)
+        for name, aim in {**aims, "mean": middle}.items():
+            cell = got["mean"] if name == "mean" else got["findings"].get(name)
+            if cell is None or cell["value"] is None:
+                faults.append(f"{regime} {domain} {name}: nothing measured")
+                continue
+            fault = missed(aim, cell)
+            if name == "mean":
+                fault = "" if math.isclose(cell["value"], aim, abs_tol=MEAN) else "off its aim"
+            faults += [f"{regime} {domain} {name}: {fault}"] if fault else []
+            lines.append(
+                f"| {domain} | {name} | {aim:.3f} | {cell['value']:.3f} "
+                f"| {cell['low']:.3f} to {cell['high']:.3f} | {cell['present']} "
+                f"| {cell['shuffled']['value']:.3f} |"
+            )
+    return lines, faults
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--regime", action="append", choices=["uniform", "released", "strong"])
+    parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--studies", type=int, default=STUDIES)
+    parser.add_argument("--quick", action="store_true", help="one seed, few studies, no verdict")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "regimes")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--ship", action="store_true")
+    options = parser.parse_args(given)
+    seeds = options.seed or (SEEDS[:1] if options.quick else list(SEEDS))
+    studies = min(options.studies, 40) if options.quick else options.studies
+    found: dict[str, Any] = {"machine": machine(), "commit": commit(), "regimes": {}}
+    found |= {"command": "python bench/regimes.py", "seeds": seeds, "studies": studies}
+    faults: list[str] = []
+    for regime in options.regime or ["uniform", "released", "strong"]:
+        got = measure(regime, seeds, studies, options.work, 200 if options.quick else 2000)
+        found["regimes"][regime] = got
+        lines, missing = table(regime, got)
+        faults += missing
+        print("\n".join(lines), end="\n\n", flush=True)
+        save(options.out, "regimes", found)
+    save(options.out, "regimes", found, complete=True)
+    if options.ship:
+        ship(found)
+    print("\n".join(faults) or "every aim is met")
+    return int(bool(faults) and not options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
