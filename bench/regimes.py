@@ -36,7 +36,9 @@ STUDIES = 1000  # of each seed and domain, of which about 600 can be found
 MEAN, FINDING, PRESENT = 0.02, 0.03, 300  # how near the aims it must be, on how many cases
 
 
-def cases_of(regime: str, seed: int, studies: int, domain: str, work: Path) -> tuple[list[Any], int]:
+def cases_of(
+    regime: str, seed: int, studies: int, domain: str, work: Path
+) -> tuple[list[Any], int]:
     """What the top-1 reference says of every study of a domain, and the size of the corpus."""
     from mmedrag.evaluation import Case, asked_cells, stated, true_of
     from mmedrag.phantom import build_benchmark, regime_retriever

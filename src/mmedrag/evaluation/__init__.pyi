@@ -6,13 +6,25 @@ from .agreement import (
     agreement as agreement,
     asked_cells as asked_cells,
     case_of_reports as case_of_reports,
+    cases_of as cases_of,
     reference_agreement as reference_agreement,
     stated as stated,
     true_of as true_of,
 )
 from .calibrate import fit_selection as fit_selection, write_recipe as write_recipe
 from .evaluate_runs import evaluate as evaluate
+from .fusion import (
+    EFFECTS as EFFECTS,
+    Asked as Asked,
+    Fusion as Fusion,
+    asked_twice as asked_twice,
+    attainable as attainable,
+    effects as effects,
+    fused as fused,
+    measured as measured,
+)
 from .keywords import findings_of as findings_of, load_keywords as load_keywords
+from .metrics.statistics import Estimate as Estimate
 from .of_domain import evaluate_domain as evaluate_domain
 from .of_retriever import evaluate_retriever as evaluate_retriever
 from .result import (
@@ -20,6 +32,7 @@ from .result import (
     EvaluationResult as EvaluationResult,
     NamedControl as NamedControl,
     NotComputed as NotComputed,
+    Rate as Rate,
     ReliabilityPoint as ReliabilityPoint,
     RunResult as RunResult,
     Scores as Scores,

@@ -23,7 +23,7 @@ import numpy as np
 from mmedrag.evaluation.keywords import Keywords, findings_of, load_keywords, present
 from mmedrag.evaluation.metrics.statistics import AnyStat, Estimate, Stat, estimates, ratio
 from mmedrag.phantom import DOMAINS, cells, findings_in, has, load_domain
-from mmedrag.records import Example, Finding, Row
+from mmedrag.records import Example, Finding, Row, Trace, group_of, target_of
 from mmedrag.runtime import DataFolder, numpy_rng
 
 Cell = tuple[str, str | None]  # finding, side
@@ -186,6 +186,26 @@ def _own_reports(data: Sequence[DataFolder]) -> dict[tuple[str, ...], str]:
 
 def _picture(row: Row) -> tuple[str, ...]:
     return tuple(str(path) for path in row.images)
+
+
+def cases_of(traces: Iterable[Trace]) -> dict[str, list[Case]]:
+    """domain -> cases of a run on the benchmark: its presence and negated questions, whose answers
+    say what is true, and the references at rank 1. Each picture counts once, twins not at all."""
+    truth: dict[tuple[str, str], dict[Cell, bool]] = {}
+    first: dict[tuple[str, str], Trace] = {}
+    for trace in traces:
+        meta, domain = trace.meta, group_of(trace)
+        if meta.get("form") in ("presence", "negated") and "twin_of" not in meta:
+            key = (domain, str(meta.get("study", trace.example_id)))
+            there = (target_of(trace) == "yes") == (meta["form"] == "presence")
+            truth.setdefault(key, {})[meta["finding"], meta.get("side")] = there
+            first.setdefault(key, trace)
+    out: dict[str, list[Case]] = {}
+    for (domain, study), facts in truth.items():
+        trace = first[domain, study]
+        says = stated(domain, trace.hits[0].text) if trace.hits else None
+        out.setdefault(domain, []).append(Case(trace.patient, facts, says))
+    return dict(sorted(out.items()))
 
 
 def asked_cells(examples: Iterable[Example]) -> dict[str, set[Cell]]:
