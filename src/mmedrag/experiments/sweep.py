@@ -14,6 +14,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,16 @@ from mmedrag.evaluation import (
 from mmedrag.experiments import ablation
 from mmedrag.experiments.ablation import CLEAN, OWN, Parts, Progress, Row
 from mmedrag.experiments.settings import AblationSettings, SweepSettings
-from mmedrag.phantom import build_benchmark, load_domain, regime_retriever
+from mmedrag.phantom import Knobs, build_benchmark, load_domain, regime_retriever
 from mmedrag.pipeline import Flags, resolve_system
 from mmedrag.records import ConditionSpec, Example, Trace, UserError
 from mmedrag.report import svg
-from mmedrag.runtime import DataFolder, read_jsonl, write_json, write_text
+from mmedrag.runtime import DataFolder, as_dict, read_json, read_jsonl, write_json, write_text
 
 CLOSED = "closed"
 PLACE = ("agreement", "agreement_low", "agreement_high")
 FUSER_TITLE = "fuser of picture and references (other seeds)"
+JOINS = ("points", "seeds", "first_seed", "workers")
 OWN_REPORT, FUSER, NAIVE, IGNORED = "own-report", "fuser", "naive", "ignored"
 SELECTED = {"references": ConditionSpec("selected")}
 
@@ -65,9 +67,10 @@ class Point:
 
     def _number(self) -> float | None:
         try:
-            return float(self.name)
+            number = float(self.name)
         except ValueError:
             return None
+        return number if isfinite(number) else None
 
 
 def run_sweep(
@@ -89,11 +92,13 @@ def run_sweep(
     """
     settings = settings or SweepSettings()
     points = [Point(name) for name in settings.points]
-    table = _rows(adapters)
     for point in points:
+        Knobs(**point.knobs)
         for domain in settings.domains:
             load_domain(domain)
             regime_retriever(point.regime, domain)
+    _claim(out, settings)
+    table = _rows(adapters)
     done = []
     for point in points:
         for seed in settings.all_seeds:
@@ -106,6 +111,15 @@ def run_sweep(
     write_text(out / "sweep.csv", as_csv(done))
     write_text(out / "sweep.svg", as_svg(done))
     return result
+
+
+def _claim(out: Path, settings: SweepSettings) -> None:
+    """Mark the folder as this sweep's; further points, seeds and adapters may join, no more."""
+    path = out / "plan.json"
+    plan = {name: value for name, value in asdict(settings).items() if name not in JOINS}
+    if path.exists() and read_json(path) != as_dict(plan):
+        raise UserError(f"{out}: holds a sweep of other settings (see {path.name})")
+    write_json(path, plan)
 
 
 def _named(progress: Progress | None, point: Point, seed: int) -> Progress | None:
