@@ -21,7 +21,7 @@ SMALL = ("--seeds", "2", "--set", "sweep.domains=['radiology']", "--set", "sweep
 
 def sweep(out: Path, *args: str, code: int = 0) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["sweep", "--out", str(out), "--studies", "40", *SMALL, *args])
+        main(["sweep", "--out", str(out), "--studies", "30", *SMALL, *args])
     assert (ended.value.code or 0) == code
 
 
@@ -92,11 +92,29 @@ def test_what_is_finished_stands_and_points_join(
     assert "figure: " in capsys.readouterr().out
 
 
+def test_a_tuned_row_joins(made: Path) -> None:
+    """By the same command, and nothing that was there is run again or says anything else."""
+    plain = json.loads((made / "sweep.json").read_text())["points"]
+    runs = {path: path.stat().st_mtime_ns for path in made.glob("*/*/runs/*/*/traces.jsonl")}
+    sweep(made, "--point", "1", "--point", "0", "--adapter", "embedded:adapter")
+    assert all(path.stat().st_mtime_ns == when for path, when in runs.items())
+    tuned = json.loads((made / "sweep.json").read_text())["points"]
+    name = "pt-embedded-adapter"
+    for before, after in zip(plain, tuned, strict=True):
+        assert {name, f"{name}-none"} == set(after["rows"]) - set(before["rows"])
+        assert {key: after["rows"][key] for key in ROWS} == before["rows"]
+        assert after["rows"][f"{name}-none"]["effects"]["over_reliance_rate"]["value"] == 0
+
+
 def test_what_cannot_be_swept_is_one_line(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep(tmp_path / "a", "--point", "nowhere", code=2)
-    assert "no regime 'nowhere', expected one of" in capsys.readouterr().err
+    assert "regime: got 'nowhere', expected uniform" in capsys.readouterr().err
+    sweep(tmp_path / "a", "--adapter", str(tmp_path), code=2)
+    assert "no adapter" in capsys.readouterr().err
+    sweep(tmp_path / "a", "--point", "nan", code=2)
+    assert "regime: got 'nan', expected uniform" in capsys.readouterr().err
     sweep(tmp_path / "a", "--point", "1.5", code=2)
     assert capsys.readouterr().err.strip().count("\n") == 0
     assert not (tmp_path / "a").exists()

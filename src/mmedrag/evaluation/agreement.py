@@ -14,6 +14,7 @@ other report is read by :mod:`mmedrag.evaluation.keywords`, and a case's own rep
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,6 +27,7 @@ from mmedrag.phantom import DOMAINS, cells, findings_in, has, load_domain
 from mmedrag.records import Example, Finding, Row, Trace, group_of, target_of
 from mmedrag.runtime import DataFolder, numpy_rng
 
+log = logging.getLogger(__name__)
 Cell = tuple[str, str | None]  # finding, side
 RESAMPLES = 2000
 UNSPECIFIED = "unspecified"
@@ -134,6 +136,7 @@ def reference_agreement(
         tops: text of the reference at rank 1 of each row; None: none was found.
         corpus: domain -> how many studies could be found.
     """
+    log.info("agreement of the best references: %d rows", len(rows))
     truth = {study: found for folder in data for study, found in folder.truth().items()}
     asked = asked_cells(row for folder in data for row in folder.examples())
     reports = _own_reports(data)

@@ -97,8 +97,8 @@ def run_sweep(
         for domain in settings.domains:
             load_domain(domain)
             regime_retriever(point.regime, domain)
-    _claim(out, settings)
     table = _rows(adapters)
+    _claim(out, settings)
     done = []
     for point in points:
         for seed in settings.all_seeds:
@@ -135,17 +135,23 @@ def _rows(adapters: Sequence[str]) -> list[Row]:
         Row("naive", "naive retrieval, untuned", SELECTED, "generic"),
         Row("selection", "+ selection, untuned", SELECTED | OWN, "domain"),
     ]
-    tuned = [
-        Row(
-            "pt-" + name.rsplit("/", 1)[-1].replace(":", "-"),
-            f"+ RAG-PT ({name.rsplit('/', 1)[-1]})",
-            CLEAN | SELECTED | OWN,
-            "domain",
-            adapter=name,
+    tuned = {_called(adapter): adapter for adapter in adapters}
+    if len(tuned) < len(adapters):
+        raise UserError(
+            "sweep: two adapters have the same name, expected different ones"
         )
-        for name in adapters
+    for adapter in adapters:
+        if why := ablation.absent(adapter):
+            raise UserError(f"sweep: {why}")
+    return plain + [
+        Row(f"pt-{name}", f"+ RAG-PT ({name})", CLEAN | SELECTED | OWN, "domain", adapter=adapter)
+        for name, adapter in tuned.items()
     ]
-    return plain + tuned
+
+
+def _called(adapter: str) -> str:
+    """The name of an adapter, as a row and its folder have it."""
+    return adapter.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
 
 
 def run_seed(
@@ -326,7 +332,7 @@ def as_svg(points: Sequence[Mapping[str, Any]], effect: str = "accuracy") -> str
         svg.lines(
             series,
             "Accuracy against the agreement of the references",
-            "agreement of the best reference with the case (0.5: says nothing)",
+            "agreement of the reference at rank 1 with the case",
             "accuracy of closed questions",
             bands,
         )
