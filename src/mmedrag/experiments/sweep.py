@@ -33,7 +33,7 @@ from mmedrag.experiments import ablation
 from mmedrag.experiments.ablation import CLEAN, OWN, Parts, Progress, Row
 from mmedrag.experiments.settings import AblationSettings, SweepSettings
 from mmedrag.phantom import Knobs, build_benchmark, load_domain, regime_retriever
-from mmedrag.pipeline import Flags, resolve_system
+from mmedrag.pipeline import Flags, resolve_system, retrieve_examples
 from mmedrag.records import ConditionSpec, Example, Trace, UserError
 from mmedrag.report import svg
 from mmedrag.runtime import DataFolder, as_dict, read_json, read_jsonl, write_json, write_text
@@ -42,7 +42,8 @@ CLOSED = "closed"
 PLACE = ("agreement", "agreement_low", "agreement_high")
 FUSER_TITLE = "fuser of picture and references (other seeds)"
 JOINS = ("points", "seeds", "first_seed", "workers")
-OWN_REPORT, FUSER, NAIVE, IGNORED = "own-report", "fuser", "naive", "ignored"
+OWN_REPORT, FUSER, IGNORED = "own-report", "fuser", "ignored"
+NAIVE, SELECTION = "naive", "selection"
 SELECTED = {"references": ConditionSpec("selected")}
 
 
@@ -132,14 +133,12 @@ def _rows(adapters: Sequence[str]) -> list[Row]:
     """The ablation's rows that the figure shows, under the conditions that it shows them."""
     plain = [
         Row("base", "references ignored (untuned, none)", CLEAN),
-        Row("naive", "naive retrieval, untuned", SELECTED, "generic"),
-        Row("selection", "+ selection, untuned", SELECTED | OWN, "domain"),
+        Row(NAIVE, "naive retrieval, untuned", SELECTED, "generic"),
+        Row(SELECTION, "+ selection, untuned", SELECTED | OWN, "domain"),
     ]
     tuned = {_called(adapter): adapter for adapter in adapters}
     if len(tuned) < len(adapters):
-        raise UserError(
-            "sweep: two adapters have the same name, expected different ones"
-        )
+        raise UserError("sweep: two adapters have the same name, expected different ones")
     for adapter in adapters:
         if why := ablation.absent(adapter):
             raise UserError(f"sweep: {why}")
@@ -173,18 +172,24 @@ def run_seed(
         open=0,
         **point.knobs,
     )
-    questions = _questions(DataFolder(data), settings)
-    finished = [folder / "runs" / row.name / name for row in table for name in row.plans]
-    if all((path / "finished.json").exists() for path in finished):
+    every = _closed(DataFolder(data).examples(settings.split, "vqa"))
+    questions = _closed(ablation.sample(DataFolder(data), settings.asked, settings.split))
+    finished = [
+        folder / "runs" / row.name / name / "finished.json" for row in table for name in row.plans
+    ]
+    hits = {name: folder / f"hits-{name}.jsonl" for name in (NAIVE, SELECTION)}
+    if all(path.exists() for path in (*finished, *hits.values())):
         return
     parts = _parts(folder, point, settings)
     acs = [replace(row, rule=parts.rule if row.retrieval == "domain" else None) for row in table]
     ablation.run_rows(acs, parts, DataFolder(data), questions, folder, seed, progress)
+    for row in acs:
+        if row.name in hits and not hits[row.name].exists():
+            retrieve_examples(ablation.assemble(row, parts), every, hits[row.name])
 
 
-def _questions(data: DataFolder, settings: SweepSettings) -> list[Example]:
-    chosen = ablation.sample(data, settings.asked, settings.split)
-    return [row for row in chosen if row.answer_type == CLOSED]
+def _closed(rows: Sequence[Example]) -> list[Example]:
+    return [row for row in rows if row.answer_type == CLOSED]
 
 
 def _parts(folder: Path, point: Point, settings: SweepSettings) -> Parts:
@@ -216,13 +221,16 @@ def _measure(
 
     base = runs("base", "none")
     corpus = len(DataFolder(seeds[0] / "data").corpus("train", settings.domains[0]))
-    found = {name: runs(name, "references") for name in (NAIVE, "selection")}
-    own_report = runs("selection", OWN_REPORT)
-    asked = [asked_twice(*two) for two in zip(base, found["selection"], strict=True)]
+    hits = {
+        name: [list(read_jsonl(seed / f"hits-{name}.jsonl", Trace)) for seed in seeds]
+        for name in (NAIVE, SELECTION)
+    }
+    own_report = runs(SELECTION, OWN_REPORT)
+    asked = [asked_twice(*two) for two in zip(base, runs(SELECTION, "references"), strict=True)]
     rows = {IGNORED: _row(table[0].title, {}, _flat(asked), IGNORED)}
     for row in table[1:]:
         alone = runs(row.name, "none") if "none" in row.plans else base
-        with_ = found[row.name] if row.name in found else runs(row.name, "references")
+        with_ = runs(row.name, "references")
         pairs = [asked_twice(*two) for two in zip(alone, with_, strict=True)]
         rows[row.name] = _row(row.title, {}, _flat(pairs), "reader")
         if row.adapter:
@@ -239,8 +247,8 @@ def _measure(
     return {
         "point": point.name,
         "regime": point.regime,
-        "agreement": asdict(pooled_agreement(found["selection"], corpus)),
-        "agreement_naive": asdict(pooled_agreement(found[NAIVE], corpus)),
+        "agreement": asdict(pooled_agreement(hits[SELECTION], corpus)),
+        "agreement_naive": asdict(pooled_agreement(hits[NAIVE], corpus)),
         "fuser": policies,
         "rows": rows,
     }
