@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmedrag.cli.main import main
-from mmedrag.evaluation import agreement, asked_twice, cases_of, fused
+from mmedrag.evaluation import agreement, asked_twice, cases_of, fit_fuser
 from mmedrag.records import Trace, is_right
 from mmedrag.runtime import read_jsonl
 
@@ -55,11 +55,12 @@ def test_every_row_at_every_point(made: Path) -> None:
             assert cell["n"] == len(right) > 40
             assert cell["value"] == pytest.approx(sum(right) / len(right), abs=1e-6)
             assert cell["low"] <= cell["value"] <= cell["high"]
-        pooled = agreement([case for run in chosen for case in cases_of(run)["radiology"]], 1)
+        hits = [list(read_jsonl(seed / "hits-selection.jsonl", Trace)) for seed in seeds]
+        pooled = agreement([case for run in hits for case in cases_of(run)["radiology"]], 1)
         found = point["agreement"]
         assert found["mean"]["value"] == pooled.mean.value and found["corpus"] > 10
         asked = [asked_twice(a, b) for a, b in zip(base, chosen, strict=True)]
-        answers = fused(asked[0], asked[1], 5001)[0] + fused(asked[1], asked[0], 5001)[0]
+        answers = fit_fuser(asked[1], 5001)(asked[0]) + fit_fuser(asked[0], 5001)(asked[1])
         truth = [none.target for pairs in asked for none, _ in pairs]
         right = [a == b for a, b in zip(answers, truth, strict=True)]
         fuser = point["rows"]["fuser"]["effects"]["accuracy"]["value"]

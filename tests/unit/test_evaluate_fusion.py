@@ -78,6 +78,20 @@ def test_good_references_are_followed_and_bad_ones_are_not() -> None:
         assert found.fitted == 240
 
 
+def test_what_contradicts_is_followed_as_far_as_such_references_deserve() -> None:
+    """Fitted where references are right, a fuser follows one that was chosen to be wrong."""
+    without, wrong = runs(1, 0.0)
+    against = asked_twice(without, wrong)
+    for right, low, high in ((0.95, 0.6, 1.0), (0.5, 0.0, 0.5)):
+        pairs, fit_on = (asked_twice(*runs(seed, right)) for seed in (1, 2))
+        found = attainable(pairs, fit_on, against, resamples=100)
+        assert low <= value(found, "fuser", "follow_rate") <= high
+        assert value(found, "reader", "follow_rate") == 1
+        floor = 1 - sum(none.answer.text == none.target for none, _ in against) / len(against)
+        assert value(found, "ignored", "follow_rate") == pytest.approx(floor, abs=1e-6)
+    assert "follow_rate" not in attainable(pairs, fit_on, resamples=100).effects["fuser"]
+
+
 def test_the_evidence_together_is_worth_more_than_each() -> None:
     """Where the picture is sometimes plain, the fuser keeps to it there and follows elsewhere."""
     parts = [(runs(seed, 0.8, sees=0.99, n=120), runs(seed + 10, 0.8, sees=0.5)) for seed in (1, 2)]
@@ -142,7 +156,7 @@ def test_command_writes_what_an_ablation_shows(
     shown = with_effects(empty, table, tmp_path / "runs", fusion)
     titles = [system.title for system in shown.reliance.values()]
     assert titles[0] == IGNORED and titles[1].startswith("attainable (")
-    ignored = measured({}, asked_twice(*runs(1, 0.9)), 0, 100)["ignored"]
+    ignored = measured(asked_twice(*runs(1, 0.9)), resamples=100)["ignored"]
     assert shown.reliance[IGNORED].metrics["accuracy"].value == ignored["accuracy"].value
     assert len(effect_lines(shown)) == 3
     shown.write(tmp_path / "metrics.json")

@@ -33,13 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar=("WITHOUT", "WITH"),
         help="the same two runs on another seed; repeatable",
     )
+    parser.add_argument(
+        "--against", type=Path, help="run folder of --references contradicting, for follow_rate"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     try:
-        pairs = asked_twice(traces(given.without), traces(given.with_))
+        without = traces(given.without)
+        pairs = asked_twice(without, traces(given.with_))
+        against = asked_twice(without, traces(given.against)) if given.against else []
         fit_on = [row for two in given.fit_on for row in asked_twice(*map(traces, two))]
-        found = attainable(pairs, fit_on, given.seed)
+        found = attainable(pairs, fit_on, against, given.seed)
         if given.out:
             write_json(given.out, asdict(found))
     except UserError as error:

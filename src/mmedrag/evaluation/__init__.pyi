@@ -19,8 +19,7 @@ from .fusion import (
     Fusion as Fusion,
     asked_twice as asked_twice,
     attainable as attainable,
-    effects as effects,
-    fused as fused,
+    fit_fuser as fit_fuser,
     measured as measured,
 )
 from .keywords import findings_of as findings_of, load_keywords as load_keywords

@@ -29,6 +29,7 @@ EFFECTS = {
     "accuracy": "closed questions answered with and without references",
     "over_reliance_rate": "of those, the ones right without references",
     "follow_retrieved": "of those, the ones whose reference at rank 1 contradicts the truth",
+    "follow_rate": "closed questions whose reference was chosen to contradict the truth",
 }
 Asked = tuple[Trace, Trace]  # one question without references, and with
 
@@ -114,34 +115,51 @@ def kind_of(trace: Trace) -> set[str]:
 
 
 def attainable(
-    pairs: Sequence[Asked], fit_on: Sequence[Asked], seed: int = 0, resamples: int = RESAMPLES
+    pairs: Sequence[Asked],
+    fit_on: Sequence[Asked],
+    against: Sequence[Asked] = (),
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Fusion:
     """Fit fusers on ``fit_on``, take the best on folds of its patients, and measure it.
+
+    Args:
+        against: the questions again, with references that contradict the truth.
 
     Raises:
         UserError: a patient stands on both sides, or there are too few to fit on.
     """
-    answers, policy = fused(pairs, fit_on, seed)
-    return Fusion(policy, len(fit_on), measured({"fuser": answers}, pairs, seed, resamples))
+    fuser = fit_fuser(fit_on, seed)
+    answers, misled = fuser(pairs), fuser(against)
+    found = measured(
+        pairs, {"fuser": answers}, against, {"fuser": misled}, seed=seed, resamples=resamples
+    )
+    return Fusion(fuser.policy, len(fit_on), found)
 
 
 def measured(
-    answers: Mapping[str, Sequence[str]],
     pairs: Sequence[Asked],
+    answers: Mapping[str, Sequence[str]] | None = None,
+    against: Sequence[Asked] = (),
+    misled: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Estimate]]:
-    """Effects of given answers, of the reader with references and without, with intervals."""
-    each: dict[str, Sequence[str]] = {
-        **answers,
-        "reader": [label_of(aided) for _, aided in pairs],
-        "ignored": [label_of(none) for none, _ in pairs],
-    }
-    patients = [none.patient for none, _ in pairs]
-    return {
-        name: estimates(effects(given, pairs), patients, resamples, seed)
-        for name, given in each.items()
-    }
+    """Effects (see ``EFFECTS``) with intervals, of the reader with references and without
+    ("ignored"), and of whoever else gave ``answers`` to the pairs and was ``misled`` on
+    ``against``."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for asked, given, finish in ((pairs, answers, effects), (against, misled, following)):
+        each: dict[str, Sequence[str]] = {
+            **(given or {}),
+            "reader": [label_of(aided) for _, aided in asked],
+            "ignored": [label_of(none) for none, _ in asked],
+        }
+        patients = [none.patient for none, _ in asked]
+        for name, said in each.items() if asked else ():
+            stats = finish(said, asked)
+            found.setdefault(name, {}).update(estimates(stats, patients, resamples, seed))
+    return found
 
 
 def effects(answers: Sequence[str], pairs: Sequence[Asked]) -> dict[str, AnyStat]:
@@ -158,14 +176,39 @@ def effects(answers: Sequence[str], pairs: Sequence[Asked]) -> dict[str, AnyStat
     }
 
 
-def fused(pairs: Sequence[Asked], fit_on: Sequence[Asked], seed: int = 0) -> tuple[list[str], str]:
-    """The best fuser's answers ("yes" or "no") to ``pairs``, and its name."""
+def following(answers: Sequence[str], pairs: Sequence[Asked]) -> dict[str, AnyStat]:
+    """How often answers take the side of a reference that was chosen to contradict the truth."""
+    wrong = ["no" if target_of(none) == "yes" else "yes" for none, _ in pairs]
+    shown = [bool(aided.hits) for _, aided in pairs]
+    return {"follow_rate": proportion(np.array(answers) == np.array(wrong), shown)}
+
+
+@dataclass(frozen=True)
+class Fuser:
+    """Answers "yes" or "no" from evidence, by the policy that did best on folds."""
+
+    policy: str
+    model: Any
+    ranks: int
+    kinds: list[str]
+    patients: frozenset[str]
+
+    def __call__(self, pairs: Sequence[Asked]) -> list[str]:
+        """Its answers; UserError where it was fitted on one of the patients."""
+        both = self.patients & {none.patient or none.example_id for none, _ in pairs}
+        if both:
+            raise UserError(f"fusion: patient {min(both)} is both fitted on and measured")
+        if not pairs:
+            return []
+        found = self.model.predict(evidence(pairs, self.ranks, self.kinds))
+        return ["yes" if yes else "no" for yes in found]
+
+
+def fit_fuser(fit_on: Sequence[Asked], seed: int = 0) -> Fuser:
+    """The fuser that does best on folds of the patients, fitted on all of them."""
     from sklearn.model_selection import GroupKFold, cross_val_score
 
     groups = [none.patient or none.example_id for none, _ in fit_on]
-    both = set(groups) & {none.patient or none.example_id for none, _ in pairs}
-    if both:
-        raise UserError(f"fusion: patient {min(both)} is both fitted on and measured")
     sides = np.array([target_of(none) == "yes" for none, _ in fit_on])
     if len(set(groups)) < FOLDS or len(set(sides.tolist())) < 2:
         raise UserError(
@@ -174,14 +217,14 @@ def fused(pairs: Sequence[Asked], fit_on: Sequence[Asked], seed: int = 0) -> tup
         )
     kinds = sorted(set().union(*(kind_of(none) for none, _ in fit_on)))
     ranks = max(len(aided.hits) for _, aided in fit_on)
-    seen, asked = (evidence(part, ranks, kinds) for part in (fit_on, pairs))
+    seen = evidence(fit_on, ranks, kinds)
     scored = {
         name: cross_val_score(model, seen, sides, groups=groups, cv=GroupKFold(FOLDS)).mean()
         for name, model in _policies(seed).items()
     }
     best = max(scored, key=scored.__getitem__)
-    yes = _policies(seed)[best].fit(seen, sides).predict(asked)
-    return ["yes" if one else "no" for one in yes], best
+    model = _policies(seed)[best].fit(seen, sides)
+    return Fuser(best, model, ranks, kinds, frozenset(groups))
 
 
 def _policies(seed: int) -> dict[str, Any]:

@@ -62,7 +62,9 @@ def with_effects(
             pairs = asked_twice(alone, with_)
         except UserError:  # no such row here, or nothing is known of what its references say
             continue
-        effects = measured({}, pairs, result.seed, result.resamples)
+        against = _traces(runs / row.name / "contradicting")
+        against_ = asked_twice(alone, against) if against else []
+        effects = measured(pairs, None, against_, None, result.seed, result.resamples)
         added[row.title] = _rates(effects["reader"])
         if not row.adapter:
             model = next((s.model for s in result.reliance.values() if s.title == row.title), "")
@@ -92,7 +94,7 @@ def effect_lines(result: EvaluationResult) -> list[str]:
     rows = [s for s in result.reliance.values() if "follow_retrieved" in s.metrics]
     if not rows:
         return []
-    lines = ["closed questions: accuracy, over-reliance, following of a wrong reference at rank 1"]
+    lines = [f"closed questions: {', '.join(EFFECTS)}"]
     for system in rows:
         cells = []
         for name in EFFECTS:

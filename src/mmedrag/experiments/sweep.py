@@ -26,7 +26,7 @@ from mmedrag.evaluation import (
     agreement,
     asked_twice,
     cases_of,
-    fused,
+    fit_fuser,
     measured,
 )
 from mmedrag.experiments import ablation
@@ -259,9 +259,9 @@ def _fused(asked: Sequence[Sequence[Asked]], seed: int) -> tuple[list[str], list
     answers, policies = [], []
     for n, pairs in enumerate(asked):
         others = _flat([other for m, other in enumerate(asked) if m != n])
-        given, policy = fused(pairs, others, seed)
-        answers += given
-        policies.append(policy)
+        fuser = fit_fuser(others, seed)
+        answers += fuser(pairs)
+        policies.append(fuser.policy)
     return answers, policies
 
 
@@ -272,7 +272,7 @@ def _flat(parts: Sequence[Sequence[Asked]]) -> list[Asked]:
 def _row(
     title: str, answers: Mapping[str, Sequence[str]], pairs: Sequence[Asked], which: str
 ) -> dict[str, Any]:
-    found = measured(answers, pairs)[which]
+    found = measured(pairs, answers)[which]
     return {"title": title, "effects": {name: asdict(cell) for name, cell in found.items()}}
 
 
