@@ -20,6 +20,7 @@ NAMES = (
     "retriever-radiology",
     "retriever-ophthalmology",
     "retriever-pathology",
+    "retriever-released",
     "vlm",
     "adapter",
     "adapter-cross_modal",

@@ -54,7 +54,7 @@ def regime_retriever(name: str, domain: str) -> str:
 
 
 def measured(name: str) -> dict[str, Any] | None:
-    """What was measured of a regime (``bench/regimes.py`` wrote it), or None."""
+    """What was measured of a regime, and on what (``bench/regimes.py`` wrote it); None: nothing."""
     path = Path(str(files("mmedrag.phantom"))) / "regimes.json"
-    found: dict[str, Any] | None = read_json(path).get(name) if path.exists() else None
+    found: dict[str, Any] | None = read_json(path)["regimes"].get(name) if path.exists() else None
     return found
