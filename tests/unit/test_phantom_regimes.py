@@ -118,9 +118,8 @@ def test_mates_agree_as_far_as_the_table_says_in_every_seed(regime, name, seed):
     found = mates_agree(name, seed, knobs)
     due = {finding: 0.5 + 0.5 * knobs.similar(name, finding) ** 2 for finding in found}
     for finding, counts in found.items():
-        assert balanced(counts) == pytest.approx(due[finding], abs=0.12 if knobs.even else 0.2), (
-            finding
-        )
+        slack = 0.12 if knobs.even else 0.2
+        assert balanced(counts) == pytest.approx(due[finding], abs=slack), finding
     for low, high in ((0.5, 0.6), (0.6, 0.8), (0.8, 1.01)):
         group = [finding for finding in found if low <= due[finding] < high]
         if len(group) > 3:

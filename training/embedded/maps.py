@@ -49,7 +49,8 @@ def trainable(spec: str, seed: int = 0) -> Towers:
         new = sorted({text for text in texts if text not in known}, key=len)
         for start in range(0, len(new), 64):
             part = new[start : start + 64]
-            known.update(zip(part, model.text_model(**whole.tokenize(part)).pooler_output))
+            found = model.text_model(**whole.tokenize(part)).pooler_output
+            known.update(zip(part, found, strict=True))
         return {"features": torch.stack([known[text] for text in texts])}
 
     def save(folder: Path) -> None:

@@ -318,7 +318,8 @@ def weak_retriever(build: Build) -> None:
         found = train_retriever(data, out, None, settings, towers=maps.trainable(source))
         log.info("retriever-released: %s", found)
     rows = _rows(sizes.weak_seeds, sizes.retriever_studies)
-    clip.ship(out, build.out / "retriever-released", rows)
+    note = ". The towers are frozen; trained are the two maps, from random values"
+    clip.ship(out, build.out / "retriever-released", rows, note)
 
 
 def domain_model(build: Build) -> None:

@@ -53,10 +53,7 @@ class Knobs(Settings):
         minimum=0,
         maximum=1,
     )
-    even: bool = setting(
-        False,
-        "A finding is typical of as many phenotypes in every seed, not of as many as come up.",
-    )
+    even: bool = setting(False, "A finding is typical of equally many phenotypes in every seed.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
