@@ -38,18 +38,14 @@ BEGIN, END = "<!-- bench/regimes.py --ship -->", "<!-- end -->"
 MEAN, FINDING, PRESENT = 0.02, 0.03, 300  # how near the aims it must be, on how many cases
 
 
-def cases_of(
-    regime: str, seed: int, studies: int, domain: str, work: Path
-) -> tuple[list[Any], int]:
+def cases_of(regime: str, path: Path, domain: str) -> tuple[list[Any], int]:
     """What the top-1 reference says of every study of a domain, and the size of the corpus."""
     from mmedrag.evaluation import Case, asked_cells, stated, true_of
-    from mmedrag.phantom import build_benchmark, regime_retriever
+    from mmedrag.phantom import regime_retriever
     from mmedrag.retrieval import build_index, open_retriever
     from mmedrag.runtime import DataFolder
 
-    path = work / f"{regime}-{studies}-{seed}"
-    build_benchmark(path, studies=studies, seed=seed, regime=regime, closed=QUESTIONS, open=0)
-    data, index = DataFolder(path), work / f"{regime}-{studies}-{seed}-{domain}"
+    data, index = DataFolder(path), path.with_name(f"{path.name}-{domain}")
     if not (index / "manifest.json").exists():
         build_index([data], index, domain, regime_retriever(regime, domain))
     rows = {str(e.meta["study"]): e for e in data.examples() if e.domain == domain}
@@ -71,11 +67,14 @@ def measure(
 ) -> dict[str, Any]:
     """domain -> agreement of all seeds together: ``mean`` and per finding."""
     from mmedrag.evaluation import agreement
-    from mmedrag.phantom import DOMAINS
+    from mmedrag.phantom import DOMAINS, build_benchmark
 
+    folders = [work / f"{regime}-{studies}-{seed}" for seed in seeds]
+    for seed, path in zip(seeds, folders, strict=True):
+        build_benchmark(path, studies=studies, seed=seed, regime=regime, closed=QUESTIONS, open=0)
     found = {}
     for domain in DOMAINS:
-        parts = [cases_of(regime, seed, studies, domain, work) for seed in seeds]
+        parts = [cases_of(regime, path, domain) for path in folders]
         corpus = round(sum(size for _, size in parts) / len(parts))
         cases = [case for some, _ in parts for case in some]
         found[domain] = asdict(agreement(cases, corpus, resamples=resamples))

@@ -1,6 +1,7 @@
 """Regimes of the benchmark: uniform is what it was, the others share what their tables say."""
 
 import hashlib
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,14 @@ from mmedrag.records import UserError
 
 # of `data phantom` as it was before there were regimes
 UNIFORM = "fdf66fc97eefef2fe827ccbf3a683ac28ef5e80d07be0c2625b44198001341be"
+ROOT = Path(__file__).parents[2]
 STRONG, RELEASED = load_regime("strong"), load_regime("released")
+
+
+def run(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return int(end.value.code or 0)
 
 
 def digest(folder: Path) -> str:
@@ -141,7 +149,7 @@ def test_redraw_is_how_often_a_finding_changes_between_visits():
 
 
 def test_command_draws_a_regime_and_says_what_it_aims_at(tmp_path, capsys):
-    assert main(["data", "phantom", str(tmp_path), "--studies", "2", "--regime", "strong"]) == 0
+    assert run(["data", "phantom", str(tmp_path), "--studies", "2", "--regime", "strong"]) == 0
     told = json.loads((tmp_path / "benchmark.json").read_text())
     assert told["regime"] == "strong" and "our construction" in told["about"]
     assert told["agreement"] == STRONG.agreement
@@ -174,7 +182,48 @@ def test_where_another_knob_was_turned_nothing_is_claimed(tmp_path):
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys, words, line):
-    assert main(["data", "phantom", str(tmp_path / "d"), *words]) != 0
+    assert run(["data", "phantom", str(tmp_path / "d"), *words]) != 0
     said = capsys.readouterr().err.strip()
     assert line in said and "Traceback" not in said
     assert not (tmp_path / "d").exists()
+
+
+def measure(words: list[str]) -> int:
+    """bench/regimes.py in this process."""
+    path = ROOT / "bench" / "regimes.py"
+    spec = importlib.util.spec_from_file_location("bench_regimes", path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        spec.loader.exec_module(module)
+        return module.main(words)
+
+
+def test_the_measuring_command_runs_small_and_says_what_it_does_not_know(tmp_path, capsys):
+    """Every regime is drawn, indexed by its own retriever, searched and tabled; so few cases prove
+    nothing, which the same command without ``--quick`` refuses to pass over."""
+    words = ["--studies", "12", "--work", str(tmp_path / "w"), "--regime", "released"]
+    words += ["--out", str(tmp_path)]
+    assert measure(["--quick", *words]) == 0
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith("| ")]
+    found = json.loads((tmp_path / "regimes.json").read_text())["regimes"]["released"]
+    assert len(lines) == 1 + sum(len(found[d]["findings"]) + 1 for d in DOMAINS)
+    assert found["pathology"]["cases"] + found["pathology"]["without"] == 12
+    assert "| radiology | pacemaker | 0.610 |" in said
+    assert measure(["--seed", "5001", *words]) == 1
+    assert "present" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_regimes_retriever_makes_an_index_that_loads_by_itself(tmp_path, capsys):
+    build_benchmark(tmp_path / "d", studies=4, domains=["pathology"], regime="released", workers=1)
+    told = json.loads((tmp_path / "d" / "benchmark.json").read_text())
+    spec, index = told["retriever"]["pathology"], str(tmp_path / "i")
+    words = ["--domain", "pathology", "--retriever", spec, "--split", "all", "--out", index]
+    assert run(["index", "build", str(tmp_path / "d"), *words]) == 0
+    out = tmp_path / "r.jsonl"
+    words = ["--index", index, "--out", str(out)]
+    assert run(["retrieve", str(tmp_path / "d"), *words]) == 0
+    hits = [json.loads(line)["hits"] for line in out.read_text().splitlines()]
+    assert hits and all(hits)
+    assert run(["index", "info", index]) == 0 and spec in capsys.readouterr().out

@@ -74,11 +74,11 @@ def new_encoder(
     return folder
 
 
-def ship(trained: Path, folder: Path, rows: str, note: str = "") -> None:
+def ship(trained: Path, folder: Path, rows: str) -> None:
     """Copy a trained encoder with its weights in half precision (half the download).
 
     The list of training rows is larger than the weights and stays behind: the card says ``rows``
-    instead, which is enough to draw them again, and ``note`` after it.
+    instead, which is enough to draw them again.
     """
     CLIPModel.from_pretrained(trained, dtype=torch.float16).save_pretrained(folder)
     for name in (
@@ -92,4 +92,4 @@ def ship(trained: Path, folder: Path, rows: str, note: str = "") -> None:
         if (trained / name).exists():
             shutil.copy(trained / name, folder / name)
     card = folder / "README.md"
-    card.write_text(card.read_text().replace("`train_ids.jsonl`", rows + note))
+    card.write_text(card.read_text().replace("`train_ids.jsonl`", rows))

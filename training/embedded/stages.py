@@ -1,7 +1,7 @@
 """The stages of ``make tiny``: what each trains, from what, and how much of it.
 
 Each is a function of a :class:`Build`. Vision tower → answering model (``vqa_easy``, ``vqa_full``,
-``references_only``, ``vqa_with_references``) → ``encoders`` → ``weak_retriever`` →
+``references_only``, ``vqa_with_references``) → ``encoders`` → ``regime_retrievers`` →
 ``domain_model`` → ``adapters`` → ``model_card``.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,9 +27,16 @@ from training.embedded.data import PROBE_SEED, TRAIN_SEEDS, StudySet, study_set
 from training.embedded.dialogue import Writer
 from training.embedded.text import train_tokenizer
 
+if TYPE_CHECKING:
+    from mmedrag.retrieval import RetrieverTraining
+
 log = logging.getLogger(__name__)
 PLAIN = 1.1  # contrast of the pictures from which it is learned what to look for
 DOMAIN_SEED = 1800
+NOTE = (
+    "; what their reports say of some findings is another patient's. The towers are those of the "
+    "generic encoder, frozen; trained are the two maps, from random values"
+)
 SHIPPED = Path(embedded.__path__[0])  # where the package holds its models
 
 
@@ -54,8 +62,8 @@ class Sizes:
     retriever_studies: int = 500
     retriever_epochs: int = 8
     retriever_batch: int = 192
-    weak_seeds: tuple[int, ...] = TRAIN_SEEDS[:3]
-    weak_retriever: int = 1080
+    regime_seeds: tuple[int, ...] = TRAIN_SEEDS[:3]
+    regime_retrievers: int = 1080  # at most
     domain_studies: int = 600
     domain_outliers: int = 2500  # drawn pictures
     domain_trees: int = 300
@@ -84,8 +92,8 @@ REHEARSAL = Sizes(
     retriever_studies=24,
     retriever_epochs=1,
     retriever_batch=16,
-    weak_seeds=TRAIN_SEEDS[:1],
-    weak_retriever=3,
+    regime_seeds=TRAIN_SEEDS[:1],
+    regime_retrievers=3,
     domain_studies=30,
     domain_outliers=40,
     domain_trees=10,
@@ -285,41 +293,54 @@ def _retriever_data(build: Build, seeds: Sequence[int]) -> list[DataFolder]:
     return [DataFolder(folder) for folder in folders]
 
 
-def weak_retriever(build: Build) -> None:
-    """The retriever of regime ``released``, one for all domains: as weak as its schedule makes it.
+def regime_retrievers(build: Build) -> None:
+    """The retrievers of regimes ``released`` and ``strong``, each one for all domains.
 
-    The released code warms up over 10,000 steps and stops after 1,080 (radiology), so that the rate
-    ends at a ninth of its peak. All else of the schedule is as released too; the towers are the
-    generic encoder's and stay, what is trained from scratch are the maps into one space.
+    They are trained on reports that name other findings (``reports``): the first looks for
+    appearance alone, the second for the pattern findings too. The first is as weak as its schedule
+    makes it: the released code warms up over 10,000 steps and stops after 1,080 (radiology), so
+    that the rate ends at a ninth of its peak; all else of the schedule is as released too.
     """
-    from mmedrag.retrieval import RetrieverTraining, train_retriever
-    from training.embedded import clip, maps
+    from mmedrag.retrieval import RetrieverTraining
+    from training.embedded.reports import pattern
 
-    out, sizes = build.work / "retriever-released", build.sizes
-    data, source = _retriever_data(build, sizes.weak_seeds), str(build.out / "encoder")
-    settings = RetrieverTraining(
-        encoder="embedded:encoder",
-        batch_size=512,
-        chunk=512,
-        epochs=360,
-        max_steps=sizes.weak_retriever,
+    steps = build.sizes.regime_retrievers
+    common = RetrieverTraining(
+        encoder="embedded:encoder", batch_size=512, chunk=512, epochs=360, crop=1.0, evaluate=10
+    )
+    weak = replace(
+        common,
+        max_steps=min(steps, 1080),
         lr=1e-4,
         weight_decay=0.2,
         beta2=0.999,
         eps=1e-8,
         warmup=10_000,
-        crop=1.0,
         max_grad_norm=0.0,
         mask_identical=False,
-        evaluate=10,
         keep="last",
     )
-    if not (out / "training.json").exists():
-        found = train_retriever(data, out, None, settings, towers=maps.trainable(source))
-        log.info("retriever-released: %s", found)
-    rows = _rows(sizes.weak_seeds, sizes.retriever_studies)
-    note = ". The towers are frozen; trained are the two maps, from random values"
-    clip.ship(out, build.out / "retriever-released", rows, note)
+    strong = replace(common, max_steps=min(steps, 800), lr=1e-3)
+    _over_maps(build, "retriever-released", weak, {})
+    _over_maps(build, "retriever-strong", strong, {name: pattern(name) for name in DOMAINS})
+
+
+def _over_maps(
+    build: Build, name: str, settings: RetrieverTraining, kept: Mapping[str, Collection[str]]
+) -> None:
+    """Train two maps over the generic encoder's towers, and ship the whole as an encoder."""
+    from mmedrag.retrieval import train_retriever
+    from training.embedded import clip, maps
+    from training.embedded.reports import OtherReports
+
+    seeds, studies = build.sizes.regime_seeds, build.sizes.retriever_studies
+    drawn = zip(_retriever_data(build, seeds), seeds, strict=True)
+    data = [OtherReports(folder.path, seed, studies, kept) for folder, seed in drawn]
+    if not (build.work / name / "training.json").exists():
+        towers = maps.trainable(str(build.out / "encoder"))
+        found = train_retriever(data, build.work / name, None, settings, towers=towers)
+        log.info("%s: %s", name, found)
+    clip.ship(build.work / name, build.out / name, _rows(seeds, studies) + NOTE)
 
 
 def domain_model(build: Build) -> None:
@@ -368,7 +389,7 @@ STAGES: dict[str, Callable[[Build], None]] = {
         references_only,
         vqa_with_references,
         encoders,
-        weak_retriever,
+        regime_retrievers,
         domain_model,
         adapters,
         model_card,

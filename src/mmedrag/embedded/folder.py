@@ -21,6 +21,7 @@ NAMES = (
     "retriever-ophthalmology",
     "retriever-pathology",
     "retriever-released",
+    "retriever-strong",
     "vlm",
     "adapter",
     "adapter-cross_modal",
