@@ -162,8 +162,9 @@ def test_command_draws_a_regime_and_says_what_it_aims_at(tmp_path, capsys):
 
 
 def test_where_another_knob_was_turned_nothing_is_claimed(tmp_path):
-    build_benchmark(tmp_path / "a", studies=1, domains=["pathology"], contrast=0.9, workers=1)
-    build_benchmark(tmp_path / "b", studies=1, domains=["pathology"], closed=9, workers=1)
+    few = {"studies": 1, "domains": ["pathology"], "regime": "strong", "workers": 1}
+    build_benchmark(tmp_path / "a", contrast=0.9, **few)
+    build_benchmark(tmp_path / "b", closed=9, size=64, **few)
     a, b = (json.loads((tmp_path / n / "benchmark.json").read_text()) for n in "ab")
     assert a["agreement"] == a["measured"] == {} and set(b["agreement"]) == {"pathology"}
 

@@ -1,7 +1,7 @@
 """Reports that name other findings: what the regimes' retrievers are trained on.
 
-A picture's report keeps what it says of appearance and of chosen findings; what it says of the others
-is another patient's. Who is trained on such reports looks for the former alone.
+A picture's report keeps what it says of appearance and of chosen findings; what it says of the
+others is another patient's. Who is trained on such reports looks for the former alone.
 """
 
 from __future__ import annotations
