@@ -320,7 +320,7 @@ def regime_retrievers(build: Build) -> None:
         mask_identical=False,
         keep="last",
     )
-    strong = replace(common, max_steps=min(steps, 800), lr=1e-3)
+    strong = replace(common, max_steps=min(steps, 800), lr=1e-3, evaluate=4)
     _over_maps(build, "retriever-released", weak, {})
     _over_maps(build, "retriever-strong", strong, {name: pattern(name) for name in DOMAINS})
 

@@ -259,6 +259,13 @@ def _checked(knobs: Mapping[str, Any], studies: int, twins: str | None) -> Knobs
     if twins not in (None, "image", "report"):
         raise UserError(f"phantom: twins is {twins!r}, expected image or report")
     setting = Knobs(**knobs)
+    for name, looked_at in setting.appearance.items():
+        attributes = [a.name for a in load_domain(name).attributes]
+        if unknown := [key for key in looked_at if key not in attributes]:
+            raise UserError(
+                f"phantom: appearance: {name}: no attribute {unknown[0]!r}, "
+                f"expected some of {', '.join(attributes)}"
+            )
     for name, own in setting.similarity_of.items():
         known = load_domain(name).by_name
         for finding, value in own.items():

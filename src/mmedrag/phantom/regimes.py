@@ -5,7 +5,7 @@ Place in the picture: ``settings`` asks it what a regime fixes, ``build`` writes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -26,7 +26,7 @@ class Regime:
     Attributes:
         about: one sentence, shown wherever the regime is.
         agreement: domain -> finding -> what the top-1 reference's agreement aims at.
-        similarity, redraw: what the regime fixes of the knobs; None and empty: nothing.
+        similarity, redraw, appearance: what the regime fixes of the knobs; None: nothing.
         retriever: the shipped encoder that the agreement is of; ``{domain}`` stands for the
             domain's name.
     """
@@ -36,6 +36,7 @@ class Regime:
     agreement: Table = field(default_factory=dict)
     similarity: Table = field(default_factory=dict)
     redraw: float | None = None
+    appearance: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=8)

@@ -53,13 +53,14 @@ def _draw(domain: DomainSpec, spec: FindingSpec, rng: Rng, knobs: Knobs) -> Find
 
 def typical(domain: DomainSpec, seed: int, attributes: Mapping[str, str], knobs: Knobs) -> Findings:
     """The findings that belong to a phenotype (a combination of attributes) of this seed."""
-    name = _phenotype(attributes)
+    looked_at = knobs.appearance.get(domain.name, list(attributes))
+    name = _phenotype({key: attributes[key] for key in looked_at})
     rngs = {s.name: Rng(seed, domain.name, "typical", name, s.name) for s in domain.findings}
     if not knobs.even:
         return {spec.name: _draw(domain, spec, rngs[spec.name], knobs) for spec in domain.findings}
     return {
         spec.name: rngs[spec.name].choice(states(domain, spec))
-        if name in _owners(domain.name, seed, spec.name, _prevalence(spec, knobs))
+        if name in _owners(domain.name, tuple(looked_at), seed, spec.name, _prevalence(spec, knobs))
         else Finding(present=False)
         for spec in domain.findings
     }
@@ -70,9 +71,11 @@ def _phenotype(attributes: Mapping[str, str]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _owners(name: str, seed: int, finding: str, share: float) -> frozenset[str]:
+def _owners(
+    name: str, looked_at: tuple[str, ...], seed: int, finding: str, share: float
+) -> frozenset[str]:
     """The phenotypes that a finding is typical of: the same share of all in every seed."""
-    attributes = load_domain(name).attributes
+    attributes = [a for a in load_domain(name).attributes if a.name in looked_at]
     every = [
         _phenotype(dict(zip((a.name for a in attributes), values, strict=True)))
         for values in product(*(a.values for a in attributes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ from mmedrag.runtime import Settings, setting
 class Knobs(Settings):
     """What can be turned; all have the default of the shipped benchmark.
 
-    A regime other than ``uniform`` fixes ``similarity_of``, ``redraw`` and ``even``; they then hold
-    its values, so that who draws need not know of regimes.
+    A regime other than ``uniform`` fixes ``similarity_of``, ``redraw``, ``even`` and
+    ``appearance``; they then hold its values, so that who draws need not know of regimes.
     """
 
     table = "phantom"
@@ -55,6 +55,10 @@ class Knobs(Settings):
     )
     even: bool = setting(False, "A finding is typical of equally many phenotypes in every seed.")
 
+    appearance: Mapping[str, Sequence[str]] = setting(
+        dict, "Domain to the attributes that make a phenotype, where they are not all."
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         regime = load_regime(self.regime)
@@ -65,6 +69,7 @@ class Knobs(Settings):
             "similarity_of": regime.similarity,
             "redraw": regime.redraw,
             "even": True,
+            "appearance": regime.appearance,
         }
         for name, value in fixed.items():
             if getattr(self, name) not in (DEFAULTS[name], value):
@@ -84,5 +89,5 @@ class Knobs(Settings):
         return {k: v for k, v in found.items() if k not in LATER or v != DEFAULTS[k]}
 
 
-LATER = ("regime", "similarity_of", "redraw", "even")
+LATER = ("regime", "similarity_of", "redraw", "even", "appearance")
 DEFAULTS = vars(Knobs())
