@@ -29,11 +29,5 @@ from .regimes import (
     load_regime as load_regime,
     regime_retriever as regime_retriever,
 )
-from .sample import (
-    Study as Study,
-    mate as mate,
-    picture as picture,
-    report as report,
-    studies as studies,
-)
+from .sample import Study as Study, picture as picture, report as report, studies as studies
 from .settings import Knobs as Knobs

@@ -5,7 +5,7 @@ Place in the picture: ``settings`` asks it what a regime fixes, ``build`` writes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -26,7 +26,7 @@ class Regime:
     Attributes:
         about: one sentence, shown wherever the regime is.
         agreement: domain -> finding -> what the top-1 reference's agreement aims at.
-        similarity, redraw: what the regime fixes of the knobs; None and empty: nothing.
+        similarity, redraw, appearance: what the regime fixes of the knobs; None: nothing.
         retriever: the shipped encoder that the agreement is of; ``{domain}`` stands for the
             domain's name.
     """
@@ -36,6 +36,7 @@ class Regime:
     agreement: Table = field(default_factory=dict)
     similarity: Table = field(default_factory=dict)
     redraw: float | None = None
+    appearance: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=8)
@@ -54,7 +55,7 @@ def regime_retriever(name: str, domain: str) -> str:
 
 
 def measured(name: str) -> dict[str, Any] | None:
-    """What was measured of a regime (``bench/regimes.py`` wrote it), or None."""
+    """What was measured of a regime, and on what (``bench/regimes.py`` wrote it); None: nothing."""
     path = Path(str(files("mmedrag.phantom"))) / "regimes.json"
-    found: dict[str, Any] | None = read_json(path).get(name) if path.exists() else None
+    found: dict[str, Any] | None = read_json(path)["regimes"].get(name) if path.exists() else None
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ from mmedrag.runtime import Settings, setting
 class Knobs(Settings):
     """What can be turned; all have the default of the shipped benchmark.
 
-    A regime other than ``uniform`` fixes ``similarity_of`` and ``redraw``; they then hold its
-    values, so that who draws need not know of regimes.
+    A regime other than ``uniform`` fixes ``similarity_of``, ``redraw``, ``even`` and
+    ``appearance``; they then hold its values, so that who draws need not know of regimes.
     """
 
     table = "phantom"
@@ -53,20 +53,30 @@ class Knobs(Settings):
         minimum=0,
         maximum=1,
     )
+    even: bool = setting(False, "A finding is typical of equally many phenotypes in every seed.")
+
+    appearance: Mapping[str, Sequence[str]] = setting(
+        dict, "Domain to the attributes that make a phenotype, where they are not all."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         regime = load_regime(self.regime)
         if regime.redraw is None:
             return
-        fixed = {"similarity": None, "similarity_of": regime.similarity, "redraw": regime.redraw}
+        fixed = {
+            "similarity": DEFAULTS["similarity"],
+            "similarity_of": regime.similarity,
+            "redraw": regime.redraw,
+            "even": True,
+            "appearance": regime.appearance,
+        }
         for name, value in fixed.items():
             if getattr(self, name) not in (DEFAULTS[name], value):
                 raise UserError(
                     f"phantom: {name}: regime {self.regime} fixes it, expected regime uniform"
                 )
-            if value is not None:
-                object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)
 
     def similar(self, domain: str, finding: str) -> float:
         """Probability that a patient has this finding as the phenotype has it."""
@@ -79,5 +89,5 @@ class Knobs(Settings):
         return {k: v for k, v in found.items() if k not in LATER or v != DEFAULTS[k]}
 
 
-LATER = ("regime", "similarity_of", "redraw")
+LATER = ("regime", "similarity_of", "redraw", "even", "appearance")
 DEFAULTS = vars(Knobs())
