@@ -258,7 +258,24 @@ def test_reasoning_apart_that_was_cut_off_is_no_answer(server, caplog):
     server[1].finish = "length"
     answer = open_(server).generate([ask()])[0]
     assert (answer.text, answer.p_yes, answer.finish_reason) == ("", None, "length")
-    assert answer.reasoning == "There is no opacity" and "cut off before the answer" in caplog.text
+    assert answer.reasoning == "There is no opacity"
+    assert "--set generator.reasoning_tokens=8192" in caplog.text
+
+
+def test_reasoning_that_was_cut_off_is_asked_again_with_room(server):
+    """As a server does that counts thoughts as tokens of the answer."""
+
+    def room(body):
+        return body["max_tokens"] > 100
+
+    server[1].say = lambda body: "Yes" if room(body) else None
+    server[1].message = lambda body: {} if room(body) else {"reasoning_content": "There is no"}
+    server[1].finish = "length"
+    (answer,) = open_(server, reasoning_tokens=500).generate([ask()])
+    assert answer.text == "Yes"
+    assert [body["max_tokens"] for body in server[1].bodies[-2:]] == [16, 516]
+    (answer,) = open_(server, reasoning_tokens=0).generate([ask()])
+    assert answer.text == "" and server[1].bodies[-1]["max_tokens"] == 16
 
 
 def test_a_refusal_is_kept(server):

@@ -123,7 +123,26 @@ def test_measured_dtype(folders: dict[str, Path]) -> None:
 
     encoder = load_encoder(str(folders["clip"]), dtype="auto")
     assert encoder.dtype in (torch.float32, torch.bfloat16)
-    assert np.isfinite(encoder.texts(["Normal."])).all()
+    same = load_encoder(str(folders["clip"]), dtype=str(encoder.dtype).removeprefix("torch."))
+    assert (encoder.texts(["Normal."]) == same.texts(["Normal."])).all()  # the trial left no trace
+
+
+def test_a_trial_of_emulated_bfloat16_ends() -> None:
+    import time
+
+    import torch
+
+    from mmedrag.retrieval.encoders.base import fastest_dtype
+
+    class Layer(torch.nn.Module):
+        def forward(self, dtype: torch.dtype) -> torch.dtype:
+            time.sleep(0.3 if dtype is torch.bfloat16 else 0.0)
+            return dtype
+
+    layers = torch.nn.Sequential(*(Layer() for _ in range(100)))
+    start = time.perf_counter()
+    assert fastest_dtype(layers, torch.device("cpu")) is torch.float32
+    assert time.perf_counter() - start < 10  # 120 s to the end
 
 
 @pytest.mark.parametrize(

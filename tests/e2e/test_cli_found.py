@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,15 @@ def test_pictures_of_ones_own_get_references(drawn: Path, retrieve: Any) -> None
     assert {b for _, b in by(rows)} == {"row"}
 
 
-def test_the_embedded_domain_model_routes_indexes_of_the_benchmark(
-    drawn: Path, retrieve: Any
+def test_the_embedded_domain_model_routes_rows_that_state_none(
+    drawn: Path, tmp_path: Path, retrieve: Any
 ) -> None:
-    code, rows = retrieve(drawn / "data", "--index", drawn / "data-radiology")
+    indexes = ["--index", drawn / "data-radiology", "--index", drawn / "data-pathology"]
+    code, rows = retrieve(drawn / "data", *indexes)
+    assert code == 0 and {b for _, b in by(rows)} == {"row"}
+    code, rows = retrieve(rows_of(drawn, tmp_path, "data", domain=None), *indexes)
     assert code == 0 and {b for _, b in by(rows)} == {"embedded"}
+    assert len({label for label, _ in by(rows)} & {"radiology", "pathology"}) == 2
 
 
 def test_the_user_goes_first(drawn: Path, retrieve: Any) -> None:
@@ -152,6 +157,18 @@ def test_runs_and_pairs_say_that_nothing_was_found(
     assert "error: no reference was found in" in said and "no index of domain ophth" in said
 
 
+def test_a_run_without_an_answer_is_no_result(
+    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mute.toml").write_text('[generator]\nkind = "scripted"\nscript = ""\n')
+    words = ["--system", tmp_path / "mute.toml", "--split", "test", "--limit", "6"]
+    assert command("run", drawn / "data", *words, "--out", tmp_path / "run") == 1
+    for words in (["eval", "--out", tmp_path / "m.json"], ["report", "--out", tmp_path / "page"]):
+        caplog.clear()
+        assert command(words[0], tmp_path / "run", *words[1:]) == 1
+        assert caplog.text.count("error: no answer in 6 of 6 rows: the model wrote nothing") == 1
+
+
 def test_rows_are_counted_before_a_model_is_loaded(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +177,81 @@ def test_rows_are_counted_before_a_model_is_loaded(
     said = capsys.readouterr().err
     assert "no example of split test, domain cardiology; there are: " in said
     assert "of split test, report, domain radiology" in said
+
+
+LONG = {  # command: what its line says, before a model that is not there is asked for
+    "index build DATA --domain radiology --retriever GONE --out OUT": r"index: \d+ rows of split "
+    "train, domain radiology",
+    "train domain DATA --encoder GONE --out OUT": r"\d+ pictures of split train \(\d+ ophthalm",
+    "train retriever DATA --domain radiology --set encoder=GONE --out OUT": r"\d+ pairs of split "
+    r"train, \d+ of split val, domain radiology",
+    "retriever eval DATA --domain radiology --retriever GONE": r"\d+ pictures of split test ask "
+    r"among \d+ rows of split train, domain radiology",
+    "retriever calibrate INDEX DATA --precision 0.9 --retriever GONE": r"\d+ rows with picture and "
+    "text of split val, domain radiology",
+    "domain eval DATA --model GONE": r"\d+ pictures whose domain is stated, of split test",
+    "domain predict DATA --model GONE --out OUT": r"\d+ rows with a picture of split any",
+    "run DATA --model GONE --out OUT": r"\d+ examples of any split, any domain",
+    "pairs DATA --model GONE --out OUT": r"\d+ examples of split val, any domain",
+    "ablation DATA --model GONE --out OUT": r"\d+ examples of split test, any domain",
+}
+
+
+@pytest.mark.parametrize("line", LONG)
+def test_a_line_comes_before_the_model(
+    line: str, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Any
+) -> None:
+    caplog.set_level("INFO", "mmedrag")
+    places = {"DATA": drawn / "data", "INDEX": drawn / "data-radiology", "OUT": tmp_path / "out"}
+    gone = str(tmp_path / "no-model")
+    words = [str(places.get(w, w)).replace("GONE", gone) for w in line.split()]
+    assert command(*words) == 2
+    assert re.search(LONG[line], caplog.text), caplog.text
+    assert gone in capsys.readouterr().err
+
+
+EMPTY = (
+    "index build DATA --domain cardiology --retriever GONE --out OUT",
+    "train domain EMPTY --encoder GONE --out OUT",
+    "train retriever DATA --domain cardiology --set encoder=GONE --out OUT",
+    "retriever eval DATA --domain cardiology --retriever GONE",
+    "retriever calibrate INDEX EMPTY --precision 0.9 --retriever GONE",
+    "domain eval EMPTY --model GONE",
+    "domain predict EMPTY --model GONE --out OUT",
+    "run EMPTY --model GONE --out OUT",
+    "retrieve EMPTY --index INDEX --retriever GONE --out OUT",
+    "pairs EMPTY --model GONE --out OUT",
+    "ablation EMPTY --model GONE --out OUT",
+)
+
+
+@pytest.mark.parametrize("line", EMPTY)
+def test_nothing_to_work_on_is_one_line(
+    line: str, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"DATA": drawn / "data", "INDEX": drawn / "data-radiology", "OUT": tmp_path / "out"}
+    places["EMPTY"] = tmp_path / "empty"
+    words = [str(places.get(w, w)).replace("GONE", str(tmp_path / "gone")) for w in line.split()]
+    assert command(*words) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("error: ") and "there are" in said[-1]
+    assert "gone" not in said[-1] and not (tmp_path / "out").exists()
+
+
+def test_tuning_the_embedded_model_on_other_pictures_warns(
+    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    side = {"prompt": {"template": "t", "text": "Is it?"}, "text": "yes"}
+    for data, times in (("foreign", 1), ("data", 0)):
+        (image, *_) = [json.loads(x)["image"] for x in (drawn / data / "corpus.jsonl").open()]
+        row = {"id": "a", "kind": "copy", "chosen": {**side, "image": image}}
+        row["rejected"] = {**side, "image": image, "text": "no"}
+        (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+        words = ["--data", drawn / data, "--reference", "init", "--out", tmp_path / "o"]
+        caplog.clear()
+        command("train", "dpo", tmp_path / "pairs.jsonl", "--model", "embedded:vlm", *words)
+        assert caplog.text.count("trained on drawn benchmark pictures only") == times
 
 
 def trace(**changes: Any) -> dict[str, Any]:

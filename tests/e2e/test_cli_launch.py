@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from mmedrag.cli.main import main
 from mmedrag.embedded import path
 from mmedrag.records import UserError
+from mmedrag.runtime import launch
 from mmedrag.runtime.launch import check_world
 
 pytestmark = pytest.mark.model
@@ -63,8 +65,10 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def trained(place: Path, noun: str, *, processes: int) -> tuple[dict[str, object], Path]:
-    out = place / f"{noun}-{processes}"
+def trained(
+    place: Path, noun: str, *, processes: int, strategy: str = "ddp"
+) -> tuple[dict[str, object], Path]:
+    out = place / f"{noun}-{processes}-{strategy}"
     words: dict[str, list[object]] = {
         "dpo": [
             *("dpo", place / "pairs", "--data", place / "data", "--model", "embedded:vlm"),
@@ -76,16 +80,24 @@ def trained(place: Path, noun: str, *, processes: int) -> tuple[dict[str, object
         ],
         "domain": ["domain", place / "data", "--encoder", "none"],
     }
-    start = ["launch", "--processes", processes, "--cpu", "--json", "--"] if processes > 1 else []
+    several = ["launch", "--processes", processes, "--strategy", strategy, "--cpu", "--json", "--"]
+    start = several if processes > 1 else []
     done = command(*start, "train", *words[noun], "--out", out, *([] if start else ["--json"]))
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout), out  # one JSON, or this fails
 
 
-@pytest.mark.parametrize("noun", ["retriever", "dpo", "domain"])
-def test_two_processes_give_the_weights_of_one(noun: str, drawn: Path) -> None:
+SHARDED = [pytest.param("dpo", name, marks=pytest.mark.slow) for name in ("fsdp", "zero2", "zero3")]
+
+
+@pytest.mark.parametrize(
+    ("noun", "strategy"), [("retriever", "ddp"), ("dpo", "ddp"), ("domain", "ddp"), *SHARDED]
+)
+def test_two_processes_give_the_weights_of_one(noun: str, strategy: str, drawn: Path) -> None:
+    if strategy.startswith("zero") and find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
     said, one = trained(drawn, noun, processes=1)
-    again, two = trained(drawn, noun, processes=2)
+    again, two = trained(drawn, noun, processes=2, strategy=strategy)
     assert set(said) == set(again)
     names = {p.name for p in one.rglob("*.safetensors")}
     assert names and names == {p.name for p in two.rglob("*.safetensors")}
@@ -95,21 +107,49 @@ def test_two_processes_give_the_weights_of_one(noun: str, drawn: Path) -> None:
         assert max((first[k].double() - second[k].double()).abs().max() for k in first) < 1e-5
 
 
-def test_what_fails_gives_its_exit_code(drawn: Path) -> None:
-    done = command("launch", "--processes", 2, "--cpu", "--", "train", "dpo", drawn / "none",
-                   "--model", path("vlm"), "--out", drawn / "x")  # fmt: skip
+def refused(*words: object, processes: int = 2) -> str:
+    """The one line of a launch that ends with exit code 2."""
+    done = command("launch", "--processes", processes, "--cpu", "--", "train", *words)
     assert done.returncode == 2 and not done.stdout
-    assert "cannot be read" in done.stderr and "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(said) == 1 and "Traceback" not in done.stderr, done.stderr
+    return said[0]
+
+
+def test_what_ends_every_process_is_said_once(drawn: Path) -> None:
+    dpo = ("--model", path("vlm"), "--out", drawn / "x")
+    assert "cannot be read" in refused("dpo", drawn / "none", *dpo)
+    assert "No such option" in refused("dpo", drawn / "none", *dpo, "--nope")
 
 
 def test_a_batch_that_does_not_divide_is_named(drawn: Path) -> None:
-    done = command(
-        *("launch", "--processes", 2, "--cpu", "--", "train", "dpo", drawn / "pairs"),
-        *("--data", drawn / "data", "--model", "embedded:vlm", "--out", drawn / "y"),
-        *("--set", "batch_size=3"),
+    words = ("--data", drawn / "data", "--model", "embedded:vlm", "--out", drawn / "y")
+    said = refused("dpo", drawn / "pairs", *words, "--set", "batch_size=3")
+    assert "expected a multiple of the 2 processes" in said
+
+
+def test_another_world_than_asked_for_is_said_once(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher's world cut to one, as a wrong launcher of another package makes it."""
+    (drawn / "sitecustomize.py").write_text(
+        "import os\nif 'RANK' in os.environ: os.environ |= {'RANK': '0', 'WORLD_SIZE': '1'}\n"
     )
-    assert done.returncode == 2
-    assert "expected a multiple of the 2 processes" in done.stderr
+    monkeypatch.syspath_prepend(str(drawn))
+    words = ("--domain", "radiology", "--out", drawn / "z")
+    said = refused("retriever", drawn / "data", *words)
+    assert "2 processes were asked for, this one is of 1" in said
+
+
+def test_a_killed_process_is_named(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (drawn / "sitecustomize.py").write_text(
+        "import os\nif os.environ.get('RANK') == '1': os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.syspath_prepend(str(drawn))
+    words = ("retriever", drawn / "data", "--domain", "radiology", "--out", drawn / "k")
+    done = command("launch", "--processes", 2, "--cpu", "--", "train", *words)
+    assert done.returncode == 137
+    assert "error: launch: process 1 ended: Signal 9 (SIGKILL)" in done.stderr
 
 
 def test_other_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,3 +165,16 @@ def test_another_world_than_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch
     check_world(2)
     with pytest.raises(UserError, match="2 processes were asked for, this one is of 1"):
         check_world(1)
+
+
+@pytest.mark.parametrize(("strategy", "stage"), [("zero2", "2"), ("zero3", "3"), ("fsdp", None)])
+def test_shipped_files_reach_the_processes(
+    strategy: str, stage: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accelerate makes of recipes/accelerate; without the package, for DeepSpeed's two."""
+    monkeypatch.setattr("accelerate.utils.is_deepspeed_available", lambda: True)
+    made = launch._environment(3, strategy, cpu=False)
+    assert made["MMEDRAG_PROCESSES"] == "3" and made["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert made.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == stage
+    assert made.get("ACCELERATE_USE_FSDP") == (None if stage else "true")
+    assert launch._environment(2, strategy, cpu=True)["ACCELERATE_MIXED_PRECISION"] == "no"

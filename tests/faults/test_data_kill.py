@@ -60,7 +60,7 @@ def killed_and_resumed(tmp_path: Path, rounds: int) -> tuple[int, int]:
     assert start(tmp_path / "src", tmp_path / "whole").wait() == 1  # one row is refused
     span = time.monotonic() - begun
     expected = content(tmp_path / "whole")
-    assert len(expected) == 60 + 4
+    assert len(expected) == 60 + 5
     rng = np.random.default_rng(1)
     kills = differ = 0
     for number in range(rounds):

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from conftest import make_small_data
 from mmedrag.answering.generators import ScriptedGenerator
@@ -19,10 +22,11 @@ from mmedrag.cli.main import main
 from mmedrag.pipeline import Pipeline, RunSettings, run_examples
 from mmedrag.records.records import UserError
 from mmedrag.retrieval.embeddings import text_key
+from mmedrag.retrieval.index import IndexFolder
 from mmedrag.retrieval.index_build import build_index, remove_from_index
 from mmedrag.retrieval.stores import folder
 from mmedrag.runtime.data_folder import DataFolder
-from mmedrag.runtime.files import new_folder
+from mmedrag.runtime.files import new_folder, part_of, write_json, write_text
 from retrieval_tools import ColourEncoder, make_data
 
 MINE = ("notes.txt", "scan-2024.txt", "film-000123.png", "draft.part", "rows-000001.parquet")
@@ -50,11 +54,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a scripted model."""
+    """A finished run of a scripted model, and the two shards of another."""
     home = tmp_path_factory.mktemp("done")
     data = DataFolder(make_small_data(home / "data"))
     asked = Pipeline(rule=None, generator=ScriptedGenerator("said", script=lambda _: "yes"))
     run_examples(asked, data, home / "run", RunSettings(references="none"))
+    for shard in ("1/2", "2/2"):
+        run_examples(asked, data, home / shard, RunSettings(references="none", shard=shard))
     return home
 
 
@@ -115,12 +121,29 @@ def test_a_file_of_the_same_name_is_not_written_over(
         "pairs/config.json": ("pairs", drawn, "--out", tmp_path / "pairs"),
         "retriever/README.md": ("train", "retriever", drawn, "--out", tmp_path / "retriever"),
         "domain/README.md": ("train", "domain", drawn, "--out", tmp_path / "domain"),
+        "check/page.html": ("data", "check", drawn, "--html", tmp_path / "check/page.html"),
+        "merged/traces.jsonl": (
+            *("run", "merge", done / "1/2", done / "2/2", "--out", tmp_path / "merged"),
+        ),
+        "ablation/metrics.json": ("ablation", drawn, "--out", tmp_path / "ablation"),
+        "demo/sample.json": ("demo", "--studies", 1, "--out", tmp_path / "demo"),
+        "calibrated/recipe.toml": (
+            *("retriever", "calibrate", tmp_path / "index", drawn, "--precision", 0.5),
+            *("--out", tmp_path / "calibrated/recipe.toml"),
+        ),
+        "audit/log.jsonl": (
+            *("serve", "start", "--port", 0, "--audit", tmp_path / "audit/log.jsonl"),
+        ),
+        "train/report.json": ("data", "export", drawn, tmp_path),
+        "model/config.json": ("model", "convert", drawn, tmp_path / "model"),
     }
+    built = ("index", "build", drawn, "--domain", "radiology", "--out", tmp_path / "index")
+    assert mmedrag(capsys, *built)[0] == 0
     for name, words in commands.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("mine")
         code, said = mmedrag(capsys, *words)
-        assert code == 2 and "Traceback" not in said, (name, said)
+        assert code == 2 and str((tmp_path / name).parent) in said.splitlines()[-1], (name, said)
         assert contents((tmp_path / name).parent) == {Path(name).name: b"mine"}, name
 
 
@@ -136,12 +159,30 @@ def test_our_own_results_are_written_again_until_they_are_edited(
     assert (tmp_path / "m.json").read_text() == "{} edited"
 
 
-def test_a_folder_in_the_way_of_a_new_one_stays(tmp_path: Path) -> None:
-    (tmp_path / "out.part").mkdir()
-    (tmp_path / "out.part" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="in the way"), new_folder(tmp_path / "out"):
+def test_what_lies_beside_an_output_under_the_name_of_a_part_stays(tmp_path: Path) -> None:
+    """Names of parts are nobody else's; one of ours that a kill left is written over."""
+    for name in ("x.json.part", "out.part", ".x.json.part"):
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    part_of(tmp_path / "x.json").write_text("torn")
+    part_of(tmp_path / "out").mkdir()
+    write_json(tmp_path / "x.json", 1)
+    with new_folder(tmp_path / "out"):
         pass
-    assert (tmp_path / "out.part" / "notes.txt").read_text() == "mine"
+    assert contents(tmp_path) == {**before, "x.json": b"1\n"}
+    part_of(tmp_path / "out2").mkdir()
+    (part_of(tmp_path / "out2") / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="in the way"), new_folder(tmp_path / "out2"):
+        pass
+    assert (part_of(tmp_path / "out2") / "notes.txt").read_text() == "mine"
+
+
+def test_two_writers_of_one_file_take_turns(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        texts = [letter * 100_000 for letter in "abcdefgh" * 10]
+        list(pool.map(lambda text: write_text(tmp_path / "x", text), texts))
+    assert (tmp_path / "x").read_text() in texts
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
 
 
 # --- an index is data -------------------------------------------------------------------------
@@ -248,6 +289,11 @@ class Killed(BaseException):
     pass
 
 
+def vectors_of(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    index = IndexFolder.open(path)
+    return zip(index.ids, index.store.vectors(), strict=True)
+
+
 def test_a_killed_removal_is_completed_by_the_same_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +305,7 @@ def test_a_killed_removal_is_completed_by_the_same_call(
         path = tmp_path / f"index{at}"
         build_index([data], path, None, ColourEncoder())
         build_index([data], path, None, ColourEncoder("earlier"))  # its cache holds the text, too
+        [vector] = (v.tobytes() for i, v in vectors_of(path) if i == "s0003")
         calls = 0
 
         def counted(original: Callable, at: int = at) -> Callable:
@@ -289,7 +336,8 @@ def test_a_killed_removal_is_completed_by_the_same_call(
         for file in path.rglob("*"):
             if file.is_file():
                 held = file.read_bytes()
-                assert secret.encode() not in held and text_key(secret) not in held, (at, file)
+                for trace in (secret.encode(), text_key(secret), vector):
+                    assert trace not in held, (at, file)
         assert {p.name for p in path.iterdir() if p.is_file()} == {
             *folder.read_manifest(path)["files"],
             "manifest.json",
@@ -367,3 +415,81 @@ def test_shards_of_different_making_are_merged_only_when_told_so(
     config.write_text(json.dumps(before))
     assert mmedrag(capsys, "run", "merge", *shards, "--out", tmp_path / "whole")[0] == 0
     assert "shards" not in json.loads((tmp_path / "whole" / "config.json").read_text())
+
+
+# --- imports ----------------------------------------------------------------------------------
+
+
+def test_an_import_writes_over_nothing_that_was_edited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "src").mkdir()
+    for name in "ab":
+        Image.effect_noise((64, 64), 80).save(tmp_path / "src" / f"{name}.png")
+    table = tmp_path / "src" / "t.csv"
+    table.write_text("image,report,domain\na.png,No effusion.,radiology\nb.png,,radiology\n,,\n")
+    again = ("data", "import", "table", table, tmp_path / "out")
+    code = mmedrag(capsys, *again)[0]
+    sound = contents(tmp_path / "out")
+    assert "rejected.jsonl" in sound and "images/a.png" in sound
+    assert mmedrag(capsys, *again)[0] == code
+    assert contents(tmp_path / "out") == sound
+    for name in ("examples.jsonl", "corpus.jsonl", "rejected.jsonl", "images/a.png"):
+        (tmp_path / "out" / name).write_bytes(sound[name] + b"edited")
+        before = contents(tmp_path / "out")
+        ended, said = mmedrag(capsys, *again)
+        assert (ended, said.count("\n")) == (2, 1) and str(tmp_path / "out" / name) in said
+        assert contents(tmp_path / "out") == before
+        (tmp_path / "out" / name).write_bytes(sound[name])
+    assert mmedrag(capsys, *again)[0] == code
+
+
+def test_an_import_goes_around_a_picture_of_somebody_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was put into the folder of an import that had been stopped."""
+    (tmp_path / "src").mkdir()
+    Image.effect_noise((64, 64), 80).save(tmp_path / "src" / "a.png")
+    table = tmp_path / "src" / "t.csv"
+    table.write_text("image,report,domain\na.png,No effusion.,radiology\n")
+    again = ("data", "import", "table", table, tmp_path / "out")
+    assert mmedrag(capsys, *again)[0] == 0
+    for path in (tmp_path / "out").rglob("*.jsonl"):
+        path.unlink()
+    (tmp_path / "out" / "images" / "a.png").write_text("mine")
+    assert mmedrag(capsys, *again)[0] == 0
+    assert (tmp_path / "out" / "images" / "a.png").read_text() == "mine"
+    [row] = DataFolder(tmp_path / "out").corpus()
+    assert row.images[0].is_file() and row.images[0].name != "a.png"
+
+
+# --- domain models ----------------------------------------------------------------------------
+
+
+def test_a_domain_model_asks_again_for_an_encoder_of_the_user_s_own(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.toml").write_text('radiology = ["a film"]\npathology = ["a tile"]\n')
+    own, model, out = "retrieval_tools:ColourEncoder", tmp_path / "model", tmp_path / "out.jsonl"
+    prompts = ("--prompts", tmp_path / "prompts.toml")
+    assert mmedrag(capsys, "train", "domain", *prompts, "--encoder", own, "--out", model)[0] == 0
+    run = ("run", drawn, "--no-rag", "--limit", 1, "--domain-model", model)
+    commands = {
+        "predict": ("domain", "predict", drawn, "--model", model, "--out", out),
+        "run": (*run, "--out", tmp_path / "run"),
+    }
+    for words in commands.values():
+        code, said = mmedrag(capsys, *words)
+        assert code == 2 and said.splitlines()[-1].endswith(f"--domain-encoder {own}")
+        assert mmedrag(capsys, *words, "--domain-encoder", own)[0] == 0
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "evil.py").write_text("open('was-here', 'w')\nclass Class: pass\n")
+    for spec in ("evil:Class", "hf:org/name", "../model", "inside:../model", "/tmp", "hf-hub:o/n"):
+        changed = {**config, "encoder": {**config["encoder"], "spec": spec}}
+        (model / "config.json").write_text(json.dumps(changed))
+        code, said = mmedrag(capsys, *commands["predict"])
+        assert code == 2 and "Traceback" not in said and spec.removeprefix("inside:") in said
+    (model / "config.json").rename(tmp_path / "config.json")
+    (model / "config.json").symlink_to(tmp_path / "config.json")
+    code, said = mmedrag(capsys, *commands["predict"])
+    assert code == 2 and "a link" in said

@@ -13,10 +13,11 @@ from mmedrag.answering.generators.decoding import Decoding, SeededSampler, Verba
 from mmedrag.answering.generators.inputs import expand  # noqa: E402
 from mmedrag.answering.generators.load import load_generator  # noqa: E402
 from mmedrag.answering.generators.random_model import byte_tokenizer, random_llava  # noqa: E402
+from mmedrag.answering.prompts import TemplateSet  # noqa: E402
 from mmedrag.images.files import load_image  # noqa: E402
 from mmedrag.images.noise import apply_noise  # noqa: E402
 from mmedrag.records.protocols import Request  # noqa: E402
-from mmedrag.records.records import Noise, Prompt, UserError  # noqa: E402
+from mmedrag.records.records import Hit, Noise, Prompt, Trace, UserError  # noqa: E402
 
 pytestmark = pytest.mark.model
 NOISE = Noise(kind="gaussian_clip", seed=5)
@@ -326,66 +327,126 @@ def test_image_places_are_expanded_as_the_processor_does():
 
 # --- reasoning before the answer ------------------------------------------------------------------
 
-THINKS = "<think>"
+THOUGHT = "no. not so. " * 12  # several times the tokens of an answer
 
 
-@pytest.fixture(scope="module")
-def thinker(tmp_path_factory):
-    """A model whose chat template opens the reasoning, and whose tags are special tokens."""
-    folder = random_llava(tmp_path_factory.mktemp("thinker"))
+def taught(folder, picture, prompt_end, replies, opens=False):
+    """The model of a folder, its chat template's end changed, fitted to reply so: a real one that
+    reasons. ``replies``: question -> the whole reply after the prompt."""
     template = folder / "chat_template.jinja"
     written = template.read_text()
     assert written.rstrip().endswith("ASSISTANT:{% endif %}")
-    template.write_text(
-        written.replace("ASSISTANT:{% endif %}", f"ASSISTANT:{THINKS}{{% endif %}}")
+    template.write_text(written.replace("ASSISTANT:{% endif %}", f"{prompt_end}{{% endif %}}"))
+    generator = load_generator("hf", folder, dtype="float32", device="cpu")
+    asked = [Request(prompt=Prompt(template="t", text=q), images=(picture,)) for q in replies]
+    end = generator.tokenizer.eos_token_id
+    tails = [
+        (*generator.tokenizer(text, add_special_tokens=False)["input_ids"], end)
+        for text in replies.values()
+    ]
+    with torch.no_grad():
+        inputs = generator.inputs(asked, [(*tail,) for tail in tails])
+    wanted = torch.full(inputs["attention_mask"].shape, -100)
+    longest = wanted.shape[1]
+    for row, tail in enumerate(tails):
+        wanted[row, longest - len(tail) :] = torch.tensor(tail)
+    learning = [
+        value.requires_grad_(True)
+        for name, value in generator.model.named_parameters()
+        if "layers" in name or "lm_head" in name or name.endswith("language_model.norm.weight")
+    ]
+    optimiser = torch.optim.Adam(learning, lr=3e-3)
+    places = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    for _ in range(400):
+        logits = generator.model(**inputs, position_ids=places, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].reshape(-1, logits.shape[-1]), wanted[:, 1:].reshape(-1)
+        )
+        if float(loss.detach()) < 0.005:
+            break
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert float(loss.detach()) < 0.02
+    generator.model.requires_grad_(False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory, pictures):
+    """Its chat template opens the reasoning; one question is answered after much of it."""
+    place = tmp_path_factory.mktemp("thinker")
+    replies = {"Is it so?": f"{THOUGHT}</think>\nyes", "Is it long?": "no. " * 40}
+    return taught(random_llava(place), pictures[0], "ASSISTANT:<think>", replies)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, pictures):
+    """Its template knows the tag but the model decides whether to reason."""
+    place = tmp_path_factory.mktemp("mixed")
+    hint = "{# <think> #}ASSISTANT:"
+    replies = {"Is it so?": f"<think>{THOUGHT}</think>no", "Is it?": "yes " * 20}
+    return taught(random_llava(place, seed=1), pictures[0], hint, replies)
+
+
+def about(picture, question, **more):
+    prompt = Prompt(template="t", text=question)
+    return Request(prompt=prompt, images=(picture,), closed=True, max_new_tokens=16, **more)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_reasoning_has_a_budget_of_its_own(thinker, pictures, beams, caplog):
+    caplog.set_level("INFO", "mmedrag")
+    model = load_generator("hf", thinker, num_beams=beams)
+    assert model.reasoning_tokens == 2048 and "may reason before it answers" in caplog.text
+    (found,) = model.generate([about(pictures[0], "Is it so?")])
+    assert (found.text, found.raw) == ("yes", f"<think>{THOUGHT}</think>\nyes")
+    assert found.p_yes > 0.9 and found.finish_reason is None  # read at "yes", not at "no."
+
+
+def test_p_yes_is_that_of_the_model_fed_its_own_reasoning(thinker, pictures):
+    model = load_generator("hf", thinker)
+    request = about(pictures[0], "Is it so?")
+    (found,) = model.generate([request])
+    whole = bare_inputs(model, request)
+    ids = model.tokenizer(f"{THOUGHT}</think>\n", add_special_tokens=False)["input_ids"]
+    whole["input_ids"] = torch.cat([whole["input_ids"], torch.tensor([ids])], dim=1)
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    with torch.inference_mode():
+        logits = model.model(**whole).logits[:, -1]
+    assert (found.p_yes, found.other_mass) == pytest.approx(
+        model.verbalizers.read(logits)[0], abs=1e-4
     )
-    return load_generator("hf", folder)
 
 
-def says(generator, monkeypatch, text, yes_at):
-    """The model generates ``text``; at the token ``yes_at`` it is three quarters for yes."""
-    tokenizer = generator.tokenizer
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    yes, no = generator.verbalizers.yes[0], generator.verbalizers.no[0]
-    logits = torch.full((len(ids), 1, len(tokenizer)), -50.0)
-    logits[:, :, no] = 5.0
-    at = next(k for k in range(len(ids)) if len(tokenizer.decode(ids[: k + 1])) > yes_at)
-    logits[at, :, yes], logits[at, :, no] = float(np.log(0.75)), float(np.log(0.25))
-
-    class Out:
-        pass
-
-    def generate(input_ids=None, inputs_embeds=None, **_):
-        out = Out()
-        out.sequences, out.logits = torch.tensor([ids]), tuple(logits)
-        return out
-
-    monkeypatch.setattr(generator.model, "generate", generate)
+def test_reasoning_that_is_cut_off_is_unclear(thinker, pictures, caplog):
+    model = load_generator("hf", thinker, reasoning_tokens=20)
+    for _ in range(2):
+        (found,) = model.generate([about(pictures[0], "Is it so?")])
+        assert (found.text, found.p_yes, found.finish_reason) == ("", None, "length")
+        assert found.raw.startswith("<think>no. not so. no. ")
+    assert caplog.text.count("--set generator.reasoning_tokens=40") == 1
 
 
-@pytest.mark.parametrize(
-    ("which", "text", "answer"),
-    [
-        ("generator", "<think>no, not no</think> yes", "yes"),
-        ("thinker", "no, not no</think>\nyes", "yes"),
-        ("thinker", "no, not no", ""),
-        ("generator", "<think>no, not no", ""),
-        ("generator", "yes it is", "yes it is"),
-    ],
-)
-def test_reasoning_decides_neither_text_nor_p_yes(
-    request, monkeypatch, pictures, which, text, answer
-):
-    model = request.getfixturevalue(which)
-    says(model, monkeypatch, text, text.index("yes") if "yes" in text else len(text) - 1)
-    asked = Request(
-        prompt=Prompt(template="t", text="Is it so?"), images=(pictures[0],), closed=True
-    )
-    found = model.generate([asked])[0]
-    assert found.text == answer
-    assert found.p_yes == (pytest.approx(0.75, abs=1e-4) if answer else None)
-    whole = (THINKS if which == "thinker" else "") + text
-    assert found.raw == (None if found.text == text else whole)
+def test_a_model_that_knows_the_tag_may_answer_at_once(mixed, pictures):
+    model = load_generator("hf", mixed)
+    both = [about(pictures[0], "Is it so?"), about(pictures[0], "Is it?")]
+    found = model.generate(both)
+    assert [answer.text for answer in found] == ["no", ("yes " * 16).strip()]
+    assert found[0].p_yes < 0.1 and found[1].p_yes > 0.9
+    assert [model.generate([request])[0] for request in both] == found
+    short = load_generator("hf", mixed, reasoning_tokens=0).generate(both)
+    assert [answer.text for answer in short] == ["", found[1].text]
+    assert short[1].p_yes == pytest.approx(found[1].p_yes, abs=2e-6)
+
+
+def test_references_leave_room_for_reasoning(thinker):
+    model = load_generator("hf", thinker)
+    hits = [Hit(id=str(i), text="word " * 12, score=1.0, rank=i) for i in range(1, 9)]
+    trace = Trace(example_id="x", task="vqa", question="Is it so?", answer_type="closed")
+    kept = TemplateSet().render(trace, hits, model).references
+    model.reasoning_tokens = 0
+    assert len(kept) < len(TemplateSet().render(trace, hits, model).references)
 
 
 # --- weights that are not the model's -------------------------------------------------------------

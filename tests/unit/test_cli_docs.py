@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from pathlib import Path
 
 import click
 import pytest
 
+from docs_tools import documented
 from mmedrag.cli.main import cli
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GENERATED = {"cli.md", "reproduce.md"}
-ELLIPSIS = re.compile(r"\s+(\.\.\.|…).*$")
-
-
-def command_lines(page: Path) -> list[str]:
-    """Lines of code blocks that begin with mmedrag; continued lines joined, comments cut."""
-    found = []
-    for block in re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            line = line.strip().removeprefix("$ ")
-            if line.startswith("mmedrag "):
-                found.append(ELLIPSIS.sub("", line))
-    return found
-
-
-LINES = [
-    (page.name, line)
-    for page in PAGES
-    if page.name not in GENERATED
-    for line in command_lines(page)
-]
+# also of the lines that e2e/test_documented_lines.py does not run
+LINES = [(x.page, x.text) for x in documented() if x.text.startswith("mmedrag ") and not x.inline]
 
 
 def parse(words: list[str]) -> click.Command:

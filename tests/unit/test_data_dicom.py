@@ -356,6 +356,23 @@ def test_air_outside_of_a_window_stays_black(
     assert "is off the values -1024 to -984: the frame is shown without contrast" in caplog.text
 
 
+@pytest.mark.parametrize("width", [65536, 40000])
+def test_a_window_far_wider_than_the_bits_is_named_and_not_shown(
+    width: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = {"WindowCenter": width // 2, "WindowWidth": width}
+    assert (shown(make(RAMP, **wide), tmp_path) == SHADES).all()
+    tones = round(4095 / (width - 1) * 255)
+    assert f"has {tones} of 255 tones for the values 0 to 4095: their own range" in caplog.text
+    caplog.clear()
+    both = make(RAMP, WindowCenter=[width // 2, 2048], WindowWidth=[width, 4096])
+    assert (np.abs(shown(both, tmp_path) - SHADES) <= 1).all() and not caplog.text
+    # where the bits could hold more than these values, it is as stated, and named
+    deep = make(RAMP, BitsStored=16, HighBit=15, **wide)
+    found = shown(deep, tmp_path)
+    assert found.max() == tones and "the frame is shown with little contrast" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "size"),
     [
@@ -380,6 +397,66 @@ def test_sides_that_no_scanner_has_are_refused(tmp_path: Path) -> None:
         shown(make(RAMP, PixelAspectRatio=[100, 1]), tmp_path)
 
 
+def region(down: float, across: float, *, units: int = 3, kind: int = 1, right: int = 63) -> Any:
+    """An ultrasound region (PS3.3 C.8.5.5.1) of 8 rows that ends at column ``right``."""
+    found = pydicom.Dataset()
+    found.PhysicalDeltaX, found.PhysicalDeltaY = across, down
+    found.PhysicalUnitsXDirection = found.PhysicalUnitsYDirection = units
+    found.RegionSpatialFormat = kind
+    found.RegionLocationMinX0, found.RegionLocationMinY0 = 0, 0
+    found.RegionLocationMaxX1, found.RegionLocationMaxY1 = right, 7
+    return found
+
+
+@pytest.mark.parametrize(
+    ("regions", "size", "remark"),
+    [
+        ([region(0.1, 0.05)], (64, 16), ""),
+        ([region(-0.05, 0.1)], (128, 8), ""),  # a delta may run upwards
+        ([region(0.1, 0.1)], (64, 8), ""),
+        ([region(0.1, 0.05, kind=2)], (64, 8), ""),  # M-mode
+        ([region(0.1, 0.05, units=4)], (64, 8), ""),  # seconds
+        ([region(0, 0)], (64, 8), ""),
+        ([region(0.1, 0.05), region(0.01, 3, kind=3)], (64, 16), ""),
+        ([region(0.1, 0.1, right=9), region(0.1, 0.05)], (64, 16), "pixels of several shapes"),
+        ([region(5, 0.05)], (64, 8), "ultrasound pixels of 0.05 x 5 cm: ignored"),
+    ],
+    ids=str,
+)
+def test_ultrasound_regions_say_how_wide_a_pixel_is(
+    regions: list[Any], size: tuple[int, int], remark: str, tmp_path: Path, caplog: Any
+) -> None:
+    dataset = make(RAMP, Modality="US", SequenceOfUltrasoundRegions=regions)
+    assert shown(dataset, tmp_path).shape == size[::-1]
+    assert remark in caplog.text and bool(remark) == bool(caplog.text)
+
+
+@pytest.mark.parametrize("high", [11, 13, 15])
+@pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422"])
+def test_luminance_and_chroma_beyond_eight_bits(
+    photometric: str, high: int, tmp_path: Path
+) -> None:
+    """Colours of a wheel, two equal pixels side by side, through BT.601 and back."""
+    rgb = np.stack([RAMP, RAMP[:, ::-1], RAMP // 3], axis=-1)[:, ::2].repeat(2, axis=1)
+    bt601 = np.array(
+        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+    )
+    ybr = np.clip(np.round(rgb @ bt601.T + [0, 2048, 2048]), 0, 4095).astype("<u2") << high - 11
+    changes = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "HighBit": high}
+    dataset = make(RAMP, PhotometricInterpretation=photometric, **changes)
+    if photometric == "YBR_FULL_422":  # Y Y B R
+        ybr = np.concatenate([ybr[:, ::2, :1], ybr[:, ::2]], axis=-1)
+    dataset.PixelData = ybr.tobytes()
+    found = np.asarray(load_image(save(dataset, tmp_path / "y.dcm"))).astype(int)
+    assert (np.abs(found - rgb / 4095 * 255) <= 1).all()
+
+
+def test_run_lengths_of_words_whose_values_lie_high(tmp_path: Path) -> None:
+    dataset = make(RAMP << 4, HighBit=15)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    assert (shown(dataset, tmp_path) == SHADES).all()
+
+
 def test_colour_of_twelve_bits_in_sixteen(tmp_path: Path) -> None:
     rgb = np.stack([RAMP, RAMP // 2, RAMP[:, ::-1]], axis=-1)
     changes = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
@@ -391,16 +468,18 @@ def test_colour_of_twelve_bits_in_sixteen(tmp_path: Path) -> None:
     assert (np.asarray(load_image(save(dataset, tmp_path / "c.dcm"))) == rgb >> 4).all()
 
 
-@pytest.mark.parametrize("scale", [1, 257])
-def test_a_palette_of_eight_bits_declared_as_sixteen(scale: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("top", "stated"), [(255, 16), (1023, 16), (4095, 16), (65535, 16), (4095, 12)]
+)
+def test_a_palette_narrower_than_declared(top: int, stated: int, tmp_path: Path) -> None:
     dataset = make(RAMP // 16, PhotometricInterpretation="PALETTE COLOR", BitsStored=8, HighBit=7)
     for number, name in enumerate(("Red", "Green", "Blue")):
-        entries = (np.arange(256) // (number + 1) * scale).astype("<u2")
-        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        entries = (np.arange(256) * top // 255 // (number + 1)).astype("<u2")
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, stated])
         setattr(dataset, f"{name}PaletteColorLookupTableData", entries.tobytes())
-    found = np.asarray(load_image(save(dataset, tmp_path / "p.dcm")))
+    found = np.asarray(load_image(save(dataset, tmp_path / "p.dcm"))).astype(int)
     for number in range(3):
-        assert (found[..., number] == RAMP // 16 // (number + 1)).all()
+        assert (np.abs(found[..., number] - RAMP // 16 // (number + 1)) <= 1).all()
 
 
 def test_an_import_names_what_it_ignored(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 
 from mmedrag.answering.prompts import TemplateSet
 from mmedrag.cli.data import noun
-from mmedrag.data.common import clean_question
+from mmedrag.cli.main import cli, main
+from mmedrag.data.common import clean_question, expect_image
 from mmedrag.data.options import choice_of
 from mmedrag.data.rows import read_rows
 from mmedrag.images.strip import png_bytes
@@ -86,9 +88,36 @@ def test_sections_are_one_report_and_placeholders_are_none(src: Path, suffix: st
 
 
 def test_a_whole_report_is_preferred_to_its_sections(src: Path) -> None:
-    rows = [{"report": "All of it.", "findings": "Part.", "impression": "Rest."}]
+    parts = {"findings": "Part.", "impression": "Rest."}
+    rows = [{"report": "All of it.", **parts}, {"report": "nan", **parts}]
     _, folder = imported("table", written(src, ".csv", rows))
-    assert reports(folder) == ["All of it."]
+    assert reports(folder) == ["All of it.", "Part.\nRest."]
+    whole, made = folder.corpus()
+    assert parts.items() <= whole.meta.items() and not parts.keys() & made.meta.keys()
+
+
+@pytest.mark.parametrize(
+    ("findings", "impression"),
+    [
+        ("FINDINGS", "Impressions"),
+        ("section_findings", "section_impression"),
+        ("findings_text", "impression_text"),
+        ("Report Findings", "Report Impression"),
+    ],
+)
+def test_sections_under_other_names(src: Path, findings: str, impression: str) -> None:
+    rows = [{"path_to_image": "a.png", impression: "Rest.", findings: "Part."}]
+    said, folder = imported("table", written(src, ".csv", rows))
+    assert reports(folder) == ["Part.\nRest."] and said["images"] == 1
+
+
+def test_a_table_without_texts_says_so(src: Path) -> None:
+    rows = [{"image": "a.png", "finding": "COVID-19"}]  # a label
+    said, folder = imported("table", written(src, ".csv", rows))
+    assert reports(folder) == [] and folder.corpus()[0].meta["finding"] == "COVID-19"
+    assert said["notes"] == [
+        "t.csv: pictures alone, no column for a text or question among image, finding"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +126,8 @@ def test_a_whole_report_is_preferred_to_its_sections(src: Path) -> None:
         "sep=;\nid;image;report\n1;a.png;Clear, no effusion.\n",
         '"sep=;"\r\nid;image;report\r\n1;a.png;Clear, no effusion.\r\n',
         "sep=\t\nid\timage\treport\n1\ta.png\tClear, no effusion.\n",
+        "sep = ;\nid;image;report\n1;a.png;Clear, no effusion.\n",
+        'id,image,report\n  \n"1" ,"a.png" ,"Clear, no effusion." \n',
         'id, image, report\n1, a.png , "Clear, no effusion."\n\n',
         "\n\nid|image|report\n1|a.png|Clear, no effusion.\n",
         '\ufeffid,image,report\n1,a.png,"Clear, no effusion."\n',
@@ -114,6 +145,36 @@ def test_lines_are_counted_below_a_separator_line(src: Path) -> None:
     (src / "t.csv").write_text("sep=;\nid;text\n1;good\n2;one;more\n")
     said, _ = imported("table", src / "t.csv", code=1)
     assert said["refusals"] == ["t.csv:4: 3 fields, expected 2"]
+
+
+def test_a_blank_after_a_quote_inside_of_a_text_stays(src: Path) -> None:
+    (src / "t.csv").write_text('id,image,report\n1,a.png,"Called ""clear"" , then.\n""No"" "\n')
+    _, folder = imported("table", src / "t.csv")
+    assert reports(folder) == ['Called "clear" , then.\n"No"']
+
+
+@pytest.mark.parametrize("word", ["nan", "N/A.", "None", "--", "___", "?", "Not available", "NULL"])
+def test_words_for_nothing_are_no_text(src: Path, word: str) -> None:
+    rows = [{"image": "a.png", "report": word}, {"image": "b.png", "report": "None seen."}]
+    said, folder = imported("table", written(src, ".csv", rows))
+    assert reports(folder) == ["None seen."]
+    assert said["notes"] == ["1 texts that say nan, N/A or the like are no text"]
+
+
+def test_a_conversation_that_answers_nothing(src: Path) -> None:
+    rows = [{"id": 1, "image": "a.png", "messages": talk("Describe it.", "nan")}]
+    rows += [{"id": 2, "image": "b.png", "messages": talk("Is it?", "N/A")}]
+    said, folder = imported("llava", written(src, ".jsonl", rows))
+    assert [(e.task, e.answer) for e in folder.examples()] == [("vqa", None)]
+    assert [row.text for row in folder.corpus()] == ["", ""]
+    assert said["notes"] == ["2 texts that say nan, N/A or the like are no text"]
+
+
+def test_nan_in_json_is_null(src: Path) -> None:
+    rows = '{"id": 1, "image": "a.png", "report": NaN},\n{"id": 2, "image": "b.png", "report": "x"}'
+    for name, text in (("t.json", f"[{rows}]"), ("t.jsonl", rows)):
+        (src / name).write_text(text)
+        assert reports(imported("table", src / name)[1]) == ["x"]
 
 
 def test_placeholders_of_other_fields_are_absent(src: Path) -> None:
@@ -152,6 +213,8 @@ def test_content_decides_between_an_array_and_lines(tmp_path: Path) -> None:
     rows = [{"a": 1}, {"a": 2}]
     shapes = [json.dumps(rows), json.dumps(rows, indent=2), "\n\ufeff"[1:] + json.dumps(rows)]
     shapes += ["".join(json.dumps(row) + "\n" for row in rows), '\n{"a": 1}\n\n{"a": 2}']
+    shapes += ["\n".join(json.dumps(row, indent=1) for row in rows), '{"a": 1},\n{"a": 2},\n']
+    shapes += [json.dumps({"info": {"n": 2}, "annotations": rows}, indent=1)]
     for number, text in enumerate(shapes):
         for suffix in (".json", ".jsonl", ".ndjson"):
             path = tmp_path / f"{number}{suffix}"
@@ -159,6 +222,22 @@ def test_content_decides_between_an_array_and_lines(tmp_path: Path) -> None:
             found = list(read_rows(path))
             assert [row.value for row in found] == rows, path
             assert not any(row.error for row in found)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl"])
+def test_content_decides_what_a_table_is(src: Path, suffix: str) -> None:
+    rows = [{"id": 1, "image": "a.png", "report": "Clear."}]
+    for other in (".csv", ".json", ".jsonl"):
+        path = src / f"as-{other[1:]}{suffix}"
+        path.write_text(written(src, other, rows).read_text())
+        assert reports(imported("table", path)[1]) == ["Clear."]
+
+
+def test_a_table_given_as_something_else_is_named(src: Path) -> None:
+    path = written(src, ".csv", TWO)
+    for kind in ("vqa", "llava"):
+        done = CliRunner().invoke(noun, ["import", kind, str(path), str(src.parent / "o")])
+        assert "mmedrag data import table" in str(done.exception)
 
 
 # --- pictures of a row ----------------------------------------------------------------------------
@@ -172,6 +251,7 @@ def talk(*texts: Any, said: str = "content") -> list[dict[str, Any]]:
 
 PARTS = [{"type": "image"}, {"type": "text", "text": "Is it?"}]
 INSIDE = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Is it?"}]
+ASKED = [{"type": "input_image", "image_url": "a.png"}, {"type": "input_text", "text": "Is it?"}]
 LINKED = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "Is it?"}]
 
 
@@ -196,6 +276,14 @@ LINKED = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text",
         ({"image_path": "a.png", "query": "<image>Is it?", "response": "Yes."}, 1),
         ({"images": ["a.png"], "instruction": "Is it?", "input": "", "output": "Yes."}, 1),
         ({"Figure_path": "a.png", "Question": "Is it?", "Answer": "Yes."}, 1),
+        ({"IMAGE": "a.png", "QUESTION": "Is it?", "ANSWER": "Yes."}, 1),
+        ({"image": "a.png", "prompt": "Is it?", "completion": "Yes."}, 1),
+        ({"image_1": "a.png", "image_2": "b.png", "question": "Is it?", "answer": "Yes."}, 2),
+        ({"images": "['a.png', 'b.png']", "question": "Is it?", "answer": "Yes."}, 2),
+        ({"images": ["a.png", None], "messages": talk("<image>Is it?", "Yes.")}, 1),
+        ({"messages": talk("Picture 1: <img>a.png</img>\nIs it?", "Yes.")}, 1),
+        ({"question": "<img>a.png</img>Is it?", "answer": "Yes."}, 1),
+        ({"messages": talk(ASKED, "Yes.")}, 1),
     ],
 )
 def test_pictures_of_other_trainers_rows(src: Path, row: dict[str, Any], views: int) -> None:
@@ -233,12 +321,18 @@ def test_a_place_without_a_picture_is_refused_and_a_question_without_one_is_name
     [
         *("<image>", "<img></img>", "Picture 1: <img>x/a.png</img>", "<ImageHere>", "[IMG]"),
         *("<|vision_start|><|image_pad|><|vision_end|>", "<|image_1|>", "<|image|>", "<image 1>"),
-        *("<start_of_image>", "(<image>./</image>)", "<image_placeholder>"),
+        *("<start_of_image>", "(<image>./</image>)", "<image_placeholder>", "<IMAGE>", "</image>"),
+        *("<IMG_CONTEXT>", "<img><IMG_CONTEXT><IMG_CONTEXT></img>", "<|IMAGE_PLACEHOLDER|>"),
+        *("<|begin_of_image|><|image|><|end_of_image|>", "<boi><image_soft_token><eoi>"),
+        *("<|media_start|>image<|media_content|><|media_pad|><|media_end|>", "<|imgpad|>"),
+        *("<im_start><image><im_end>", "<｜image｜>"),
     ],
 )
 def test_image_markers_of_other_models_leave_the_question(marker: str) -> None:
     assert clean_question(f"{marker}\nIs x < 5 [cm]?") == "Is x < 5 [cm]?"
     assert clean_question(f"Is x < 5 [cm]?{marker}") == "Is x < 5 [cm]?"
+    one, two = expect_image(marker, "a.png"), expect_image(marker * 2, "a.png")
+    assert one is None and two == "2 places for pictures, 1 named"
 
 
 def test_image_roots_and_absolute_paths(src: Path, tmp_path: Path) -> None:
@@ -308,6 +402,8 @@ LUNG = ["Lung", "Liver"]
         {"options": "['Lung', 'Liver']", "answer": "A"},
         {"options": '{"A": "Lung", "B": "Liver"}', "answer": "A"},
         {"options": "Lung|Liver", "answer": "Lung"},
+        {"question": "Which?\nChoices: (A) Lung (B) Liver", "options": LUNG, "answer": "A"},
+        {"question": "Which?\nA. Lung\nB. Liver\nAnswer with a letter.", "answer": "A"},
         {"Choice A": "A: Lung", "Choice B": "B:Liver ", "Answer_label": "A", "answer": "A"},
         {"option_a": "Lung", "option_b": "Liver", "answer": "Lung"},
         {"opa": "Lung", "opb": "Liver", "opc": "", "answer": "a"},
@@ -344,6 +440,17 @@ def test_options_in_the_question_and_of_yes_and_no() -> None:
     assert several.answer_type("CLOSED") == ("open", {"answer_type": "CLOSED"})
     plain = choice_of({}, "Is vitamin A. B. C. given?", "yes")
     assert (plain.question, plain.options, plain.doubt) == ("Is vitamin A. B. C. given?", [], None)
+
+
+def test_more_options_than_ten() -> None:
+    many = [f"Organ {n}" for n in range(14)]
+    choice = choice_of({"options": many}, "Which?", "L")
+    assert (choice.answer, choice.options) == ("Organ 11", many)
+
+
+def test_what_follows_options_is_kept_unless_it_asks_again() -> None:
+    choice = choice_of({}, "Which?\nA. Lung\nB. Liver\nThe patient is old.", "B")
+    assert (choice.question, choice.options) == ("Which?\nThe patient is old.", LUNG)
 
 
 def test_options_that_cannot_be_understood_are_named(src: Path) -> None:
@@ -391,7 +498,113 @@ def test_options_travel_and_are_rendered(tmp_path: Path) -> None:
     assert said[0] == said[1]  # the template says yes and no
 
 
+# --- nothing found --------------------------------------------------------------------------------
+
+
+Plainly = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def plainly(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Plainly:
+    """An import as the command runs it: exit code, and all that a user sees."""
+
+    def run(kind: str, path: Path, *words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            main(["data", "import", kind, str(path), f"{path}.out", *words])
+        shown = capsys.readouterr()
+        return int(left.value.code or 0), shown.out + shown.err + caplog.text
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("table", ".csv"), ("vqa", ".json"), ("llava", ".jsonl")]
+)
+def test_an_import_that_finds_no_picture_fails(
+    src: Path, kind: str, suffix: str, plainly: Plainly
+) -> None:
+    rows = [{"image": f"src/{n}.png", "question": "Is it?", "answer": "yes"} for n in "abc"]
+    code, said = plainly(kind, written(src, suffix, rows))
+    assert code == 1
+    assert "error: none of 3 images that rows name was found: 'src/a.png' and others" in said
+    assert f"are not below {src}; --image-root {src.parent} has it" in said
+    _, folder = imported(kind, written(src, suffix, rows), "--image-root", str(src.parent))
+    assert len(folder.corpus()) == 3 and all(row.image for row in folder.corpus())
+
+
+def test_questions_whose_rows_name_no_picture_at_all_fail(src: Path, plainly: Plainly) -> None:
+    rows = [{"photo": "a.png", "question": "Is it?", "answer": "yes"}]
+    code, said = plainly("vqa", written(src, ".json", rows))
+    assert code == 1 and "error: no image in 1 questions: their rows name none" in said
+    texts = [{"id": 1, "report": "Clear."}]  # texts alone can be what is wanted
+    assert plainly("table", written(src, ".csv", texts))[0] == 0
+
+
+def test_many_absent_pictures_are_a_warning_and_lost_views_are_counted_apart(
+    src: Path, plainly: Plainly
+) -> None:
+    rows = [{"image": ["a.png", "gone.png"], "question": "Is it?", "answer": "yes"}]
+    rows += [{"image": name, "question": "Is it?", "answer": "yes"} for name in ("b.png", "x.png")]
+    code, said = plainly("vqa", written(src, ".json", rows))
+    assert code == 0 and "2 of 4 images that rows name are not there: 'gone.png'" in said
+    # an example and a corpus row for each
+    assert "note: 2 images are not there: 2 rows are text-only, 2 keep their other views" in said
+
+
+def test_an_import_of_no_row_fails(src: Path, plainly: Plainly) -> None:
+    rows = [{"image": "a.png", "question": "Is it?", "answer": "yes", "q_lang": "zh"}]
+    code, said = plainly("vqa", written(src, ".json", rows))
+    assert code == 1 and "error: no row was found" in said and "other languages" in said
+
+
+def test_an_image_root_that_is_not_there_is_named(src: Path, plainly: Plainly) -> None:
+    code, said = plainly("vqa", written(src, ".json", TWO), "--image-root", str(src / "none"))
+    assert code == 2 and f"{src / 'none'}: no such folder, expected one with images" in said
+    assert not Path(f"{src / 't.json'}.out").exists()
+
+
 # --- several imports ------------------------------------------------------------------------------
+
+
+def test_truth_pairs_and_released_rows_are_joined(src: Path) -> None:
+    everything = src.parent / "all"
+    kinds = ("--studies", "4", "--domain", "radiology", "--size", "64")
+    for name, seed in (("one", "1"), ("two", "2")):
+        made = CliRunner().invoke(
+            cli, ["data", "phantom", str(everything / name), "--seed", seed, *kinds]
+        )
+        assert made.exit_code == 0, made.output
+    turns = [{"from": "human", "value": "Is it?\n<image>"}, {"from": "gpt", "value": "Yes."}]
+    other = [turns[0], {"from": "gpt", "value": "No."}]
+    aligned = {"id": "1", "image": "a.png", "conversations": turns, "rejected_conversations": other}
+    (src / "alignment").mkdir()
+    rows = [aligned | {"rejected_noised": noised} for noised in (0, 1)]
+    (src / "alignment" / "iu.json").write_text(json.dumps(rows, indent=4))
+    for name in ("three", "four"):
+        call = ["data", "import", "released", str(src / "alignment"), str(everything / name)]
+        done = CliRunner().invoke(cli, [*call, "--image-root", str(src)])
+        assert done.exit_code == 0, done.output
+    out = src.parent / "joined"
+    done = CliRunner().invoke(cli, ["data", "import", "data", str(everything), str(out), "--json"])
+    said = json.loads(done.stdout)
+    assert done.exit_code == 0 and (said["truth"], said["pairs"]) == (8, 4), done.output
+    folder = DataFolder(out)
+    studies = {row.meta["study"] for row in folder.corpus()}
+    assert set(folder.truth()) == studies and len(studies) == 8
+    was = DataFolder(everything / "two").truth()
+    assert all(folder.truth()[f"two/{study}"].findings == was[study].findings for study in was)
+    pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
+    assert len({pair["id"] for pair in pairs}) == 4
+    for pair in pairs:
+        folder_name = pair["id"].split("/")[0]
+        assert pair["chosen"]["image"] == f"images/{folder_name}/images/a.png"
+        assert pair["rejected"]["image"] == pair["chosen"]["image"]
+        assert (out / pair["chosen"]["image"]).is_file()
+    back = src.parent / "back"
+    assert CliRunner().invoke(cli, ["data", "export", str(out), str(back)]).exit_code == 0
+    for name in ("three", "four"):
+        again = (back / name / "iu.json").read_bytes()
+        assert again == (src / "alignment" / "iu.json").read_bytes()
 
 
 def test_two_imports_are_joined(src: Path) -> None:

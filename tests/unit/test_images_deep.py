@@ -221,6 +221,50 @@ def test_alpha_of_deep_tiff() -> None:
     ).all()
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, {"code": 8, "predictor": 2}, {"code": 5}], ids=str)
+@pytest.mark.parametrize("kind", ["u2", "u4", "f4"])
+def test_deep_inks_are_what_they_leave_of_the_paper(layout: dict, kind: str) -> None:
+    full = 1.0 if kind == "f4" else float(np.iinfo(kind).max)
+    shares = np.round(colour(4) / 65535, 3)  # ink of 12 bits, as film in a file of 16
+    inks = (shares * full).astype(kind)
+    options = layout if kind != "f4" else {k: v for k, v in layout.items() if k != "predictor"}
+    found = seen(tiff(inks, 5, **options))
+    left = (1 - inks[..., :3] / full) * (1 - inks[..., 3:] / full)
+    assert (np.abs(found - expected(left)) <= 1).all()
+    assert found.min() == 0 and found.max() == 255
+    black = np.zeros((H, W, 4), kind)
+    black[..., 3] = np.linspace(0, full, W)
+    ramp = seen(tiff(black, 5, **options))
+    assert (np.abs(ramp - np.linspace(255, 0, W)[None, :, None]) <= 1).all()
+    # an extra channel changes nothing unless it is alpha
+    more = np.concatenate([black, np.full((H, W, 1), full, kind)], axis=2)
+    assert (seen(tiff(more, 5, t338=2, **options)) == ramp).all()
+
+
+def test_inks_that_are_not_cmyk_are_named() -> None:
+    for data in (tiff(colour(4), 5, t332=2), tiff(colour(3), 5)):
+        with pytest.raises(UserError, match=r"x\.tif: TIFF of PhotometricInterpretation 5"):
+            decode_image(data, "x.tif")
+
+
+@pytest.mark.parametrize("scale", [1, 257])
+def test_a_colour_map_of_eight_bits_in_sixteen(scale: int) -> None:
+    shades = np.arange(256)
+    entries = np.concatenate([shades, shades // 2, 255 - shades]) * scale
+    out = io.BytesIO()
+    indices = (FILM >> 4).astype(np.uint8)
+    picture = Image.fromarray(indices, mode="P")
+    picture.putpalette(bytes(768))
+    picture.save(out, "TIFF")
+    data, tags = out.getvalue(), Tiff.of(out.getvalue())
+    at = data.index(struct.pack("<HHI", 320, 3, 768)) + 8
+    at = struct.unpack_from("<I", data, at)[0]
+    data = data[:at] + entries.astype("<u2").tobytes() + data[at + 2 * 768 :]
+    assert tags.photometric == 3
+    wanted = np.stack([indices, indices // 2, 255 - indices.astype(int)], axis=-1)
+    assert (seen(data) == wanted).all()
+
+
 def expected_within(grey: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Scaled by the range of what is visible, not yet laid on black."""
     inside = grey[alpha > 0]

@@ -205,8 +205,10 @@ def test_broken_rows_do_not_stop_good_ones(tmp_path: Path) -> None:
     found, faults = import_released(lines)
     assert len(found.pairs) == 1 and faults[0].fault == "schema"
     (tmp_path / "x.json").write_text("[1,")
-    with pytest.raises(UserError, match=r"x\.json: not JSON"):
-        import_released(tmp_path / "x.json")
+    assert "rows end here" in import_released(tmp_path / "x.json")[1][-1].detail
+    (tmp_path / "y.json").write_text("5")
+    with pytest.raises(UserError, match=r"y\.json: a single JSON value"):
+        import_released(tmp_path / "y.json")
     with pytest.raises(UserError, match="cannot be read"):
         import_released(tmp_path / "none.json")
 
@@ -286,12 +288,27 @@ def test_rows_of_other_trainers(tmp_path: Path, data: Path) -> None:
             "rejected": {"from": "gpt", "value": "No."},
             "images": [str(data / "images/a.png")],
         },
+        {"query": "<image>Is it?", "response": "Yes.", "rejected_response": "No.", **one},
+        {"instruction": "<image>Is it?", "input": "", "chosen": "Yes.", "rejected": "No.", **one},
+        {"prompt": "<img><IMG_CONTEXT></img>Is it?", "chosen": "Yes.", "rejected": "No.", **one},
     ]
     found, _ = brought(tmp_path, rows, "--images", str(data))
-    assert [p.id for p in found] == [f"unaided:row{n}" for n in range(1, 9)]
+    assert [p.id for p in found] == [f"unaided:row{n}" for n in range(1, len(rows) + 1)]
     for one_pair in found:
         for side, answer in ((one_pair.chosen, "Yes."), (one_pair.rejected, "No.")):
             assert (side.prompt.text, side.text, side.image) == ("Is it?", answer, "images/a.png")
+
+
+def test_pairs_whose_pictures_alone_differ(tmp_path: Path, data: Path) -> None:
+    row = {"messages": said("<image>Is it?", "user") + said("Yes."), "images": ["images/a.png"]}
+    path = tmp_path / "rows.json"  # one object, with a byte order mark
+    path.write_text("\ufeff" + json.dumps(row | {"rejected_images": ["images/b.png"]}, indent=1))
+    out = tmp_path / "out"
+    call = ["import", str(path), "--out", str(out), "--images", str(data)]
+    assert CliRunner().invoke(noun, call).exit_code == 0
+    (found,) = read_pairs(out)
+    assert (found.kind, found.chosen.text, found.rejected.text) == ("stage1", "Yes.", "Yes.")
+    assert (found.chosen.image, found.rejected.image) == ("images/a.png", "images/b.png")
 
 
 def test_faults_of_other_trainers_rows(tmp_path: Path, data: Path) -> None:
@@ -304,7 +321,7 @@ def test_faults_of_other_trainers_rows(tmp_path: Path, data: Path) -> None:
         {**good, "images": ["/etc/hostname"]},
         {**good, "images": ["images/none.png"]},
         {**good, "rejected": "Yes."},
-        {**good, "chosen": ""},
+        {**good, "chosen": "nan"},
         {**good, "prompt": said("Be brief.", "system") + said("Is it?", "user")},
         {**good, "prompt": talk + said("Sure?", "user")},
         row(),

@@ -19,8 +19,10 @@ from mmedrag.runtime import (
     Journal,
     append_bytes,
     append_line,
+    files,
     new_folder,
     open_log,
+    part_of,
     replacing,
     sha256,
     sha256_of,
@@ -65,15 +67,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(
     path = tmp_path / "file"
     path.write_text("old")
     if call == "write":
-        import builtins
-
-        real = builtins.open
-
-        def opened(name: object, mode: str = "r", *rest: object, **more: object) -> object:
-            return real("/dev/full" if "w" in mode else name, mode, *rest, **more)  # type: ignore[call-overload]
-
-        monkeypatch.setattr(builtins, "open", opened)
-        monkeypatch.setattr(Path, "write_bytes", no_room)
+        monkeypatch.setattr(files, "_open_part", lambda part: open("/dev/full", "wb"))
     elif (kind, call) == ("unsynced", "fsync"):
         pytest.skip("it does not call fsync")
     else:
@@ -142,7 +136,8 @@ def test_the_file_is_on_disk_before_its_name_and_the_folder_after_it(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
     write_text(tmp_path / "file", "x")
-    assert done == ["file.part", "file.part to file", tmp_path.name]
+    part = part_of(tmp_path / "file").name
+    assert done == [part, f"{part} to file", tmp_path.name]
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ class TemplateSet:
         dropped: list[str] = []
         prompt = self._text(trace, kept)
         if generator is not None:
-            room = generator.context - self.new_tokens[kind(trace)]
+            thinking = min(getattr(generator, "reasoning_tokens", 0), generator.context // 2)
+            room = generator.context - self.new_tokens[kind(trace)] - thinking
             while kept and prompt_length(prompt, trace, generator) > room:
                 dropped.insert(0, kept.pop().id)
                 prompt = self._text(trace, kept)

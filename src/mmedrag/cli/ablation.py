@@ -23,8 +23,11 @@ def noun(call: Call, data: Path, out: Path) -> None:
     on where it was interrupted. A row whose parts are not here is named, and left out.
     """
     from mmedrag.experiments import ablate, headline
+    from mmedrag.pipeline import missing
     from mmedrag.runtime import DataFolder
 
     settings = call.settings(AblationSettings)
     made = ablate(call.system(), DataFolder(data), out, settings, call.seed, call.progresses())
-    call.finish(made.to_json(), headline(made), ok=not made.failed)
+    folders = sorted(path.parent for path in (out / "runs").glob("*/*/traces.jsonl"))
+    lacking = missing(folders, index=True)
+    call.finish(made.to_json(), headline(made), ok=not (made.failed or lacking.get("nothing")))

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -174,7 +174,7 @@ class Command(click.Command):
         common = {
             key: ctx.params.pop(key) for key in ("json_", "seed", "config", "set_", "verbose")
         }
-        quiet = "INFO" if os.environ.get("RANK", "0") == "0" else "WARNING"  # one tells of all
+        quiet = "INFO" if os.environ.get("RANK", "0") == "0" else "ERROR"  # one tells of all
         logging.getLogger("mmedrag").setLevel("DEBUG" if common["verbose"] else quiet)
         source = ctx.get_parameter_source("seed")
         common["seed_given"] = source is not click.core.ParameterSource.DEFAULT
@@ -281,6 +281,21 @@ def caution(specs: Iterable[str | None], sources: Iterable[str | None]) -> None:
 
     if said := foreign(specs, sources):
         logging.getLogger("mmedrag").warning(said)
+
+
+def count(rows: Sequence[Any], what: str, data: Iterable[Any]) -> None:
+    """Say how many rows a command is about, before it loads a model.
+
+    Raises:
+        UserError: there are none; what the data folders hold instead is said.
+    """
+    from mmedrag.records import UserError
+    from mmedrag.runtime import counted
+
+    if not rows:
+        there = counted(row for one in data for row in [*one.corpus(), *one.examples()])
+        raise UserError(f"no {what}; there are: {there}")
+    logging.getLogger("mmedrag").info("%d %s", len(rows), what)
 
 
 def plain(value: Any) -> Any:

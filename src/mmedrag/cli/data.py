@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmedrag.cli.common import ANY, FILE, FOLDER, Call, command, lines
 from mmedrag.cli.options import options_of
 from mmedrag.phantom import Knobs
 
+log = logging.getLogger(__name__)
 REFUSALS = 20  # refused rows that are printed; the file and --json have all
 
 
@@ -93,7 +95,13 @@ def import_(
     if len(shown) > REFUSALS:
         more = f"{len(shown) - REFUSALS} more are in {out / 'rejected.jsonl'}"
         shown = [*shown[:REFUSALS], more]
-    call.finish(result.to_dict(), "\n".join([*shown, lines(found)]), ok=not result.rejected)
+    notes = [f"note: {note}" for note in found.pop("notes")]
+    if warning := found.pop("warning"):
+        log.warning(warning)
+    if nothing := found.pop("nothing"):
+        log.error("error: %s", nothing)
+    text = "\n".join([*shown, lines(found), *notes])
+    call.finish(result.to_dict(), text, ok=not result.exit_code)
 
 
 def _roots(given: tuple[Path, ...]) -> Path | list[Path] | None:

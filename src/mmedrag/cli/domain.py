@@ -6,8 +6,14 @@ from pathlib import Path
 
 import click
 
-from mmedrag.cli.common import FILE, FOLDER, Call, command
+from mmedrag.cli.common import FILE, FOLDER, Call, command, count
 from mmedrag.domain import DomainTraining
+
+ENCODER = click.option(
+    "--domain-encoder",
+    metavar="DIR|SPEC",
+    help="Encoder of the domain model, where it is one of your own.",
+)
 
 
 @click.group("domain")
@@ -19,18 +25,29 @@ def noun() -> None:
 @click.argument("data", type=FOLDER)
 @click.option("--out", type=FILE, required=True, help="File to write (JSON Lines).")
 @click.option("--model", default="embedded:domain", show_default=True, help="Domain model.")
+@ENCODER
 @click.option("--split", help="Only rows of this split.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 def predict(
-    call: Call, data: Path, out: Path, model: str, split: str | None, device: str | None
+    call: Call,
+    data: Path,
+    out: Path,
+    model: str,
+    domain_encoder: str | None,
+    split: str | None,
+    device: str | None,
 ) -> None:
     """Write the domain of every row of DATA that has an image, with confidence."""
     from collections import Counter
 
     from mmedrag.domain import open_domain, predict_domain
-    from mmedrag.runtime import DataFolder, write_jsonl
+    from mmedrag.runtime import DataFolder, check_own, write_jsonl
 
-    rows = predict_domain(DataFolder(data), open_domain(model, device), split)
+    check_own(out)
+    folder = DataFolder(data)
+    pictured = [r for r in [*folder.corpus(split), *folder.examples(split)] if r.images]
+    count(pictured, f"rows with a picture of split {split or 'any'}", [folder])
+    rows = predict_domain(folder, open_domain(model, device, domain_encoder), split)
     write_jsonl(out, rows, own=True)
     call.finish({"out": out, "rows": len(rows), "labels": dict(Counter(r["label"] for r in rows))})
 
@@ -38,6 +55,7 @@ def predict(
 @command("eval", table="domain", group=noun, shares=DomainTraining)
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--model", default="embedded:domain", show_default=True, help="Domain model.")
+@ENCODER
 @click.option("--split", default="test", show_default=True, help="Rows to measure on.")
 @click.option("--no-outliers", is_flag=True, help="Skip pictures that belong to no domain.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
@@ -45,18 +63,18 @@ def eval_(
     call: Call,
     data: tuple[Path, ...],
     model: str,
+    domain_encoder: str | None,
     split: str,
     no_outliers: bool,
     device: str | None,
 ) -> None:
     """Accuracy, recall, calibration, unknown pictures, and accuracy on sources left out."""
-    from mmedrag.domain import open_domain
+    from mmedrag.domain import labelled_rows, open_domain
     from mmedrag.evaluation import evaluate_domain
     from mmedrag.runtime import DataFolder
 
     folders = [DataFolder(path) for path in data]
-    call.finish(
-        evaluate_domain(
-            open_domain(model, device), folders, split, outliers=not no_outliers, seed=call.seed
-        )
-    )
+    what = f"pictures whose domain is stated, of split {split}"
+    count(labelled_rows(folders, split), what, folders)
+    opened = open_domain(model, device, domain_encoder)
+    call.finish(evaluate_domain(opened, folders, split, outliers=not no_outliers, seed=call.seed))

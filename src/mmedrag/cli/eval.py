@@ -32,6 +32,7 @@ def noun(
     """Score run folders; the first one is the baseline of the paired tests."""
     from mmedrag.evaluation import evaluate
     from mmedrag.evaluation.metrics import RESAMPLES
+    from mmedrag.pipeline import missing
     from mmedrag.runtime import DataFolder
 
     result = evaluate(
@@ -43,7 +44,8 @@ def noun(
         subgroups=subgroups,
         clinical=clinical,
     )
-    call.finish(result.to_json(), headline(result, out))
+    lacking = missing(runs)
+    call.finish(result.to_json(), headline(result, out), ok=not lacking.get("nothing"))
 
 
 def headline(result: EvaluationResult, out: Path) -> str:

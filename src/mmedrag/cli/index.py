@@ -75,7 +75,7 @@ def build(
 @click.argument("index", type=FOLDER)
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--split", help="Default: the split the index was built from.")
-@click.option("--retriever", help="The same encoder, where it was moved.")
+@click.option("--retriever", help="The same encoder, unless it is a shipped one.")
 def add(
     call: Call, index: Path, data: tuple[Path, ...], split: str | None, retriever: str | None
 ) -> None:
@@ -90,7 +90,7 @@ def add(
 @click.argument("index", type=FOLDER)
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--split", help="Default: the split the index was built from.")
-@click.option("--retriever", help="The same encoder, where it was moved.")
+@click.option("--retriever", help="The same encoder, unless it is a shipped one.")
 def update(
     call: Call, index: Path, data: tuple[Path, ...], split: str | None, retriever: str | None
 ) -> None:

@@ -23,7 +23,8 @@ from mmedrag.runtime import launch
 def noun(processes: int, strategy: str, cpu: bool, json_: bool, command: tuple[str, ...]) -> None:
     """Run `train …` on N processes: `mmedrag launch --processes 2 -- train dpo PAIRS …`.
 
-    Without a GPU the processes meet on CPUs. The exit code is that of the worst process.
+    Without a GPU the processes meet on CPUs. What fails is said once, with the exit code of the
+    process that failed first.
     """
     if command[0] != "train":
         raise click.UsageError(

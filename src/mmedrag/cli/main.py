@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -34,6 +35,7 @@ NOUNS = {
     "repro": "re-derive published and own numbers",
     "serve": "HTTP API and web page",
 }
+NO_WORDS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2; 8.1 exits itself
 
 
 class Lazy(click.Group):
@@ -75,10 +77,12 @@ def main(argv: list[str] | None = None) -> None:
         except click.exceptions.Exit as done:
             code = done.exit_code
         sys.stdout.flush()
+    except NO_WORDS as error:
+        click.echo(error.format_message())
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
-        click.echo(f"error: {_one_line(error.format_message())}{hint}", err=True)
+        _tell(f"error: {_one_line(error.format_message())}{hint}")
         code = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; the same command goes on where this one stopped", err=True)
@@ -93,11 +97,16 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger("mmedrag").debug("traceback", exc_info=True)
         kind = "" if expected else f"internal error: {type(error).__name__}: "
         hint = "" if expected else " (--verbose shows where)"
-        rank = os.environ.get("RANK", "0")
-        who = f"process {rank}: " if rank != "0" else ""
-        click.echo(f"{who}error: {kind}{_one_line(str(error))}{hint}", err=True)
+        _tell(f"error: {kind}{_one_line(str(error))}{hint}")
         code = 2
     sys.exit(code)
+
+
+def _tell(line: str) -> None:
+    from mmedrag.runtime import launch
+
+    if not launch.report(line):
+        click.echo(line, err=True)
 
 
 def _one_line(text: str) -> str:

@@ -71,8 +71,11 @@ def info(call: Call, model: Path) -> None:
 def calibrate(call: Call, runs: tuple[Path, ...], model: Path | None, accuracy: float) -> None:
     """Fit, on runs over validation data, the confidence below which `ask` abstains."""
     from mmedrag.pipeline import SIDECAR, interactive
-    from mmedrag.runtime import write_json
+    from mmedrag.records import UserError
+    from mmedrag.runtime import read_json, write_json
 
+    if model and (path := model / SIDECAR).exists() and "min_confidence" not in read_json(path):
+        raise UserError(f"{path}: not a fitted threshold of ours; move it away")
     fitted = interactive.fit_abstention(runs, accuracy)
     if model and fitted["min_confidence"] is not None:
         write_json(model / SIDECAR, fitted)

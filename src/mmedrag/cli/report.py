@@ -34,6 +34,7 @@ def noun(
     subgroups: tuple[str, ...],
 ) -> None:
     """Write OUT/report.html from run folders, with tables as CSV and LaTeX beside it."""
+    from mmedrag.pipeline import missing
     from mmedrag.report import write_report
     from mmedrag.runtime import DataFolder, check_own
 
@@ -48,4 +49,4 @@ def noun(
         seed=call.seed,
         subgroups=subgroups,
     )
-    call.finish({"out": out, "page": page})
+    call.finish({"out": out, "page": page}, ok=not missing(runs).get("nothing"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mmedrag.cli.common import FILE, FOLDER, Call, command, lines
+from mmedrag.cli.common import FILE, FOLDER, Call, command, count, lines
 from mmedrag.retrieval import RetrieverTraining
 
 FINDINGS = (
@@ -108,7 +108,7 @@ def eval_(
     help="Agreement from which a reference counts: of findings, else the Jaccard index of labels.",
 )
 @click.option("--out", type=FILE, help="Recipe to write, for --config.")
-@click.option("--retriever", help="The index's encoder, where it was moved.")
+@click.option("--retriever", help="The index's encoder, unless it is a shipped one.")
 @click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
 def calibrate(
     call: Call,
@@ -127,10 +127,13 @@ def calibrate(
     Use the result with --config RECIPE, or --rule calibrated --set selection.threshold=T.
     """
     from mmedrag.evaluation import fit_selection, write_recipe
-    from mmedrag.retrieval import open_retriever
+    from mmedrag.retrieval import index_info, open_retriever
     from mmedrag.runtime import DataFolder
 
-    folders = [DataFolder(path) for path in data]
+    folders, domain = [DataFolder(path) for path in data], index_info(index)["domain"]
+    asked = [row for one in folders for row in one.corpus(split, domain)]
+    what = f"rows with picture and text of split {split}, domain {domain or 'any'}"
+    count([row for row in asked if row.images and row.text.strip()], what, folders)
     result = fit_selection(
         open_retriever(index, retriever, device), folders, precision, split, k, level
     )

@@ -140,11 +140,12 @@ def dpo(
     """
     from mmedrag.embedded import located
     from mmedrag.preference.dpo import train_dpo
-    from mmedrag.preference.pairs import read_pairs
+    from mmedrag.preference.pairs import read_pairs, sources_of
 
-    settings = call.settings(DpoTraining)
+    settings, found = call.settings(DpoTraining), read_pairs(pairs, data)
+    caution([model], sources_of(found))
     result = train_dpo(
-        read_pairs(pairs, data),
+        found,
         located(model),
         out,
         settings,

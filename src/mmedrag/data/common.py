@@ -9,32 +9,43 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from mmedrag.data.rows import SourceRow, read_rows
+from mmedrag.data.rows import SourceRow, literal, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import Split, UserError
 
 _YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
-# where a prompt has its pictures, in the words of LLaVA, Qwen, InternLM, Phi, Llama, Gemma,
-# Pixtral, MiniCPM, DeepSeek and others; Qwen puts the path between <img> and </img>
+# where a prompt has its pictures, in the words of LLaVA, Qwen, InternLM, InternVL, Phi, Llama,
+# Gemma, Pixtral, MiniCPM, DeepSeek, GLM, Kimi and others: a pair of marks with what stands between
+# (Qwen's has the path), or one mark
+_PAD = r"<[|｜]?(?:image|img_context|imgpad|image_pad|image_soft_token|media_\w+|patch)[|｜]?>"
 _MARKER = (
-    r"(?:Picture \d+:\s*)?<img>[^<]*</img>|\(?<image>\./</image>\)?"
-    r"|<\|vision_start\|>(?:<\|image_pad\|>)*<\|vision_end\|>"
-    r"|<(?:im_start|img_start)><image><(?:im_end|img_end)>"
-    r"|<\|?(?:image|img)(?:[ _-]?\d+)?\|?>|<(?:start_of_image|image[_-]?placeholder"
-    r"|ImageHere|image_soft_token|fim_image|image_token)>|\[IMG(?:_END|_BREAK)?\]|<\|image_pad\|>"
+    r"\(<image>\./</image>\)|(?:Picture \d+:\s*)?<(img|image)>(?:[^<\n]|<img_context>)*</\1>"
+    r"|<(?:[|｜](?:vision_start|begin_of_image|image_start|media_start|img_start)[|｜]"
+    rf"|boi|im_start|img_start|start_of_image)>(?:[^<\n]|{_PAD})*?"
+    r"<(?:[|｜](?:vision_end|end_of_image|image_end|media_end|img_end)[|｜]"
+    r"|eoi|im_end|img_end|end_of_image)>"
+    r"|<[|｜/]?(?:fim_|begin_of_|start_of_|end_of_)?(?:image|img)"
+    r"(?:[ _-]?(?:\d+|start|end|pad|placeholder|token|soft_token|context|here))?[|｜]?>"
+    r"|<(?:boi|eoi|[|｜]vision_(?:start|end)[|｜]|[|｜]media_\w+[|｜])>|\[IMG(?:_END|_BREAK)?\]"
 )
-_IMAGE_TOKEN = re.compile(rf"\s*(?:{_MARKER})\s*")
+_PLACE = re.compile(_MARKER, re.IGNORECASE)
+_IMAGE_TOKEN = re.compile(rf"\s*(?:{_MARKER})\s*", re.IGNORECASE)
+_PATH = re.compile(r"<img>([^<\n]+)</img>")
 # texts that stand for no text; NOTHING is more, for fields that are never "none"
 PLACEHOLDERS = frozenset({"nan", "n/a", "#n/a", "<na>", "null", "nat"})
-NOTHING = PLACEHOLDERS | {"na", "none", "nil", "n.a.", "-", "--"}
+NOTHING = PLACEHOLDERS | {"na", "none", "nil", "n.a", "unknown", "not available", "not applicable"}
 # fields that name the picture or the views of a row
 IMAGE_KEYS = (
     *("image", "images", "image_name", "img_name", "image_path", "image_paths", "images_path"),
-    *("img_path", "img", "Figure_path", "figure_path", "image_file", "img_file"),
+    *("img_path", "img", "figure_path", "image_file", "img_file", "path_to_image"),
 )
+_VIEW = re.compile(r"(?:image|img)[ _-]?\d+", re.IGNORECASE)  # a field each, as in MMMU
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 # the first bytes of PNG, JPEG, GIF, WebP and BMP in base64, as some tables hold pictures
 _BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk")
 _OPTIONS = re.compile(
@@ -61,17 +72,21 @@ class Defaults:
 def source_files(src: Path, *suffixes: str, skip: tuple[str, ...] = ()) -> list[tuple[Path, str]]:
     """(file, name relative to ``src``) of ``src`` itself, or of every such file below it, in order.
 
-    ``skip``: beginnings of names that are left out.
+    ``skip``: beginnings of names that are left out, as hidden ones are.
 
     Raises:
         UserError: none there.
     """
     if src.is_file():
+        if src.suffix.lower() in TABLES and src.suffix.lower() not in suffixes:
+            raise UserError(f"{src}: is a table; import it as one: mmedrag data import table")
         return [(src, src.name)]
     found = sorted(
         path
         for path in src.rglob("*")
-        if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(skip)
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not path.name.startswith((".", *skip))
     )
     if not found:
         raise UserError(f"{src}: no {' or '.join(suffixes)} in it")
@@ -91,14 +106,14 @@ def image_roots(src: Path, image_root: ImageRoot | None) -> list[Path]:
 def rows_of(
     files: Iterable[tuple[Path, str]],
     writer: Writer,
-    read: Callable[[Path, str], Iterable[SourceRow]] = read_rows,
+    read: Callable[[Path, str], Iterable[SourceRow]] | None = None,
 ) -> Iterator[SourceRow]:
     """The rows of all files; a file without any is named in the notes.
 
     Raises:
         UserError: all are empty.
     """
-    empty, filled = [], False
+    empty, filled, read = [], False, read or partial(read_rows, nulls=True)
     for path, name in files:
         count = 0
         if not _blank(path):
@@ -149,8 +164,26 @@ def clean_question(text: str) -> str:
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of ``names`` that the row has with a value."""
-    return next((n for n in names if row.get(n) not in (None, "", [])), None)
+    """The row's own name of the first of ``names``, in any case, that has a value."""
+    filled = [str(key) for key, value in row.items() if value not in (None, "", [])]
+    own = {key.casefold(): key for key in reversed(filled)}
+    return next((own[n] for n in names if n in own), None)
+
+
+def named_images(row: Mapping[str, Any], text: str, names: Sequence[str]) -> tuple[Any, list[str]]:
+    """What names a row's picture or views, and the fields that say it.
+
+    Those are the first of ``names``; else a field a view (``image_1``, ``image_2``); else a path in
+    the text (``<img>a.png</img>``).
+    """
+    if (key := pick(row, names)) and not is_placeholder(row[key], NOTHING):
+        value = row[key]
+        views = literal(value.strip()) if isinstance(value, str) else None  # "['a.png', 'b.png']"
+        return (views if isinstance(views, list) else value), [key]
+    views = [str(k) for k in row if _VIEW.fullmatch(str(k)) and row[k] not in (None, "", [])]
+    if views:
+        return [row[view] for view in views], views
+    return _PATH.findall(text), [key] if key else []
 
 
 def expect_image(text: str, named: Any) -> str | None:
@@ -158,7 +191,7 @@ def expect_image(text: str, named: Any) -> str | None:
 
     Returns what is doubtful: more places than pictures.
     """
-    places = sum(1 for _ in re.finditer(_MARKER, text))
+    places = sum(1 for _ in _PLACE.finditer(text))
     if places and named in (None, "", []):
         raise UserError(
             "the text has a place for a picture, but the row names none; "
@@ -170,7 +203,11 @@ def expect_image(text: str, named: Any) -> str | None:
 
 def is_placeholder(value: Any, words: frozenset[str] = PLACEHOLDERS) -> bool:
     """Is it a word such as ``nan`` or ``N/A`` that stands for nothing?"""
-    return isinstance(value, str) and value.strip().casefold() in words
+    if not isinstance(value, str):
+        return False
+    word = value.strip().casefold()
+    bare = words is NOTHING and bool(word) and not any(c.isalnum() for c in word)  # "--", "___"
+    return bare or word in words or word.rstrip(".") in words
 
 
 def unmarked(text: str) -> str:
@@ -253,7 +290,7 @@ def images_of(
     """
     if named is None or named == "" or named == []:
         return None, []
-    names = named if isinstance(named, list) else [named]
+    names = [n for n in named if n not in (None, "")] if isinstance(named, list) else [named]
     stored, missing, wrong = [], [], []
     for given in names:
         path_given, data = _named(given)
@@ -273,7 +310,8 @@ def images_of(
             wrong.append(str(error))
     if wrong:
         raise UserError("; ".join(dict.fromkeys(wrong)))
-    writer.missing.update(prefix + name for name in missing)
+    looked = ", ".join(dict.fromkeys(map(str, roots)))
+    writer.missing.update((prefix + name, looked) for name in missing)
     if not stored:
         return None, missing
     return (stored if isinstance(named, list) else stored[0]), missing
@@ -293,7 +331,9 @@ def _named(given: Any) -> tuple[str, bytes | None]:
             return "", base64.b64decode("".join(coded.split()), validate=True)
         except (binascii.Error, ValueError):
             raise UserError(f"image: {given[:40]!r}… is not base64") from None
-    return given.removeprefix("file://"), None
+    if given.startswith("file://"):
+        return unquote(given.removeprefix("file://").removeprefix("localhost")), None
+    return given, None
 
 
 def below(name: str, roots: Sequence[Path]) -> str:

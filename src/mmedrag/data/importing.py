@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmedrag.data.writer import ImportResult, Writer
+from mmedrag.data.result import ImportResult
+from mmedrag.data.writer import Writer
 from mmedrag.records import Split, UserError, resolve_object
 from mmedrag.runtime import sha256
 
@@ -46,7 +47,8 @@ def import_data(
             not given.
 
     Returns:
-        What was imported; ``exit_code`` is 1 when rows were refused (``rejected.jsonl``).
+        What was imported; ``exit_code`` is 1 when rows were refused (``rejected.jsonl``) or
+        nothing was found (``nothing`` says why).
 
     Raises:
         UserError: unreadable source, occupied target, unknown format or option.
@@ -60,6 +62,9 @@ def import_data(
             given[key] = Path(given[key])
     if isinstance(given.get("image_root"), (list, tuple)):
         given["image_root"] = [Path(root) for root in given["image_root"]]
+    for root in _roots(given.get("image_root")):
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder, expected one with images (image_root)")
     known = [p for p in inspect.signature(load).parameters if p not in ("src", "writer")]
     for key in given:
         if key not in known:
@@ -88,6 +93,13 @@ def import_data(
     return writer.finish()
 
 
+def _roots(given: Any) -> list[Path]:
+    """The folders of an ``image_root``: one, several, or one per dataset."""
+    if given is None or isinstance(given, Path):
+        return [given] if given else []
+    return [Path(root) for root in (given.values() if isinstance(given, Mapping) else given)]
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in sorted(value.items())}
@@ -99,4 +111,4 @@ def _plain(value: Any) -> Any:
 def _inputs(source: Path) -> dict[str, str]:
     """sha256 of the row files directly given: another content is another import."""
     files = [source] if source.is_file() else sorted(source.glob("*.json*"))
-    return {path.name: sha256(path) for path in files if path.is_file()}
+    return {path.name: sha256(path) for path in files if path.is_file() and path.name[0] != "."}

@@ -8,14 +8,14 @@ answer becomes the text of the right option.
 
 from __future__ import annotations
 
-import ast
 import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mmedrag.data.common import answer_type
-from mmedrag.data.rows import parse
+from mmedrag.data.rows import literal
 from mmedrag.records import UserError
 
 FIELDS = ("options", "choices", "candidates", "answer_choices", "mc_options", "multiple_choices")
@@ -24,8 +24,10 @@ _COLUMN = re.compile(
     r"(?:choice|option|opt|candidate)[ _.-]?([a-j])|op([a-e])|(?:choice|option)[ _.-]?(\d)"
 )
 _MARK = re.compile(r"(?<![^\s,;(\[])\(?([A-J])\s?[.):：]\s*")
+_ASKS_AGAIN = re.compile(r"\s*(?:please )?(?:answer|choose|select|respond|give|pick)\b", re.I)
+_HEAD = re.compile(r"\s*(?:answer )?(?:options|choices)\s*:?\s*$", re.I)
 _LETTER = re.compile(r"\(?([A-Za-z]|\d{1,2})\)?\s*(?:[.):：]\s*(\S.*)?)?", re.DOTALL)
-LETTERS = "ABCDEFGHIJ"
+LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def choice_of(row: Mapping[str, Any], question: str, answer: str | None) -> Choi
         raise UserError(f"options: one of {len(options)} is empty, expected texts")
     right = next((row[names[k]] for k in RIGHT if k in names and row[names[k]] is not None), None)
     return Choice(
-        _without(question, row, used),
+        _without(question, options, row, used),
         _right(labels, options, answer, right),
         options,
         frozenset(used),
@@ -136,14 +138,8 @@ def _plain(value: Any, bad: UserError) -> str:
 
 def _in_text(text: str, key: str, bad: UserError) -> tuple[Sequence[str], list[str]]:
     """Options written into one text: JSON, a Python list, lettered, or one a line."""
-    if text[:1] in "[{" and text[-1:] in "]}":
-        for read in (parse, ast.literal_eval):  # literal_eval reads literals only, it runs nothing
-            try:
-                found = read(text)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-            if isinstance(found, (list, dict)):
-                return _listed(key, found)
+    if isinstance(found := literal(text), (list, dict)):
+        return _listed(key, found)
     lettered = _lettered(text)
     if lettered and not lettered[0].strip("[( "):
         return LETTERS[: len(lettered[1])], lettered[1]
@@ -164,12 +160,18 @@ def _lettered(text: str) -> tuple[str, list[str]] | None:
             marks.append(mark)
     if len(marks) < 2:
         return None
+    before, rest = text[: marks[0].start()], ""
+    if all(text[: mark.start()].rstrip(" \t").endswith("\n") for mark in marks[1:]):
+        # one a line: what follows the last one's line is none of them
+        cut = marks[-1].end()
+        tail, _, rest = text[cut:].partition("\n")
+        text = text[:cut] + tail
+        before += "" if _ASKS_AGAIN.match(rest) else rest
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     parts = [
         text[mark.end() : end].strip().rstrip(",;").strip()
         for mark, end in zip(marks, ends, strict=True)
     ]
-    before = text[: marks[0].start()]
     if before.rstrip().endswith(("[", "(")):
         before, parts[-1] = before.rstrip()[:-1], parts[-1].rstrip("])").strip()
     return (before, parts) if all(parts) else None
@@ -251,8 +253,7 @@ def _inside(question: str, answer: str | None) -> Choice:
         before, options = found
         at = _index(LETTERS[: len(options)], options, answer)
         if at is not None and before.strip():
-            asked = re.sub(r"\s*(?:options|choices)\s*:?\s*$", "", before.strip(), flags=re.I)
-            return Choice(asked or before.strip(), options[at], options)
+            return Choice(_HEAD.sub("", before.strip()) or before.strip(), options[at], options)
     return Choice(
         question,
         answer,
@@ -260,8 +261,13 @@ def _inside(question: str, answer: str | None) -> Choice:
     )
 
 
-def _without(question: str, row: Mapping[str, Any], used: Sequence[str]) -> str:
+def _without(
+    question: str, options: Sequence[str], row: Mapping[str, Any], used: Sequence[str]
+) -> str:
     """The question without the options that its own field repeats."""
+    inside = _lettered(question)
+    if inside and [_same(o) for o in inside[1]] == [_same(o) for o in options]:
+        return _HEAD.sub("", inside[0].strip()) or question
     for key in used:
         text = row[key]
         if isinstance(text, str) and len(used) == 1:

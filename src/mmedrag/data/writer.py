@@ -3,7 +3,8 @@
 Place in the picture: the end of every importer. Rows are collected, images are stored one by
 one as they come (each atomically, remembered in the journal ``import-cache.jsonl``), and ``finish``
 draws missing splits and writes the JSON Lines files. Running an interrupted import again reuses
-the stored images and ends with the same bytes.
+the stored images and ends with the same bytes. What was changed by hand since is never written
+over: the journal tells the hash of each image, the folder's ledger those of the row files.
 """
 
 from __future__ import annotations
@@ -11,55 +12,35 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from mmedrag.data import splits
+from mmedrag.data import splits as groups
+from mmedrag.data.result import ImportResult, first
 from mmedrag.data.rows import SourceRow
 from mmedrag.images import Look, clean_copy
-from mmedrag.records import Example, Pair, Record, Reference, Split, UserError
+from mmedrag.records import Example, Pair, Record, Reference, Split, Truth, UserError
 from mmedrag.runtime import (
     BadRow,
     Journal,
+    check_own,
     explain,
     read_json,
+    sha256,
     sync,
     write_json,
     write_jsonl,
     write_unsynced,
 )
 
+KINDS = ("examples", "corpus", "pairs", "truth")
 CACHE, SETTINGS = "import-cache.jsonl", "import.json"
+FILES = (*(f"{kind}.jsonl" for kind in KINDS), "rejected.jsonl", "released.json")
 GROUP = 64  # images that are made durable together; a kill stores at most so many again
-
-
-@dataclass
-class ImportResult:
-    """What an import did. ``exit_code`` is 1 when a row was refused."""
-
-    out: str
-    format: str
-    examples: int = 0
-    corpus: int = 0
-    pairs: int = 0
-    rejected: int = 0
-    images: int = 0
-    missing_images: int = 0  # named by a row, but not there: that row is text-only
-    questions_without_image: int = 0  # their rows name none
-    splits: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)  # what was refused and why, to be shown
-
-    @property
-    def exit_code(self) -> int:
-        return 1 if self.rejected else 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"exit_code": self.exit_code}
 
 
 class Writer:
@@ -81,13 +62,14 @@ class Writer:
     ) -> None:
         self.out, self.seed, self.shares = Path(out), seed, shares
         self.result = ImportResult(str(out), str(settings.get("format", "")))
-        self.rows: dict[str, list[Any]] = {"examples": [], "corpus": [], "pairs": []}
+        self.rows: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         self.rejected: list[BadRow] = []
-        self._ids: dict[str, set[str]] = {"examples": set(), "corpus": set(), "pairs": set()}
+        self._ids: dict[str, set[str]] = {kind: set() for kind in KINDS}
         self._progress = progress
         self._looks: dict[str, Look] = {}  # stored image → what it looks like
         self._stored: dict[str, str] = {}  # source file → stored image
-        self.missing: set[str] = set()  # image names that rows give, but that are not there
+        # image names that rows give, but that are not there → where they were looked for
+        self.missing: dict[str, str] = {}
         self._bare: list[str] = []  # questions whose rows name no image
         self._doubts: list[str] = []
         self.placeholders = 0  # texts such as nan that were read as no text
@@ -95,6 +77,11 @@ class Writer:
         self._cache = Journal(self.out / CACHE, older=_older)
         rows = self._cache.rows(self._cache.where)
         self._known = dict(zip(self._cache.where, map(json.loads, rows), strict=True))
+        self._written: dict[str, set[str]] = {}  # stored image → each sha256 that we gave it
+        for entry in self._known.values():
+            for name, digest in entry.get("sha256", {}).items():
+                self._written.setdefault(name, set()).add(digest)
+        self._check_unchanged()
         self._notes: dict[str, str] = {}
         self._unsynced: list[Path] = []  # stored images that the notes are about
 
@@ -112,7 +99,19 @@ class Writer:
                 )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{self.out}: is not empty, expected a new or empty folder")
-        write_json(path, dict(settings), indent=2, sort_keys=True)
+        check_own(*(self.out / name for name in FILES))
+        if not path.exists():
+            write_json(path, dict(settings), indent=2, sort_keys=True)
+
+    def _check_unchanged(self) -> None:
+        for name, digests in self._written.items():
+            path = self.out / name
+            if path.is_file() and sha256(path) not in digests:
+                self._cache.close()
+                raise UserError(
+                    f"{path}: is no longer what this import wrote; move it away, or import into "
+                    "another folder"
+                )
 
     # --- images
 
@@ -153,14 +152,24 @@ class Writer:
         return self._keep(key, bare, safe_name(name, suffix), Look.of(picture), None)
 
     def _keep(self, key: str, data: bytes, name: str, look: Look, stamp: Any) -> str:
-        if name in self._looks:  # another source file of the same name
+        if name in self._looks or self._is_foreign(name, data):  # of another source file, or person
             stem, dot, end = name.rpartition(".")
             name = f"{stem}-{_short_hash(key)}{dot}{end}"
         write_unsynced(self.out / name, data)
         self._unsynced.append(self.out / name)
+        digest = hashlib.sha256(data).hexdigest()
+        entry = {"source": f"stored {name}", "sha256": {name: digest}}
         if stamp is not None:
-            self._note({"source": key, "stamp": stamp, "image": name} | _packed(look))
+            entry |= {"source": key, "stamp": stamp, "image": name} | _packed(look)
+        self._note(entry)
         return self._remember(key, name, look)
+
+    def _is_foreign(self, name: str, data: bytes) -> bool:
+        """Whether somebody else's file has this name (a power cut may leave ours, but empty)."""
+        path = self.out / name
+        if name in self._written or not path.exists():
+            return False
+        return path.stat().st_size > 0 and path.read_bytes() != data
 
     def _remember(self, key: str, name: str, look: Look) -> str:
         self._looks[name] = look
@@ -219,6 +228,9 @@ class Writer:
     def pair(self, row: SourceRow, **fields: Any) -> bool:
         return self._add("pairs", Pair, row, fields)
 
+    def truth(self, row: SourceRow, **fields: Any) -> bool:
+        return self._add("truth", Truth, row, fields)
+
     def _add(
         self, kind: str, record: type[Record], source: SourceRow, fields: dict[str, Any]
     ) -> bool:
@@ -233,10 +245,11 @@ class Writer:
         except (UnicodeEncodeError, ValueError, RecursionError) as error:
             self.reject(source, f"cannot be written as JSON: {error}"[:200])
             return False
-        if row.id in self._ids[kind]:
-            self.reject(source, f"id: {row.id!r} stands twice, expected unique")
+        name = "study" if kind == "truth" else "id"
+        if (own := getattr(row, name)) in self._ids[kind]:
+            self.reject(source, f"{name}: {own!r} stands twice, expected unique")
             return False
-        self._ids[kind].add(row.id)
+        self._ids[kind].add(own)
         self.rows[kind].append(row)
         if isinstance(row, Example) and row.question and not row.image:
             if "missing_images" not in row.meta:
@@ -276,32 +289,22 @@ class Writer:
         self._draw_splits()
         self._settle()
         result = self.result
-        for kind, name in (("examples", "examples"), ("corpus", "corpus"), ("pairs", "pairs")):
-            rows = self.rows[kind]
-            path = self.out / f"{name}.jsonl"
-            if rows or kind != "pairs":
-                write_jsonl(path, rows)
+        for kind, rows in self.rows.items():
+            if rows or kind in ("examples", "corpus"):
+                write_jsonl(self.out / f"{kind}.jsonl", rows, own=True)
             setattr(result, kind, len(rows))
         result.rejected = write_rejected(self.out / "rejected.jsonl", self.rejected)
         result.images = len(set(self._stored.values()))
-        for row in self.rows["examples"] + self.rows["corpus"]:
-            key = str(row.split)
-            result.splits[key] = result.splits.get(key, 0) + 1
-        result.splits = dict(sorted(result.splits.items()))
-        result.missing_images = len(self.missing)
-        if self.missing:
+        splits = Counter(str(row.split) for row in self.rows["examples"] + self.rows["corpus"])
+        result.splits = dict(sorted(splits.items()))
+        kept = [row for kind in KINDS[:3] for row in self.rows[kind]]
+        result.pictures(self.missing, kept, self._bare)
+        if self.placeholders:
             result.notes.append(
-                f"{result.missing_images} images are not there: these rows are text-only "
-                "(meta.missing_images names them)"
-                + ("" if self._stored else "; none was found: --image-root names their folder")
-            )
-        result.questions_without_image = len(self._bare)
-        if self._bare:
-            result.notes.append(
-                f"{len(self._bare)} questions whose rows name no image: {_first(self._bare)}"
+                f"{self.placeholders} texts that say nan, N/A or the like are no text"
             )
         if self._doubts:
-            result.notes.append(f"{len(self._doubts)} doubtful rows: {_first(self._doubts)}")
+            result.notes.append(f"{len(self._doubts)} doubtful rows: {first(self._doubts)}")
         self._cache.close()
         return result
 
@@ -314,7 +317,7 @@ class Writer:
             names = [row.image] if isinstance(row.image, str) else row.image or []
             looks = [self._looks[name] for name in names if name in self._looks]
             keyed.append((row, _study(row), looks))
-        drawn = splits.assign(
+        drawn = groups.assign(
             ((study, row.patient, looks, row.split) for row, study, looks in keyed),
             self.seed,
             self.shares,
@@ -333,13 +336,10 @@ def _study(row: Any) -> str:
 def write_rejected(path: Path, rows: list[BadRow]) -> int:
     """``rejected.jsonl``, or its absence when nothing was refused."""
     if rows:
-        return write_jsonl(path, rows)
+        return write_jsonl(path, rows, own=True)
+    check_own(path)
     path.unlink(missing_ok=True)
     return 0
-
-
-def _first(places: list[str], most: int = 5) -> str:
-    return ", ".join(places[:most]) + (", …" if len(places) > most else "")
 
 
 def _older(line: bytes) -> tuple[str, bytes]:

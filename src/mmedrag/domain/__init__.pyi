@@ -1,5 +1,5 @@
 from . import features as features, outliers as outliers
-from .fit import fit_head as fit_head
+from .fit import fit_head as fit_head, fit_trees as fit_trees
 from .identify import (
     DomainModel as DomainModel,
     embed as embed,

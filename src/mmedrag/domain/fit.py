@@ -21,12 +21,19 @@ from mmedrag.records import Encoder, Row, UserError
 from mmedrag.runtime import numpy_rng, seeded_int
 
 
-def fit_head(z: np.ndarray, y: np.ndarray, labels: list[str], settings: DomainTraining) -> Arrays:
-    """Multinomial logistic regression, classes weighted equally."""
+def fit_head(
+    z: np.ndarray,
+    y: np.ndarray,
+    labels: list[str],
+    settings: DomainTraining,
+    weight: np.ndarray | None = None,
+) -> Arrays:
+    """Multinomial logistic regression, classes weighted equally, or every row by ``weight``."""
     from sklearn.linear_model import LogisticRegression
 
-    fit = LogisticRegression(C=settings.strength, class_weight="balanced", max_iter=2000)
-    fit.fit(z, np.array([labels.index(label) for label in y]))
+    even = "balanced" if weight is None else None
+    fit = LogisticRegression(C=settings.strength, class_weight=even, max_iter=2000)
+    fit.fit(z, np.array([labels.index(label) for label in y]), sample_weight=weight)
     weight, bias = fit.coef_, fit.intercept_
     if len(labels) == 2:  # one logit: the second label against the first
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -53,22 +60,45 @@ def fit_unknown(
     rows: Sequence[Row], z: np.ndarray, arrays: Arrays, model: Encoder | None, s: DomainTraining
 ) -> Arrays:
     """Boosted trees: training pictures and varied copies against outliers."""
-    from sklearn.ensemble import GradientBoostingClassifier
-
     varied, _ = embed(_varied(rows, s), model, s.statistics)
     unknown, _ = embed(_outliers(rows, s), model, s.statistics)
     inside = np.concatenate([z, standardise(varied, arrays)]) if len(varied) else z
-    outside = standardise(unknown, arrays)
+    return fit_trees(inside, standardise(unknown, arrays), s)
+
+
+def fit_trees(
+    inside: np.ndarray,
+    outside: np.ndarray,
+    s: DomainTraining,
+    weight: np.ndarray | None = None,
+    leaf: int = 1,
+) -> Arrays:
+    """Boosted trees that tell standardised features of the known from those of the unknown, both
+    sides weighing equally.
+
+    Args:
+        weight: of the known, [len(inside)]; by default all the same.
+        leaf: least number of pictures in a leaf.
+    """
+    from sklearn.ensemble import GradientBoostingClassifier
+
     x = np.concatenate([inside, outside])
-    y = np.repeat([1, 0], [len(inside), len(outside)])
-    weight = np.where(y == 1, len(y) / (2 * len(inside)), len(y) / (2 * max(len(outside), 1)))
+    known = np.ones(len(inside)) if weight is None else weight
+    half = len(x) / 2
     trees = GradientBoostingClassifier(
         n_estimators=s.trees,
         max_depth=s.depth,
         subsample=0.5,
         max_features="sqrt",
+        min_samples_leaf=leaf,
         random_state=s.seed,
-    ).fit(x, y, sample_weight=weight)
+    ).fit(
+        x,
+        np.repeat([1, 0], [len(inside), len(outside)]),
+        sample_weight=np.concatenate(
+            [known / known.sum() * half, np.full(len(outside), half / max(len(outside), 1))]
+        ),
+    )
     found = tree_arrays(trees)
     offset = trees.decision_function(x[:1]) - _raw(trees, x[:1])
     return {**found, "start": offset.astype(np.float32)}

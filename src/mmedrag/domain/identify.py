@@ -142,6 +142,9 @@ def open_domain(
 
         path = embedded.path(str(path).partition(":")[2] or "domain")
     folder = Path(path)
+    for name in ("config.json", "head.safetensors"):
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name}: a link, expected a file of the model itself")
     try:
         config = json.loads((folder / "config.json").read_bytes())
         arrays = load_file(folder / "head.safetensors")
@@ -163,7 +166,7 @@ def open_domain(
         spec = str(config["encoder"]["spec"])
         if spec == "encoder":
             spec = "inside:encoder"
-        given = encoder or encoder_of_folder(spec, folder, "open_domain(encoder=...)")
+        given = encoder or encoder_of_folder(spec, folder, "--domain-encoder")
         encoder = load_encoder(given, device) if isinstance(given, str) else given
         if encoder.fingerprint != config["encoder"]["fingerprint"]:
             raise UserError(f"{folder}: encoder {spec} is not the one it was trained with")

@@ -31,7 +31,16 @@ from mmedrag.domain.fit import DomainTraining, fit_head, fit_temperature, fit_th
 from mmedrag.domain.identify import Arrays, DomainModel, embed, standardise
 from mmedrag.records import Encoder, Reopenable, Row, UserError
 from mmedrag.retrieval.encoders import load_encoder
-from mmedrag.runtime import DataFolder, Figures, ModelCard, read_toml, seeded_share, write_train_ids
+from mmedrag.runtime import (
+    PART,
+    DataFolder,
+    Figures,
+    ModelCard,
+    counted,
+    read_toml,
+    seeded_share,
+    write_train_ids,
+)
 
 __all__ = ["DomainTraining", "train_domain", "zero_shot_domain", "zero_shot_from"]
 
@@ -71,7 +80,15 @@ def train_domain(
     train = _limited(train, settings)
     labels = sorted({str(row.domain) for row in train})
     if len(labels) < 2:
-        raise UserError(f"train domain: found domains {labels}, expected at least two")
+        there = counted(row for one in data for row in one.corpus() if row.images)
+        raise UserError(
+            f"train domain: found domains {labels} in split train, expected at least two; pictures "
+            f"there are: {there}"
+        )
+    count = Counter(str(row.domain) for row in train)
+    per = ", ".join(f"{count[label]} {label}" for label in labels)
+    log.info("train domain: %d pictures of split train (%s)", len(train), per)
+    log.info("train domain: %d pictures of split val to calibrate on", len(val))
     if settings.fine_tune:
         if not isinstance(encoder, str):
             raise UserError("train domain: fine-tuning needs an encoder's name or folder")
@@ -132,6 +149,7 @@ def zero_shot_domain(
 
     There is nothing to fit a threshold on, so nothing is called unknown.
     """
+    _check_ours(Path(out))
     model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
     labels = sorted(prompts)
     if len(labels) < 2 or not all(prompts.values()):
@@ -236,7 +254,7 @@ def _check_ours(path: Path) -> None:
         UserError: the folder holds something else, or a model.
     """
     names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    if names - {"encoder", "head.safetensors", "head.safetensors.part", "config.json.part"}:
+    if {n for n in names if not PART.fullmatch(n)} - {"encoder", "head.safetensors"}:
         raise UserError(f"{path}: not empty, expected a new folder; choose another --out")
 
 

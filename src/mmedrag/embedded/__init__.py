@@ -2,7 +2,8 @@
 
 Every folder is an ordinary Hugging Face one, loaded through the same code as a 7B checkpoint.
 Weights, thresholds and calibrations come from ``data phantom`` alone (``make tiny`` rebuilds
-them); on real images the answers mean nothing, and the system says so.
+them); on real images the answers mean nothing, and the system says so. One is of real pictures:
+``domain-real`` (``training.real_domain``; its card names the sources).
 """
 
 import lazy_loader

@@ -1,6 +1,7 @@
 from .folder import (
     BENCHMARK as BENCHMARK,
     EMBEDDED as EMBEDDED,
+    REAL as REAL,
     available as available,
     foreign as foreign,
     located as located,

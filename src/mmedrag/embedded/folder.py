@@ -2,7 +2,8 @@
 
 Every folder is an ordinary Hugging Face one, loaded through the same code as a 7B checkpoint.
 Weights, thresholds and calibrations come from ``data phantom`` alone (``make tiny`` rebuilds
-them); on real images the answers mean nothing, and the system says so.
+them); on real images the answers mean nothing, and the system says so. One is of real pictures:
+``domain-real`` (``training.real_domain``; its card names the sources).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from mmedrag.records import UserError
 
 EMBEDDED = "embedded"
 BENCHMARK = "phantom"  # the ``source`` of the pictures that the embedded models were trained on
+REAL = "domain-real"  # the domain model that was fitted on real pictures
 NAMES = (
     "domain",
+    REAL,
     "encoder",
     "retriever-radiology",
     "retriever-ophthalmology",
@@ -58,7 +61,8 @@ def foreign(specs: Iterable[str | None], sources: Iterable[str | None] = ("",)) 
         specs: names of encoders and models, as users give them.
         sources: ``source`` of the pictures' rows.
     """
-    mine = sorted({spec for spec in specs if spec and spec.partition(":")[0] == EMBEDDED})
+    named = {spec for spec in specs if spec and spec.partition(":")[0] == EMBEDDED}
+    mine = sorted(named - {f"{EMBEDDED}:{REAL}"})
     others = {source for source in sources if source != BENCHMARK}
     if not mine or not others:
         return None

@@ -24,7 +24,12 @@ from .fusion import (
 )
 from .keywords import findings_of as findings_of, load_keywords as load_keywords
 from .metrics.statistics import Estimate as Estimate
-from .of_domain import evaluate_domain as evaluate_domain
+from .of_domain import (
+    EVERYDAY as EVERYDAY,
+    blank as blank,
+    evaluate_domain as evaluate_domain,
+    everyday as everyday,
+)
 from .of_retriever import evaluate_retriever as evaluate_retriever
 from .result import (
     Comparison as Comparison,

@@ -109,7 +109,7 @@ def _outliers(
     counts as its patient's."""
     kinds: dict[str, list[tuple[str | None, Image.Image]]] = {
         "noise": [(r.patient, _noise(r.images[0], n, seed)) for n, r in enumerate(rows[:50])],
-        "blank": [(None, _blank(n, seed)) for n in range(50)],
+        "blank": [(None, blank(n, seed)) for n in range(50)],
         "channel_swap": [(r.patient, p) for r in rows for p in _swapped(r.images[0])],
         "everyday": [(None, p) for p in everyday()],
     }
@@ -153,7 +153,8 @@ def _noise(path: Path, number: int, seed: int) -> Image.Image:
     return apply_noise(load_image(path), noise, size)
 
 
-def _blank(number: int, seed: int) -> Image.Image:
+def blank(number: int, seed: int) -> Image.Image:
+    """A picture of one colour; every other one is grey."""
     rng = numpy_rng(seed * 1000 + number)
     colour = rng.integers(0, 256, 3) if number % 2 else np.repeat(rng.integers(0, 256), 3)
     return Image.new("RGB", (128, 128), tuple(int(v) for v in colour))

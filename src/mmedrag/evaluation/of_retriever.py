@@ -7,13 +7,15 @@ Place in the picture: beside ``retrieval.search``. Two questions over the rows o
   best reference's labels agree with the picture's, against random references, and hubness.
 
 References are found by their texts or, with key "image", by their own pictures (then there is no
-pairing to ask for). Beside every value stand chance (computed), the same encoder with its pictures
-shuffled, and the same architecture untrained. All have n and a 95 % interval (bootstrap over
-patients).
+pairing to ask for, and agreement is also that of the five best). Beside every value stand chance
+(computed), the same encoder with its pictures shuffled, and the same architecture untrained. All
+have n and a 95 % interval (bootstrap over patients).
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +39,9 @@ from mmedrag.retrieval import (
     relevant,
 )
 from mmedrag.retrieval.encoders import load_encoder
-from mmedrag.runtime import DataFolder, numpy_rng
+from mmedrag.runtime import DataFolder, counted, numpy_rng
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_retriever(
@@ -65,20 +69,34 @@ def evaluate_retriever(
     Returns:
         ``paired``: metric -> {value, low, high, n, chance {…}, shuffled {…}, untrained {…}} ·
         ``agreement``: of the best reference -> {value, low, high, n, random {…},
-        difference {…}} · ``finding_agreement``: domain -> :class:`.agreement.Agreement` ·
-        ``hubness``: metric of :func:`metrics.retrieval.hubness` -> {value, low, high, n} · ``n``,
-        ``gallery``, ``skipped`` · ``encoder``.
+        difference {…}}; with key "image" also {top5 {…}, shuffled {…}, untrained {…}} ·
+        ``finding_agreement``: domain -> :class:`.agreement.Agreement` ·
+        ``hubness``: metric of :func:`metrics.retrieval.hubness` -> {value, low, high, n} ·
+        ``n``, ``gallery``, ``skipped`` · ``encoder``.
 
     Raises:
         UserError: fewer than two rows with picture and text.
     """
-    model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
     splits = [split] if isinstance(split, str) else list(split)
     rows = [r for one in splits for r in rows_of(data, one, domain, key)]
     gallery = rows_of(data, gallery_split, domain, key)
     if len(rows) < 2:
         what = "picture and text" if key == "text" else "picture"
-        raise UserError(f"retriever eval: {len(rows)} rows with {what} in {'+'.join(splits)!r}")
+        raise UserError(
+            f"retriever eval: {len(rows)} rows with {what} in split {'+'.join(splits)}, domain "
+            f"{domain or 'any'}; there are: {counted(r for one in data for r in one.corpus())}"
+        )
+    log.info(
+        "retriever eval: %d pictures of split %s ask among %d rows of split %s, domain %s",
+        len(rows),
+        "+".join(splits),
+        len(gallery),
+        gallery_split,
+        domain or "any",
+    )
+    if not gallery:
+        log.warning("no row of split %s to find: agreement is not measured", gallery_split)
+    model = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
     seen = EmbeddingCache(cache, model, "image")
     rows, found, skipped = _embedded(rows, model, seen)
     patients = [r.patient for r in rows]
@@ -104,16 +122,19 @@ def evaluate_retriever(
             scores = found.vectors @ shelf.vectors.T
         top = _best(scores, allowed, k)
         result["hubness"] = cells(hubness(top, len(gallery)), patients, resamples, seed)
-        tops = {"value": top[:, 0]}
+        tops = {"value": top[:, :1]}
         known = agreements(data, rows, gallery)
         if key == "image":
             known |= same_labels(rows, gallery)
+            overlap = text_overlap(rows, gallery)
+            known |= {} if np.isnan(overlap).all() else {"text_overlap": overlap}
+            tops |= {"top5": top[:, :5], "shuffled": _of_others(top[:, 0], seed)}
             if blind:
                 with reinitialised(model, seed):
                     asked, shown = (
                         model.images([r.images[0] for r in part]) for part in (rows, gallery)
                     )
-                tops["untrained"] = _best(asked @ shown.T, allowed, 1)[:, 0]
+                tops["untrained"] = _best(asked @ shown.T, allowed, 1)
         result["agreement"] = {
             name: _agreement(matrix, tops, allowed, patients, resamples, seed)
             for name, matrix in known.items()
@@ -167,6 +188,15 @@ def _best(scores: np.ndarray, allowed: np.ndarray, k: int) -> np.ndarray:
     scores = np.where(allowed, scores, -np.inf)
     top = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, scores.shape[1])]
     return np.where(np.take_along_axis(allowed, top, axis=1), top, -1)
+
+
+def _of_others(best: np.ndarray, seed: int, most: int = 50) -> np.ndarray:
+    """The best references of up to ``most`` other queries, int [q, others]."""
+    order, number = numpy_rng(seed).permutation(len(best)), min(len(best) - 1, most)
+    out = np.empty((len(best), number), dtype=best.dtype)
+    for shift in range(number):
+        out[order, shift] = best[np.roll(order, shift + 1)]
+    return out
 
 
 def _alike(asked: ImageEmbeddings, shelf: ImageEmbeddings) -> np.ndarray:
@@ -232,6 +262,24 @@ def same_labels(rows: Sequence[Reference], gallery: Sequence[Reference]) -> dict
     if len(out) > 1:
         out["same_all"] = np.min(list(out.values()), axis=0)  # NaN where any is
     return out
+
+
+def text_overlap(rows: Sequence[Reference], gallery: Sequence[Reference]) -> np.ndarray:
+    """Jaccard index of the words (four letters or more) of both texts, [q, g]; NaN where one is no
+    report, caption or note. Crude: a denied finding counts as a named one."""
+    said = [[_words(r) for r in part] for part in (rows, gallery)]
+    number = {word: n for n, word in enumerate(sorted({w for p in said for s in p for w in s}))}
+    tables = [np.zeros((len(part), len(number))) for part in said]
+    for table, part in zip(tables, said, strict=True):
+        for line, words in zip(table, part, strict=True):
+            line[[number[word] for word in words]] = 1
+    both = np.logical_and.outer(tables[0].any(axis=1), tables[1].any(axis=1))
+    return np.where(both, _jaccard(*tables), np.nan)
+
+
+def _words(row: Reference) -> set[str]:
+    plain = row.meta.get("text_kind", "report") in ("report", "caption", "note")
+    return set(re.findall(r"[^\W\d_]{4,}", row.text.lower())) if plain else set()
 
 
 def _said(row: Reference) -> dict[str, frozenset[str]]:
@@ -309,13 +357,20 @@ def _agreement(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Mean agreement of the best reference (``tops["value"]``, and of other encoders), of a random
-    allowed one, and the difference of the two."""
+    """Mean agreement of the best reference (``tops["value"]``, and of others; [q, k], -1: none),
+    of a random allowed one, and the difference of the two."""
     matrix = np.where(allowed, matrix, np.nan)
 
     def measured(top: np.ndarray) -> dict[str, Any]:
-        best = np.where(top >= 0, matrix[np.arange(len(top)), np.maximum(top, 0)], np.nan)
-        known = ~np.isnan(best)
+        found = np.take_along_axis(matrix, np.maximum(top, 0), axis=1)
+        said = (top >= 0) & ~np.isnan(found)
+        known = said.any(axis=1)
+        best = np.divide(
+            np.where(said, found, 0).sum(axis=1),
+            said.sum(axis=1),
+            where=known,
+            out=np.zeros(len(top)),
+        )
         if not known.any():
             return {"value": {"value": None, "low": None, "high": None, "n": 0}}
         random = np.nanmean(matrix[known], axis=1)

@@ -101,8 +101,12 @@ def confusion(run: SystemRun, common: Common) -> dict[str, dict[str, Shares]]:
 
 
 def routing(run: SystemRun, common: Common) -> dict[str, Shares]:
-    """domain -> identified domain -> share of images."""
-    routed = [t for t in one_per_image(run.traces) if t.target_domain and t.domain]
+    """domain -> identified domain -> share of images; not of those whose domain was stated."""
+    routed = [
+        t
+        for t in one_per_image(run.traces)
+        if t.target_domain and t.domain and t.domain.by not in ("option", "row", "index")
+    ]
 
     def identified(trace: Trace) -> str:
         return trace.domain.label if trace.domain else ""

@@ -33,7 +33,7 @@ from mmedrag.pipeline import (
 )
 from mmedrag.records import ConditionSpec, DomainIdentifier, Example, Generator, Searcher, UserError
 from mmedrag.retrieval import RuleSpec
-from mmedrag.runtime import DataFolder
+from mmedrag.runtime import DataFolder, counted
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
@@ -242,8 +242,15 @@ def sample(data: DataFolder, studies: int = 0, split: str = "test") -> list[Exam
 
     One study of each patient before a second one of any, because intervals count patients;
     otherwise in file order, so that nobody chose them.
+
+    Raises:
+        UserError: there are no examples of this split.
     """
     examples = data.examples(split)
+    if not examples:
+        there = counted(data.examples())
+        raise UserError(f"{data.path}: no example of split {split}; there are: {there}")
+    log.info("%d examples of split %s, any domain", len(examples), split)
     if not studies:
         return examples
     turns: dict[str | None, dict[str, int]] = {}  # domain -> study -> how many of its patient's
@@ -274,11 +281,19 @@ def describe_sample(studies: int, examples: Sequence[Example], split: str = "tes
 
 
 def parts_of(system: System, settings: AblationSettings, seed: int = 0) -> Parts:
-    """The parts of a system (see :mod:`mmedrag.pipeline.system`), opened once for all rows."""
+    """The parts of a system (see :mod:`mmedrag.pipeline.system`), opened once for all rows.
+
+    The embedded domain model counts as named: it is asked for every picture, whatever the data
+    states, because the rows measure what identification is worth.
+    """
     from mmedrag.retrieval import open_retriever
 
+    named = system.routing == "embedded" or system.domain.label or system.domain.model
+    if system.domains and (not named or system.routing == "shipped"):
+        log.warning("rows go by the domain that they state; to identify it: --domain-model")
     bare = replace(
         system,
+        routing="model" if system.routing == "embedded" else system.routing,
         generator={k: v for k, v in system.generator.items() if k != "adapter"},
         domains={d: replace(part, adapter=None) for d, part in system.domains.items()},
     )

@@ -16,7 +16,7 @@ from mmedrag.experiments import ablation
 from mmedrag.experiments.ablation import AblationSettings, Progress
 from mmedrag.experiments.effects import effect_lines, read_fusion, with_effects
 from mmedrag.pipeline import Flags, System, data_folder, generic_index, resolve_system
-from mmedrag.runtime import DataFolder, write_text
+from mmedrag.runtime import DataFolder, check_own, write_text
 
 STUDIES = 10  # of each domain: what two slow cores answer in under five minutes
 
@@ -105,13 +105,14 @@ def ablate(
     """
     from mmedrag.report import write_report
 
+    check_own(*(out / name for name in ("metrics.json", "report.html", "sample.json")))
     settings = settings or AblationSettings()
     fusion = read_fusion(settings.attainable) if settings.attainable else None
+    examples = ablation.sample(data, settings.studies, settings.split)
     parts = ablation.parts_of(system, settings, seed)
     table = ablation.rows(
         parts, ablation.system_adapters(system, settings), settings.pairwise, bool(data.truth())
     )
-    examples = ablation.sample(data, settings.studies, settings.split)
     folders = ablation.run_rows(table, parts, data, examples, out, seed, progress)
     lacking = {row.title: row.lacks for row in table if row.lacks}
     result = evaluate(folders, data, out=out / "metrics.json", seed=seed, not_run=lacking)

@@ -292,26 +292,38 @@ def run_matrix(
     unknown = set(only) - {r.id for r in rows}
     if unknown:
         raise UserError(f"--row {min(unknown)}: no such row in the matrix")
+    latest, book = root / "repro/results/latest.json", root / "docs/reproduce.md"
+    recorded: dict[str, Any] = {}
+    if write and not only:  # before the rows, which take minutes
+        _check_written(book)
+        recorded = _recorded(latest)
     report = Report([run_row(r, folders) for r in rows if not only or r.id in only])
     if write and not only:
-        latest = root / "repro/results/latest.json"
-        recorded = _recorded(latest) | {
+        recorded |= {
             r.row.id: {"measured": round(r.measured, 6), "status": r.status}
             for r in report.results
             if r.measured is not None
         }
         recorded = {r.id: recorded[r.id] for r in rows if r.id in recorded}
         write_json(latest, recorded)
-        _write(root / "docs/reproduce.md", page(rows, recorded))
+        write_text(book, page(rows, recorded))
     return report
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
+    rows = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(row, dict) and {"measured", "status"} <= row.keys() for row in rows):
+        raise UserError(f"{path}: not what `mmedrag repro` writes; move it away")
+    return found
 
 
-def _write(path: Path, text: str) -> None:
-    write_text(path, text)
+def _check_written(path: Path) -> None:
+    """That a file may be written: in a checkout no ledger tells, but each says what wrote it."""
+    if path.exists() and b"by `mmedrag repro" not in path.read_bytes():
+        raise UserError(
+            f"{path}: is there already and not written by `mmedrag repro`; move it away"
+        )
 
 
 def page(rows: Sequence[Row], recorded: Mapping[str, Mapping[str, Any]]) -> str:
@@ -393,7 +405,8 @@ def adopt(demo: str | Path, out: str | Path, tolerance: float = 0.02) -> int:
             f"from = {json.dumps(origin)}",
             "",
         ]
-    _write(Path(out), "\n".join(lines))
+    _check_written(Path(out))
+    write_text(out, "\n".join(lines))
     return len(made)
 
 

@@ -2,7 +2,7 @@
 
 Place in the picture: behind ``files.decode_image``. Pillow has no mode for colour beyond 8 bits: it
 keeps the upper byte, and 12 bits of film in a 16-bit file come out black. Of TIFF it drops the sign
-of samples and, beyond 8 bits, PhotometricInterpretation (TIFF 6.0, sections 3, 14, 18 and 19).
+of samples and, beyond 8 bits, PhotometricInterpretation (TIFF 6.0, sections 3, 14, 16, 18 and 19).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin
 
 from mmedrag.images.pixels import MAX_PIXELS, check_size, picture_from_array
 from mmedrag.records import UserError
@@ -23,7 +23,8 @@ from mmedrag.records import UserError
 _HALVES = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L")}
 _BYTES_OF_TWO = "LA;16B"  # grey and alpha: four bytes, read as such under the raw mode RGBA
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _CMYK: 4}
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
 # what turns a segment into its bytes; JPEG and fax codes belong to 8 bits and 1
 _BYTE_CODES = {1: "none", 5: "LZW", 8: "Deflate", 32773: "PackBits", 32946: "Deflate"} | {
@@ -147,9 +148,21 @@ class Tiff:
 
     @property
     def deep(self) -> bool:
-        """Grey or RGB samples that Pillow cuts, misreads or does not know."""
+        """Grey, RGB or CMYK samples that Pillow cuts, misreads or does not know."""
         plain = self.bits <= 8 and self.number(339, 1) in (1, 4)
-        return self.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and not plain
+        return self.photometric in _COLOURS and not (plain and self.inks == 1)
+
+    @property
+    def inks(self) -> int:
+        """InkSet: 1 is CMYK, 2 other inks."""
+        return self.number(332, 1) if self.photometric == _CMYK else 1
+
+    @property
+    def palette(self) -> ImagePalette.ImagePalette | None:
+        """The colours of a ColorMap whose 16-bit entries hold 8 bits, as libtiff takes them."""
+        entries = self.numbers(320) if self.photometric == _PALETTE else []
+        narrow = entries and max(entries) < 256
+        return ImagePalette.raw("RGB;L", bytes(entries)) if narrow else None
 
     @property
     def kind(self) -> str:
@@ -176,7 +189,7 @@ class Tiff:
 
 
 def tiff(data: bytes, header: Tiff, name: str) -> Image.Image:
-    """A deep grey or RGB TIFF, not yet turned: any layout, byte order, sign and sample size.
+    """A deep grey, RGB or CMYK TIFF, not yet turned: any layout, byte order, sign and sample size.
 
     Alpha is laid on black; channels beyond the photometric ones are left out.
 
@@ -185,16 +198,21 @@ def tiff(data: bytes, header: Tiff, name: str) -> Image.Image:
     """
     check_size(header.size, name)
     pixels = _tiff_samples(data, header, name)
-    colours = 3 if header.photometric == _RGB else 1
-    if header.samples < colours:
-        raise UserError(f"{name}: TIFF of {header.kind} with {header.samples} samples, expected 3")
-    colour = pixels[..., :3] if colours == 3 else pixels[..., 0]
+    colours, sign = _COLOURS[header.photometric], pixels.dtype.kind
+    if header.samples < colours or header.inks != 1:
+        raise UserError(
+            f"{name}: TIFF of {header.kind}, {header.samples} samples, expected {colours}"
+            + (" of cyan, magenta, yellow and black" if header.inks != 1 else "")
+        )
+    full = 1.0 if sign == "f" else float((1 << header.bits - (sign == "i")) - 1)
+    colour = pixels[..., 0] if colours == 1 else pixels[..., :colours]
+    if header.photometric == _CMYK:
+        paper = 1 - colour / np.float32(full)  # what the inks leave, as Pillow does it for bytes
+        colour = paper[..., :3] * paper[..., 3:]
     extra = header.numbers(338)
     alpha = None
     # 1: already multiplied by its alpha, as it lies on black; 2: not yet
     if header.samples > colours and extra[:1] == [2]:
-        sign = pixels.dtype.kind
-        full = 1.0 if sign == "f" else float((1 << header.bits - (sign == "i")) - 1)
         alpha = np.clip(pixels[..., colours].astype(np.float64) / full, 0, 1)
     return on_black(colour, alpha, name, inverted=header.photometric == _WHITE_IS_ZERO)
 

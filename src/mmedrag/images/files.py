@@ -93,6 +93,8 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
                 )
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 check_size(opened.size, name)
+                if header and header.palette:
+                    opened.palette = header.palette
                 return _upright_rgb(opened, data, name)
     except UserError:
         raise

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmedrag.models.checkpoints import Shard, shard_paths
+from mmedrag.models.checkpoints import Shard, read_object, shard_paths
 from mmedrag.records import UserError
 
 log = logging.getLogger(__name__)
+# PEFT asks a model's old property whenever an adapter is put into it
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+# kinds of adapters that are their tensors alone; others name models or tokenizers to be loaded
+KINDS = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "VERA", "OFT", "BOFT")
 BESIDE = "non_lora_trainables.bin"
 WRAP = "base_model.model."
 LORA = re.compile(
@@ -69,6 +74,15 @@ def attach(
     folder = Path(adapter)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter here, expected adapter_config.json in a folder")
+    settings = read_object(folder / "adapter_config.json")
+    kind = settings.get("peft_type")
+    if settings.get("megatron_config"):
+        raise UserError(f"{folder}/adapter_config.json: megatron_config names code to import")
+    if kind not in KINDS:
+        raise UserError(
+            f"{folder}/adapter_config.json: peft_type {kind!r} is not supported, expected one of "
+            f"{', '.join(KINDS)}"
+        )
     shards = [Shard(path) for path in shard_paths(folder)]
     stored = {key: shard for shard in shards for key in shard.specs}
     parameters, modules = _own(peft.get_base_model() if peft is not None else model)
@@ -101,6 +115,8 @@ def attach(
     except (ValueError, RuntimeError, KeyError, OSError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: the adapter does not fit the model: {reason}") from error
+    # or PEFT asks the hub about the model it was trained on
+    peft.peft_config[name].base_model_name_or_path = None
     held = set(get_peft_model_state_dict(peft, adapter_name=name))
     # a module that is kept whole holds the base model's values where the file gives none
     kept = tuple(f"{WRAP}{module}." for module in whole)
@@ -127,7 +143,7 @@ def _load(
 ) -> Any:
     from peft import PeftModel
 
-    how = {"adapter_name": name, "is_trainable": trainable, **options}
+    how = {"adapter_name": name, "is_trainable": trainable, "local_files_only": True, **options}
     if peft is None:
         return PeftModel.from_pretrained(model, str(folder), **how)
     peft.load_adapter(str(folder), **how)
@@ -138,7 +154,7 @@ def _config(folder: Path, trainable: bool, renamed: Collection[str], whole: set[
     """The adapter's configuration, for this model's names."""
     from peft import PeftConfig
 
-    config: Any = PeftConfig.from_pretrained(str(folder))
+    config: Any = PeftConfig.from_pretrained(str(folder), local_files_only=True)
     config.inference_mode = not trainable
     if renamed:  # the targets are those that have tensors: the file's may name other modules now
         config.target_modules = sorted(_modules(renamed))

@@ -136,7 +136,7 @@ def load_tokenizer(source: Path) -> Any:
             )
     try:
         llama = LlamaTokenizer.from_pretrained(
-            source, local_files_only=True, legacy=True, add_bos_token=True
+            source, local_files_only=True, trust_remote_code=False, legacy=True, add_bos_token=True
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{source}: tokenizer cannot be loaded: {error}") from None

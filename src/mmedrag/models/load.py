@@ -61,6 +61,8 @@ def load_model(
     name = str(model)
     progress.disable_progress_bar()
     no_pointers(name)
+    if (Path(name) / "adapter_config.json").exists() and not (Path(name) / "config.json").exists():
+        raise UserError(f"{name}: an adapter and no model: give it with --adapter")
     chosen_device = torch.device(device or best_device())
     try:
         # said aloud, or transformers asks on the terminal whether to run a folder's own code

@@ -5,7 +5,12 @@ from . import (
     system as system,
 )
 from .conditions import Pool as Pool
-from .embedded import CORPUS as CORPUS, data_folder as data_folder, generic_index as generic_index
+from .embedded import (
+    CORPUS as CORPUS,
+    data_folder as data_folder,
+    generic_index as generic_index,
+    real_domain_model as real_domain_model,
+)
 from .evidence import NOTICE as NOTICE, guess_answer_type as guess_answer_type
 from .interactive import Reply as Reply, ask as ask, notices as notices
 from .pipeline import GENERIC as GENERIC, STAGES as STAGES, Pipeline as Pipeline, Stage as Stage

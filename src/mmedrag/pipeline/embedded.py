@@ -6,13 +6,15 @@ Place in the picture: beside ``system``: what is searched where no index is name
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from mmedrag.embedded import BENCHMARK, available, path
+from mmedrag.embedded import BENCHMARK, EMBEDDED, REAL, available, path
 from mmedrag.records import UserError
 from mmedrag.runtime import cache_folder, sha256_of
 
+log = logging.getLogger(__name__)
 DOMAINS = ("radiology", "ophthalmology", "pathology")
 
 
@@ -29,6 +31,7 @@ def data_folder() -> Path:
     name = "-".join(str(value) for value in CORPUS.values())
     out = cache_folder() / f"phantom-{__version__}-{name}"
     if not (out / "examples.jsonl").exists():
+        log.info("drawing the embedded system's studies, once: %s", out)
         build_benchmark(out, twins="image", **CORPUS)
     return out
 
@@ -46,7 +49,6 @@ def generic_index() -> Path:
 
 def of_benchmark(index: str | Path) -> bool:
     """Whether an index holds the benchmark's pictures alone, by an embedded encoder."""
-    from mmedrag.embedded import EMBEDDED
     from mmedrag.retrieval import Filter, IndexFolder
     from mmedrag.retrieval.stores import read_manifest
 
@@ -61,8 +63,7 @@ def of_benchmark(index: str | Path) -> bool:
 
 def real_domain_model() -> str | None:
     """The shipped domain model for real pictures; None where this installation has none."""
-    spec = "embedded:domain-real"
-    return spec if spec.partition(":")[2] in available() else None
+    return f"{EMBEDDED}:{REAL}" if REAL in available() else None
 
 
 def _index(domain: str | None, name: str) -> Path:
@@ -72,6 +73,7 @@ def _index(domain: str | None, name: str) -> Path:
     data, digest = data_folder(), _fingerprint(path(name))
     folder = data.parent / f"index-{data.name}-{domain or 'generic'}-{digest}"
     if not (folder / "manifest.json").exists():
+        log.info("building an embedded index, once: %s", folder)
         build_index([DataFolder(data)], folder, domain=domain, encoder=f"embedded:{name}")
     return folder
 

@@ -15,6 +15,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 MANY = 0.1  # share of rows from which on a warning is due
+CUT_OFF = "cut off while the model was still reasoning (--set generator.reasoning_tokens=N)"
 WHAT = {"image": "no picture", "reference": "no reference was found", "answer": "no answer"}
 
 
@@ -48,9 +49,9 @@ class Found:
                     self.kept += bool(selection["kept"])
                     if not selection["kept"]:
                         self.dropped[f"{selection['rule']}: {_kind(selection['reason'])}"] += 1
-            said = (trace.get("answer") or {}).get("text") or ""
-            if self.model and not said.strip():
-                self._lacks("answer", _kind(trace.get("error") or "the model wrote nothing"))
+            answer = trace.get("answer") or {}
+            if self.model and not (answer.get("text") or "").strip():
+                self._lacks("answer", _kind(trace.get("error") or _why_no_text(answer)))
         return self
 
     def _lacks(self, what: str, reason: str) -> None:
@@ -70,10 +71,21 @@ class Found:
                 log.error("error: %s: %s", words, reason)
             elif count > MANY * rows:
                 log.warning("%s, most often: %s", words, reason)
+        cut = self.lacks.get("answer", Counter())[CUT_OFF]
+        if 0 < cut <= MANY * self.asked["answer"]:
+            log.warning("no answer in %d of %d rows: %s", cut, self.asked["answer"], CUT_OFF)
         if self.dropped and not self.kept:
             count, (reason, _) = self.dropped.total(), self.dropped.most_common(1)[0]
             log.warning("the selection rule kept nothing in any of %d rows: %s", count, reason)
         return {what: reasons.total() for what, reasons in self.lacks.items()}
+
+
+def _why_no_text(answer: Mapping[str, Any]) -> str:
+    if answer.get("refusal"):
+        return "the server refused to answer"
+    if answer.get("finish_reason") == "length":
+        return CUT_OFF
+    return "the model wrote nothing"
 
 
 def _why_no_hit(trace: Mapping[str, Any]) -> str:

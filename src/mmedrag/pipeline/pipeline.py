@@ -61,9 +61,9 @@ class Pipeline:
     """``Pipeline(domain, retrievers, rule, templates, generator)(examples) -> traces``.
 
     Attributes:
-        domain: identifier, a fixed label, or None. Without a label, and with an identifier only
-            if it is the one that ships (``by`` is ``"shipped"``), a row's own domain goes first;
-            what nobody states is that of the only retriever.
+        domain: identifier, a fixed label, or None. A label and an identifier that somebody named
+            go before a row's own domain, one that ships (``by`` is ``"embedded"`` or
+            ``"shipped"``) after it; what nobody states is that of the only retriever.
         retrievers: searcher per domain label; key ``"generic"`` serves every domain.
         rule: selection rule with parameters; None keeps all ``k`` hits.
         templates: prompt set; generator: answers requests; None stops after the prompt.
@@ -155,7 +155,7 @@ class Pipeline:
                 trace.domain = Domain(label=self.domain, by="option")
         else:
             by = getattr(self.domain, "by", "model")
-            if self.domain is None or by == "shipped":
+            if self.domain is None or by != "model":
                 for trace in traces:
                     if trace.target_domain:
                         trace.domain = Domain(label=trace.target_domain, by="row")

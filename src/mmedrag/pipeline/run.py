@@ -134,12 +134,17 @@ def run_examples(
     counts = run_conditions(
         pipeline, data, {"": spec}, Path(out), settings, seed, system, inputs, progress, pool
     )
-    return {"out": str(out), **counts, **missing(pipeline, [Path(out)])}
+    lacking = missing([Path(out)], bool(pipeline.retrievers), pipeline.generator is not None)
+    return {"out": str(out), **counts, **lacking}
 
 
-def missing(pipeline: Pipeline, folders: Iterable[Path]) -> dict[str, Any]:
-    """What the rows of run folders lack, told in the log; empty where nothing is missing."""
-    found = Found(index=bool(pipeline.retrievers), model=pipeline.generator is not None)
+def missing(folders: Iterable[Path], index: bool = False, model: bool = True) -> dict[str, Any]:
+    """What the rows of run folders lack, told in the log; empty where nothing is missing.
+
+    Args:
+        index, model: as of :class:`mmedrag.pipeline.found.Found`.
+    """
+    found = Found(index, model)
     for folder in folders:
         with open(folder / TRACES, encoding="utf-8") as lines:
             found.add(map(json.loads, lines))
@@ -244,10 +249,14 @@ def merge(shards: Sequence[Path], out: Path, mixed: bool = False) -> dict[str, A
         missing = next(i for i in range(wanted) if i not in found)
         raise UserError(f"run merge: {len(found)} of {wanted} shards given, {missing} is missing")
     run_folder.claim(Path(out), configs[0])
+    run_folder.check_finished(Path(out))
     lines: list[tuple[int, bytes]] = []
     for shard in found.values():
         rows = [row for row in (shard / TRACES).read_bytes().split(b"\n") if row]
-        lines += zip(read_json(shard / POSITIONS), rows, strict=True)
+        places = read_json(shard / POSITIONS)
+        if len(places) != len(rows):
+            raise UserError(f"{shard / TRACES}: {len(rows)} rows, expected {len(places)}")
+        lines += zip(places, rows, strict=True)
     write_bytes(Path(out) / TRACES, b"".join(row + b"\n" for _, row in sorted(lines)))
     run_folder.finish(Path(out), TRACES)
     times = b"".join((p / TIMINGS).read_bytes() for p in found.values() if (p / TIMINGS).exists())

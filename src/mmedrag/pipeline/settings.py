@@ -52,6 +52,9 @@ class Flags:
     system: Path | None = setting(None, "System file (TOML) that names the parts.", metavar="FILE")
     domain: str | None = setting(None, "Identify the domain, or fix it.", metavar="auto|NAME")
     domain_model: str | None = setting(None, "Domain identification model.", metavar="DIR")
+    domain_encoder: str | None = setting(
+        None, "Encoder of the domain model, where it is one of your own.", metavar="DIR|SPEC"
+    )
     model: str | None = setting(None, "Model that answers.", metavar="DIR|ID")
     adapter: str | None = setting(None, "Adapter on the model; none: without.", metavar="DIR")
     index: Sequence[str] = setting((), "Repeatable, one per domain.", metavar="DIR")

@@ -4,7 +4,7 @@ Place in the picture: before it. Parts come, in this order, from flags, a recipe
 ``[selection]``, ``[generator]`` and ``[prompts]`` tables, the system file, and the embedded
 system. The system file::
 
-    [domain]              model = "folder", or label = "radiology" to fix it
+    [domain]              model = "folder", encoder of it; or label = "radiology" to fix it
     [domains.radiology]   index = "folder", retriever = "encoder folder", adapter = "folder"
     [generator]           kind = "hf" | "openai" | "scripted", model, adapter, options
     [selection]           rule = "log_ratio", gamma = ..., k = ...
@@ -14,8 +14,8 @@ The embedded indexes belong to the embedded model: with another model and no ind
 answers are given without references. Paths in a system file are relative to the file.
 
 Who states a picture's domain: ``--domain NAME``; else the domain model that the user named; else
-the embedded one, where every index is of the benchmark; else the row itself; else the model that
-ships for real pictures; else the only index.
+the row itself; else a model that ships, the embedded one where every index is of the benchmark and
+the one for real pictures elsewhere; else the only index.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,10 +43,12 @@ HITS = 8  # how many hits are retrieved at least, before selection
 
 @dataclass(frozen=True)
 class DomainTable:
-    """``[domain]``: the identification model, or one fixed label."""
+    """``[domain]``: the identification model (and its encoder, if that is one of the user's
+    own), or one fixed label."""
 
     model: str | None = None
     label: str | None = None
+    encoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ class System:
 
     def describe(self) -> dict[str, Any]:
         told = {k: v for k, v in vars(self).items() if k != "routing" or v == "shipped"}
-        return config.as_dict(told)
+        described: dict[str, Any] = config.as_dict(told)
+        if self.domain.encoder is None:  # as it was before there was one
+            del described["domain"]["encoder"]
+        return described
 
     def caution(self, sources: Iterable[str | None], answers: bool = False) -> None:
         """Warn once where embedded parts meet pictures that are not the benchmark's.
@@ -231,7 +236,7 @@ def _identifier(system: System) -> Any:
 
     if system.domain.model is None:
         return None
-    model = open_domain(located(system.domain.model))
+    model = open_domain(located(system.domain.model), encoder=system.domain.encoder)
     model.by = system.routing
     return model
 
@@ -268,10 +273,12 @@ def _rule(table: Mapping[str, Any]) -> RuleSpec:
 def _domain(flags: Flags, found: DomainTable) -> DomainTable:
     if flags.domain_model is not None:
         found = DomainTable(model=flags.domain_model)
+    if flags.domain_encoder is not None:
+        found = replace(found, encoder=flags.domain_encoder)
     if flags.domain not in (None, "auto"):
         return DomainTable(label=flags.domain)
     if flags.domain == "auto" and found.label:
-        found = DomainTable(model=found.model)
+        found = replace(found, label=None)
     return found
 
 
@@ -334,7 +341,7 @@ def _read(path: Path | None) -> dict[str, dict[str, Any]]:
             f"{path}: [domains]: expected a table per domain, such as [domains.radiology]"
         )
     for table in [found["domain"], found["generator"], *domains]:
-        for key in ("model", "index", "retriever", "adapter"):
+        for key in ("model", "encoder", "index", "retriever", "adapter"):
             value = table.get(key)
             if isinstance(value, str) and (path.parent / value).exists():
                 table[key] = str(path.parent / value)

@@ -2,10 +2,12 @@ from . import answers as answers, protocols as protocols
 from .answers import (
     Verdict as Verdict,
     answer_span as answer_span,
+    closes_reasoning as closes_reasoning,
     is_right as is_right,
     label_of as label_of,
     left_open as left_open,
     normalise as normalise,
+    opens_reasoning as opens_reasoning,
     parse_released as parse_released,
     parse_strict as parse_strict,
     read_answer as read_answer,

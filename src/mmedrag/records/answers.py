@@ -83,6 +83,16 @@ def answer_span(text: str) -> tuple[int, int]:
     return start, start + len(said.strip())
 
 
+def opens_reasoning(text: str) -> bool:
+    """Whether a tag in the text begins reasoning."""
+    return _OPEN.search(text) is not None
+
+
+def closes_reasoning(text: str) -> bool:
+    """Whether a tag in the text ends reasoning."""
+    return _CLOSE.search(text) is not None
+
+
 def left_open(prompt: str) -> str:
     """The reasoning tag that a rendered prompt ends in, which the reply then lacks; else ""."""
     found = _LEFT_OPEN.search(prompt)

@@ -153,7 +153,7 @@ def _case(
         _references(case, retrieved[-1])
     names = [first.image] if isinstance(first.image, str) else first.image or []
     if data and names:
-        case.image, case.views = _thumbnail(data.path / names[0], thumbnails), len(names)
+        case.image, case.views = thumbnail(data.path / names[0], thumbnails), len(names)
     return case
 
 
@@ -184,7 +184,7 @@ def _why(hit: Hit, kept: set[str], unfit: set[str]) -> str:
     return "kept" if hit.id in kept else "dropped by the rule"
 
 
-def _thumbnail(path: Path, done: dict[Path, str]) -> str:
+def thumbnail(path: Path, done: dict[Path, str]) -> str:
     """A small JPEG as data URL; "" with a warning where the image cannot be read."""
     if path not in done:
         from mmedrag.images import load_image

@@ -38,7 +38,7 @@ from mmedrag.retrieval.encoders.load import INSIDE, check_plain, load_encoder
 from mmedrag.retrieval.index import COLUMNS, IndexFolder, index_info
 from mmedrag.retrieval.stores import folder
 from mmedrag.retrieval.stores.engines import STORES
-from mmedrag.runtime import PART, DataFolder, new_folder
+from mmedrag.runtime import PART, DataFolder, counted, new_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,6 +76,14 @@ def build_index(
     path = Path(out)
     if not folder.is_ours(path, _is_own):
         raise UserError(f"{path}: not empty and no index, expected a new folder or an index")
+    if key not in ("text", "image"):
+        raise UserError(f"index: key: got {key!r}, expected 'text' or 'image'")
+    references = [r for folder_ in data for r in folder_.corpus(split, domain)]
+    asked = f"split {split or 'any'}, domain {domain or 'any'}"
+    if not references:
+        there = counted(row for folder_ in data for row in folder_.corpus())
+        raise UserError(f"{path}: no reference to index of {asked}; there are: {there}")
+    log.info("index: %d rows of %s", len(references), asked)
     model = load_encoder(encoder, device, None, long_text) if isinstance(encoder, str) else encoder
     spec = (
         encoder if isinstance(encoder, str) else model.spec if isinstance(model, Reopenable) else ""
@@ -93,9 +101,6 @@ def build_index(
         "store": "faiss",
         "split": split,
     }
-    if key not in ("text", "image"):
-        raise UserError(f"index: key: got {key!r}, expected 'text' or 'image'")
-    references = [r for folder_ in data for r in folder_.corpus(split, domain)]
     with folder.writer(path):
         try:
             folder.read_manifest(path)
@@ -296,8 +301,8 @@ def _forget(index: IndexFolder, gone: set[str]) -> None:
     for cache in stored_caches(index.path / "cache"):
         text = cache.path is not None and cache.path.stem.endswith("-text")
         cache.keep("key" if text else "pixels", words if text else pixels)
-    for part in (index.path / "cache").glob(f"*.emb{PART}"):
-        if is_cache_file(part):
+    for part in (index.path / "cache").glob(".*.part"):
+        if PART.fullmatch(part.name) and is_cache_file(part):
             part.unlink()
 
 
@@ -344,5 +349,5 @@ def _is_own(entry: Path) -> bool:
     if entry.is_symlink() or not entry.is_dir():
         return False
     if entry.name == "cache":
-        return all(is_cache_file(path) for path in entry.iterdir())
-    return re.fullmatch(r"encoder-[0-9a-f]{12}(\.part)?", entry.name) is not None
+        return all(PART.fullmatch(p.name) or is_cache_file(p) for p in entry.iterdir())
+    return re.fullmatch(r"encoder-[0-9a-f]{12}", entry.name) is not None

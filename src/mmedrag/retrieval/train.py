@@ -15,6 +15,7 @@ Public functions (stable)::
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -42,9 +43,18 @@ from mmedrag.retrieval.trainer import (
     losses_of,
     validations_of,
 )
-from mmedrag.runtime import DataFolder, Figures, ModelCard, training, write_json, write_train_ids
+from mmedrag.runtime import (
+    DataFolder,
+    Figures,
+    ModelCard,
+    counted,
+    training,
+    write_json,
+    write_train_ids,
+)
 
 __all__ = ["Pairs", "RetrieverTraining", "train_towers", "open_tracker", "train_retriever"]
+log = logging.getLogger(__name__)
 IN_MEMORY = 2 << 30  # bytes of prepared pictures that are kept instead of decoded every epoch
 
 
@@ -74,8 +84,21 @@ def train_retriever(
     settings, out = settings or RetrieverTraining(), Path(out)
     folder = training.TrainingFolder(out, "training.json")
     _check_empty(folder)
-    towers = towers or load_towers(settings.encoder)
     train, val = (usable(data, domain, split) for split in ("train", "val"))
+    if not train:
+        rows = [row for one in data for row in one.corpus()]
+        there = counted(row for row in rows if row.images and row.text.strip())
+        raise UserError(
+            f"train retriever: no pairs of split train, {_named(domain)}, expected corpus rows "
+            f"with image and text; there are: {there}"
+        )
+    log.info(
+        "train retriever: %d pairs of split train, %d of split val, %s",
+        len(train),
+        len(val),
+        _named(domain),
+    )
+    towers = towers or load_towers(settings.encoder)
     pairs = pairs_of(train, towers)
     validate = None
     if len(val) >= 2:
@@ -185,6 +208,10 @@ def _metrics(result: dict[str, Any], s: RetrieverTraining) -> dict[str, float]:
     best = [found for found in history if found["step"] == result["best_step"]]
     kept = best if s.keep == "best" and best else history[-1:]
     return {k: v for found in kept for k, v in found.items() if k != "step"}
+
+
+def _named(domain: str | None) -> str:
+    return f"domain {domain}" if domain else "any domain"
 
 
 def usable(data: Sequence[DataFolder], domain: str | None, split: str) -> list[Reference]:

@@ -14,7 +14,7 @@ from .config import (
     read_toml as read_toml,
     setting as setting,
 )
-from .data_folder import DataFolder as DataFolder
+from .data_folder import DataFolder as DataFolder, counted as counted
 from .draws import (
     named_random as named_random,
     numpy_rng as numpy_rng,
@@ -30,6 +30,7 @@ from .files import (
     check_own as check_own,
     explain as explain,
     new_folder as new_folder,
+    part_of as part_of,
     read_json as read_json,
     read_jsonl as read_jsonl,
     replacing as replacing,

@@ -5,9 +5,11 @@ Place in the picture: where every command gets its examples, corpus and ground t
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from mmedrag.records import Example, Reference, Truth, UserError
+from mmedrag.records import Example, Reference, Row, Truth, UserError
 from mmedrag.runtime.files import R, read_jsonl
 
 
@@ -47,3 +49,9 @@ class DataFolder:
     def truth(self) -> dict[str, Truth]:
         """Ground truth by study id (benchmark data only; empty otherwise)."""
         return {row.study: row for row in self._rows("truth.jsonl", Truth)}
+
+
+def counted(rows: Iterable[Row]) -> str:
+    """How many rows there are of each split and domain, in words."""
+    per = Counter(f"split {r.split}, domain {r.domain or 'not stated'}" for r in rows)
+    return "; ".join(f"{n} of {which}" for which, n in sorted(per.items())) or "none at all"

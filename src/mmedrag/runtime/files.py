@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from mmedrag.records import Record, UserError
 
 R = TypeVar("R", bound=Record)
 UNFINISHED = ".unfinished"  # in a folder that new_folder is filling
-PART = ".part"  # end of the name of what is not finished
+PART = re.compile(r"\.mmedrag-[0-9a-f]{16}\.part")  # name of what is not finished
 LEDGER = ".mmedrag.json"  # in a folder of results: name of each file that we wrote → its hashes
 
 
@@ -55,6 +56,29 @@ def explain(error: ValidationError) -> str:
 # --- writing -------------------------------------------------------------------------------------
 
 
+def part_of(path: Path) -> Path:
+    """Where a file or folder lies until it is whole: a name that nobody else gives, and the same
+    at each try, so that what a kill has left is written over and not heaped up."""
+    digest = hashlib.sha256(b"mmedrag\0" + os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".mmedrag-{digest}.part")
+
+
+def _open_part(part: Path) -> BinaryIO:
+    """Empty and locked: a writer that lives is waited for, what a killed one left is cleared."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags & ~os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+
+    while True:
+        handle = open(part, "wb", opener=opener)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), os.lstat(part)):
+                handle.truncate(0)
+                return handle
+        handle.close()  # whoever had it has given it its name
+
+
 def check_own(*paths: str | Path) -> None:
     """That these files may be written: none is there, or what is there we wrote.
 
@@ -72,12 +96,11 @@ def check_own(*paths: str | Path) -> None:
 
 
 def _ledger(folder: Path) -> dict[str, list[str]]:
-    try:
-        found = json.loads((folder / LEDGER).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    rows = found.items() if isinstance(found, dict) else ()
-    return {name: hashes for name, hashes in rows if isinstance(hashes, list)}
+    path = folder / LEDGER
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(row, list) for row in found.values()):
+        raise UserError(f"{path}: not a list of the results that were written here; move it away")
+    return found
 
 
 def _vouch(path: Path, digest: str) -> None:
@@ -107,23 +130,24 @@ def replacing(path: str | Path, own: bool = False) -> Iterator[BinaryIO]:
     path = Path(path)
     if own:
         check_own(path)
-    part = path.with_name(path.name + PART)
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        if own:
-            _vouch(path, sha256(part))
-        os.replace(part, path)
+        with _open_part(part) as handle:
+            try:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+                if own:
+                    _vouch(path, sha256(part))
+                os.replace(part, path)
+            except BaseException:
+                _remove(part)  # while it is locked
+                raise
         sync(path.parent)
-    except BaseException as error:
-        if isinstance(error, OSError):  # its file name tells ours from one that the block reads
-            if error.filename is None or Path(error.filename) in (part, *path.parents):
-                _remove(part)
-                raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-        _remove(part)
+    except OSError as error:  # its file name tells ours from one that the block reads
+        if error.filename is None or Path(error.filename) in (part, *path.parents):
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         raise
 
 
@@ -170,12 +194,17 @@ def write_unsynced(path: Path, data: bytes) -> None:
     journal line that vouches for them is written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + PART)
+    part = part_of(path)
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        with _open_part(part) as handle:
+            try:
+                handle.write(data)
+                handle.flush()
+                os.replace(part, path)
+            except BaseException:
+                _remove(part)
+                raise
     except OSError as error:
-        _remove(part)
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
@@ -194,25 +223,26 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists():
         raise UserError(f"{out}: exists already, expected a new folder")
-    part = out.with_name(out.name + PART)
+    part = part_of(out)
     mark = part / UNFINISHED
-    if mark.is_file():  # of a call that was killed
-        shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(
-            f"{part}: is in the way and not ours; move it or choose another name"
-        ) from None
-    mark.touch()
-    try:
-        yield part
-        mark.unlink()
-        sync(*part.rglob("*"), part)
-        os.replace(part, out)
-        sync(out.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    if part.is_dir() and any(part.iterdir()) and not mark.is_file():
+        raise UserError(f"{part}: is in the way and not ours; move it or choose another name")
+    part.mkdir(parents=True, exist_ok=True)
+    with open(mark, "ab") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another process is writing here, try again later") from None
+        try:
+            for left in set(part.iterdir()) - {mark}:  # of a call that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield part
+            mark.unlink()
+            sync(*part.rglob("*"), part)
+            os.replace(part, out)
+            sync(out.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def sync(*paths: Path) -> None:

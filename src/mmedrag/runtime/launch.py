@@ -3,22 +3,28 @@
 Place in the picture: above a training's processes. Each is ``python -m mmedrag COMMAND`` with the
 launcher's environment (rank, world size, where to meet) and, for a sharded strategy, the variables
 that ``accelerate launch`` makes of the shipped file. The processes find each other themselves; that
-they are as many as asked for is checked where they meet (:func:`check_world`).
+they are as many as asked for is checked where they meet (:func:`check_world`). What ends a process
+goes to the launcher (:func:`report`), which tells the first one, once for all.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any
 
 from mmedrag.records import UserError
 
 STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
 ASKED, RANK = "MMEDRAG_PROCESSES", "RANK"  # the world that was asked for; the launcher's own
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where the launcher reads what ended a process
 
 
 def rank() -> int:
@@ -42,6 +48,14 @@ def check_world(size: int) -> None:
         raise UserError(f"launch: {asked} processes were asked for, this one is of {size}")
 
 
+def report(line: str) -> bool:
+    """Leave the line that ends this process to its launcher; False where there is none."""
+    if ASKED not in os.environ or not (file := os.environ.get(ERROR_FILE)):
+        return False
+    Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    return True
+
+
 def launch(command: Sequence[str], processes: int, strategy: str = "ddp", cpu: bool = False) -> int:
     """Run ``mmedrag COMMAND`` on so many processes and wait.
 
@@ -51,7 +65,7 @@ def launch(command: Sequence[str], processes: int, strategy: str = "ddp", cpu: b
         cpu: gloo on CPUs, also where there are GPUs.
 
     Returns:
-        The exit code of the worst process; of one that a signal ended, 128 and its number.
+        The exit code of the process that failed first; where a signal ended it, 128 and its number.
 
     Raises:
         UserError: fewer GPUs than processes, or a strategy whose package is missing.
@@ -70,10 +84,19 @@ def launch(command: Sequence[str], processes: int, strategy: str = "ddp", cpu: b
         with _variables(environment):
             run.run(run.get_args_parser().parse_args(words))
     except ChildFailedError as error:
-        # a process that the launcher ended because of another one has failed by its signal
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return max([c for c in codes if c > 0] or [128 - c for c in codes])
+        return _tell(error.failures)
     return 0
+
+
+def _tell(failures: Mapping[int, Any]) -> int:
+    """The line of the process that failed first, to stderr; its exit code. The launcher ends the
+    others, and what they lost by the first one's end is not what went wrong."""
+    said = [rank for rank, one in failures.items() if os.path.isfile(one.error_file)]
+    rank = min(said or failures, key=lambda rank: failures[rank].timestamp)
+    first = failures[rank]
+    text = first.message if said else f"error: launch: process {rank} ended: {first.message}"
+    print(text, file=sys.stderr)
+    return int(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
 
 
 def _on_cpu(processes: int, cpu: bool) -> bool:
@@ -110,7 +133,7 @@ def _sharded(processes: int, strategy: str, cpu: bool) -> dict[str, str]:
         words += ["--main_process_port", "0", *(["--mixed_precision", "no"] if cpu else [])]
         asked = accelerate.launch_command_parser().parse_args([*words, "-m", "mmedrag"])
         asked, _, _ = accelerate._validate_launch_command(asked)
-    asked.use_cpu = cpu
+    asked.use_cpu, asked.deepspeed_fields_from_accelerate_config = cpu, ""  # as launch_command does
     made: Any
     if strategy == "fsdp":
         made = prepare_multi_gpu_env(asked)

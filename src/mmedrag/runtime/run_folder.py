@@ -112,7 +112,7 @@ def claim(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     path = folder / "config.json"
     config = json.loads(json.dumps(config))
     if not path.exists():
-        if folder.is_dir() and any(p.suffix != PART for p in folder.iterdir()):
+        if folder.is_dir() and any(not PART.fullmatch(p.name) for p in folder.iterdir()):
             raise UserError(f"{folder}: not empty and no run folder; choose another --out")
         write_json(path, config)
         return config

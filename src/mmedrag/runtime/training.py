@@ -23,7 +23,7 @@ import torch
 
 from mmedrag.records import UserError
 from mmedrag.runtime import launch, torchvision_shim
-from mmedrag.runtime.files import PART, read_json, sync, write_json
+from mmedrag.runtime.files import PART, read_json, sha256, sync, write_json
 from mmedrag.runtime.processes import Processes
 
 torchvision_shim.ready()
@@ -38,7 +38,8 @@ from transformers import (  # noqa: E402
 
 log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
-COMPLETE = "complete"  # marker inside a checkpoint, written after everything else
+STATE = "trainer_state.json"  # of the Trainer, in each checkpoint
+COMPLETE = "complete"  # in a checkpoint, written last: name → sha256 of all its other files
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class TrainingFolder:
         """
         file, result = self.path / "run.json", self.path / self.result
         if resume and file.exists():
-            before = read_json(file)
+            before = _object(file)
             identity = json.loads(json.dumps(identity))
             if changed := [key for key in identity if before.get(key) != identity[key]]:
                 raise UserError(
@@ -70,7 +71,7 @@ class TrainingFolder:
                     "folder, or finish it with the same command"
                 )
             if result.exists():
-                return dict(read_json(result))
+                return _object(result)
         self._check_ours(file.exists())
         processes.wait()  # nobody writes before everybody has looked
         if processes.first:
@@ -82,16 +83,38 @@ class TrainingFolder:
         return None
 
     def last_checkpoint(self, processes: Processes) -> Path | None:
-        """The newest complete checkpoint; incomplete ones (a kill while saving) are removed."""
-        found = []
-        for path in self.checkpoints.glob("checkpoint-*"):
-            if (path / COMPLETE).exists():
-                found.append(path)
-            elif processes.first:
+        """The newest complete checkpoint that holds what was written.
+
+        Incomplete ones (a kill while saving) are removed, damaged ones put aside.
+        """
+        last = processes.agree(self._sound_checkpoint() if processes.first else None)
+        processes.wait()
+        return last
+
+    def _sound_checkpoint(self) -> Path | None:
+        numbered = ((_number(path), path) for path in self.checkpoints.glob("checkpoint-*"))
+        found = sorted((number, path) for number, path in numbered if number is not None)
+        for _, path in reversed(found):
+            if not (path / COMPLETE).exists():
                 log.warning("%s: incomplete, removed", path)
                 shutil.rmtree(path, ignore_errors=True)
-        processes.wait()
-        return max(found, key=lambda path: int(path.name.rsplit("-", 1)[-1]), default=None)
+            elif wrong := self._damage(path):
+                aside = path.with_name(f"damaged-{path.name}")
+                while aside.exists():
+                    aside = aside.with_name(aside.name + "-again")
+                os.replace(path, aside)
+                log.warning("%s: damaged (%s), kept as %s, not used", path, wrong, aside.name)
+            else:
+                return path
+        return None
+
+    def _damage(self, checkpoint: Path) -> str | None:
+        """What is wrong with a checkpoint, or with the best one that it goes back to."""
+        if wrong := _changed(checkpoint):
+            return wrong
+        best = _object(checkpoint / STATE).get("best_model_checkpoint")
+        wrong = _changed(checkpoint.with_name(Path(best).name)) if best else None
+        return f"its best one, {Path(best).name}: {wrong}" if best and wrong else None
 
     def finish(self, processes: Processes) -> None:
         """Remove the checkpoints, once the first process has written all there is to keep."""
@@ -105,18 +128,45 @@ class TrainingFolder:
             return
         mine = (CHECKPOINTS, "logs", "wandb", "events.out.tfevents")
         for path in sorted(self.path.iterdir()):
-            unfinished = path.name == "run.json" + PART
-            if not path.name.startswith(mine) and not unfinished:
+            if not path.name.startswith(mine) and not PART.fullmatch(path.name):
                 raise UserError(
                     f"{self.path}: holds {path.name} and no training of ours; choose another --out"
                 )
 
     def _remove_checkpoints(self) -> None:
         for path in self.checkpoints.glob("checkpoint-*"):
-            if path.name.removeprefix("checkpoint-").isdigit():
+            if _number(path) is not None:
                 shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):  # something of somebody else's is in it
             self.checkpoints.rmdir()
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not what a training writes; choose another folder")
+    return found
+
+
+def _number(checkpoint: Path) -> int | None:
+    digits = checkpoint.name.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() else None
+
+
+def _changed(checkpoint: Path) -> str | None:
+    """What differs from the mark; the empty mark of an earlier version vouches for anything."""
+    mark = checkpoint / COMPLETE
+    if not mark.is_file():
+        return f"{COMPLETE} is missing"
+    if not mark.stat().st_size:
+        return None
+    try:
+        for name, digest in _object(mark).items():
+            if sha256(checkpoint / name) != digest:
+                return f"{name} is not what was written"
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def arguments(folder: Path, device: str | None = None, **options: Any) -> TrainingArguments:
@@ -165,12 +215,12 @@ def fit(trainer: Trainer, last: Path | None) -> None:
     for printing in (PrinterCallback, ProgressCallback):  # they write to stdout
         trainer.remove_callback(printing)
     if last is not None:
-        state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(last / STATE))
         log.info("resumed at step %d of %d", state.global_step, state.max_steps)
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             trainer.state, best = state, state.best_model_checkpoint
-            load_best = trainer.args.load_best_model_at_end and best is not None
-            trainer._load_from_checkpoint(str(best if load_best else last))
+            keeps = trainer.args.load_best_model_at_end and best is not None
+            trainer._load_from_checkpoint(str(last.with_name(Path(best).name) if keeps else last))
             return
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 
@@ -198,14 +248,21 @@ class Epochs(TrainerCallback):
 class Checkpoints(TrainerCallback):
     """Marks a checkpoint as complete once every process has written its part to the disk."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_model_checkpoint:  # the folder may have been moved since
+            name = Path(state.best_model_checkpoint).name
+            state.best_model_checkpoint = str(Path(args.output_dir) / name)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         processes_of(args).wait()
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        sync(*folder.rglob("*"), folder)
-        (folder / COMPLETE).touch()
-        sync(folder)
+        written = sorted(folder.rglob("*"))
+        sync(*written, folder)
+        files = (path for path in written if path.is_file())
+        held = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+        write_json(folder / COMPLETE, held)
 
 
 class Steps(TrainerCallback):

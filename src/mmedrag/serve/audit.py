@@ -61,12 +61,21 @@ class Audit:
         """Find the last line; cut off what a kill left half-written."""
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        if not b'{"time": "'.startswith(data[:10]):
+        lines = whole.splitlines(keepends=True)
+        if not _is_first(lines[0] if lines else data):
             raise UserError(f"{self.path}: not an audit log, expected a new file or one of ours")
         if len(whole) < len(data):
             self._file.truncate(len(whole))
-        lines = whole.splitlines(keepends=True)
         self._last = hashlib.sha256(lines[-1]).hexdigest() if lines else START
+
+
+def _is_first(line: bytes) -> bool:
+    """Whether a log of ours begins so: with its first record, whole or cut short."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return not line.endswith(b"\n") and b'{"time": "'.startswith(line[:10])
+    return isinstance(record, dict) and record.get("previous") == START
 
 
 def verify(path: str | Path) -> int:

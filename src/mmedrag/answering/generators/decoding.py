@@ -6,18 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mmedrag.records import UserError
+from mmedrag.records import UserError, closes_reasoning, opens_reasoning
 from mmedrag.runtime import seeded_int, torch_rng
 
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
 WORD_MARKS = ("", "▁", "Ġ", " ")  # how tokenizers write "after a space"
+TAG = 16  # tokens that a closing tag may take at most
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,39 @@ class SeededSampler:
         )
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
         return logp + gumbel.to(logp)
+
+
+@dataclass(frozen=True)
+class ReasoningBudget:
+    """A stopping criterion: tokens of reasoning do not count towards the answer's length.
+
+    A row ends ``answer`` tokens after its reasoning does, or, where it does not reason, after
+    ``answer`` tokens. Rows are judged by their tokens alone, so beams may change places.
+
+    Attributes:
+        decode: token ids to text with the marks of reasoning. skip: prompt tokens in front.
+        opened: whether each request's prompt opened the reasoning already.
+        room: tokens of reasoning that each request may take.
+    """
+
+    decode: Callable[[torch.Tensor], str]
+    skip: int
+    answer: int
+    opened: Sequence[bool]
+    room: Sequence[int]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        rows, each = input_ids[:, self.skip :], len(input_ids) // len(self.room)
+        ended = [self._ended(ids, row // each) for row, ids in enumerate(rows)]
+        return torch.tensor(ended, device=input_ids.device)
+
+    def _ended(self, ids: torch.Tensor, request: int) -> bool:
+        if len(ids) < self.answer:
+            return False
+        begun = self.opened[request] or opens_reasoning(self.decode(ids[: self.answer]))
+        if not begun or len(ids) >= self.answer + self.room[request]:
+            return True
+        return closes_reasoning(self.decode(ids[-self.answer - TAG : -self.answer]))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from mmedrag.answering.generators.decoding import Decoding, SeededSampler, Verbalizers
+from mmedrag.answering.generators.decoding import (
+    Decoding,
+    ReasoningBudget,
+    SeededSampler,
+    Verbalizers,
+)
 from mmedrag.answering.generators.inputs import Inputs
 from mmedrag.answering.generators.prefix import PrefixSplit
 from mmedrag.models import attach, load_model
@@ -28,6 +33,7 @@ from mmedrag.runtime import memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+REASONING = 2048  # tokens, of a model that knows the marks of reasoning
 
 
 class HFGenerator:
@@ -38,6 +44,9 @@ class HFGenerator:
         batch_size: at most this many requests at once; None: 64, or 8 from a billion parameters.
         max_images: how many views the model was trained to take; further views are left out.
         temperature, top_p, num_beams, seed: see :class:`Decoding`; greedy by default.
+        reasoning_tokens: what a model may think before it answers, besides the answer's own
+            tokens; None: 2,048 where its chat template or tokenizer knows ``<think>`` or its like,
+            else 0. References leave it room, up to half of the context.
         cache_bytes: how much memory vision features may keep between calls.
     """
 
@@ -50,6 +59,7 @@ class HFGenerator:
         dtype: str = "auto",
         batch_size: int | None = None,
         max_images: int = 1,
+        reasoning_tokens: int | None = None,
         cache_bytes: int = 1 << 30,
         local_files_only: bool = True,
         temperature: float = 0.0,
@@ -72,6 +82,15 @@ class HFGenerator:
         self.batch_size = batch_size or (8 if loaded.parameters >= 1_000_000_000 else 64)
         self.backoffs: list[dict[str, int]] = []
         self.verbalizers = Verbalizers.of(self.tokenizer)
+        if reasoning_tokens is None:
+            reasoning_tokens = REASONING if self.inputs.reasons else 0
+        self.reasoning_tokens = reasoning_tokens
+        if reasoning_tokens:
+            log.info(
+                "%s: may reason before it answers, in up to %d tokens (reasoning_tokens)",
+                self.name,
+                reasoning_tokens,
+            )
         self._warned = False  # that reasoning is cut off
         self._peft: list[Any] = []  # shared by the copies that with_adapter makes
         self._adapter: str | None = None
@@ -248,62 +267,87 @@ class HFGenerator:
         self, requests: Sequence[Request], splits: Sequence[PrefixSplit] | None
     ) -> list[Answer]:
         inputs = self.inputs.continued(requests, splits) if splits else self.inputs(requests)
-        closed = requests[0].closed
+        closed, said = requests[0].closed, requests[0].max_new_tokens
         sampler = SeededSampler(self.decoding, [self._key(r) for r in requests])
+        skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        budget = self._budget(requests, skip) if self.reasoning_tokens else None
         out = self.model.generate(
             **inputs,
-            max_new_tokens=requests[0].max_new_tokens,
+            max_new_tokens=said + (max(budget.room) if budget else 0),
             do_sample=False,  # sampling is greedy search over seeded noise, row by row
             temperature=None,
             top_p=None,
             top_k=None,
             num_beams=self.decoding.num_beams,
             logits_processor=[sampler] if self.decoding.temperature > 0 else None,
-            output_logits=closed,
+            stopping_criteria=[budget] if budget else None,
+            output_logits=closed and not budget,  # of all steps: too much for long reasoning
             return_dict_in_generate=True,
             pad_token_id=self.inputs.pad_id,
         )
-        skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         rows = out.sequences[:, skip:]
-        masses: Sequence[tuple[float, float] | None] = [None] * len(requests)
-        if closed:  # the prefill's logits, which generation needed anyway
-            masses = self.verbalizers.read(out.logits[0][:: self.decoding.num_beams])
-        answers = []
-        for row, (ids, mass) in enumerate(zip(rows, masses, strict=True)):
-            opened = self.inputs.opened(requests[row])
-            said = self.inputs.decode(ids)
-            answer = separate(Answer(text=opened + said.strip(), model=self.name))
-            if answer.raw is None:
-                answer.p_yes, answer.other_mass = mass or (None, None)
-            else:
-                self._read_after_reasoning(answer, ids, said, opened, row, out.logits)
-            answers.append(answer)
+        answers = [self._read(*pair) for pair in zip(requests, rows, strict=True)]
+        if not closed:
+            return answers
+        # the prefill's logits, which generation needed anyway, unless the answer came later
+        first = None if budget else out.logits[0][:: self.decoding.num_beams]
+        masses = dict(enumerate([] if first is None else self.verbalizers.read(first)))
+        late = {
+            i: self._before(requests[i], ids, answer)
+            for i, (ids, answer) in enumerate(zip(rows, answers, strict=True))
+            if answer.text and (budget or answer.raw is not None)
+        }
+        if late:
+            logits = self._logits([requests[i] for i in late], list(late.values()), 1)
+            masses |= zip(late, self.verbalizers.read(logits[:, -1]), strict=True)
+        for i, answer in enumerate(answers):
+            if answer.text or answer.raw is None:
+                answer.p_yes, answer.other_mass = masses.get(i) or (None, None)
         return answers
 
-    def _read_after_reasoning(
-        self, answer: Answer, ids: torch.Tensor, said: str, opened: str, row: int, logits: Any
-    ) -> None:
-        """p_yes where the answer begins; none where it never came, or of several beams (whose
-        steps belong to other rows)."""
-        answer.p_yes = answer.other_mass = None
-        if not answer.text:
-            self._cut_off()
-        elif logits is not None and self.decoding.num_beams == 1:
-            start = answer_span(opened + said)[0] - len(opened)
-            step = bisect_right(
-                range(len(ids)), start, key=lambda k: len(self.inputs.decode(ids[: k + 1]))
-            )
-            mass = self.verbalizers.read(logits[step][row : row + 1])[0]
-            answer.p_yes, answer.other_mass = mass or (None, None)
+    def _budget(self, requests: Sequence[Request], skip: int) -> ReasoningBudget:
+        """What each row may think: the setting, or what the context leaves."""
+        said = requests[0].max_new_tokens
+        free = [self.context - said - self.inputs.count_request(r) for r in requests]
+        return ReasoningBudget(
+            self.inputs.decode,
+            skip,
+            said,
+            [bool(self.inputs.opened(r)) for r in requests],
+            [min(self.reasoning_tokens, room) for room in free],
+        )
 
-    def _cut_off(self) -> None:
-        if not self._warned:
-            log.warning(
-                "%s: an answer ended while the model was still reasoning, so it is unclear; "
-                "give it more room, or a model or chat template that does not reason",
-                self.name,
-            )
-        self._warned = True
+    def _read(self, request: Request, ids: torch.Tensor) -> Answer:
+        """The answer in generated tokens; one that was cut off before it came is empty."""
+        text = self.inputs.opened(request) + self.inputs.decode(ids).strip()
+        answer = separate(Answer(text=text, model=self.name))
+        if answer.raw is not None and not answer.text and not self._ends(ids):
+            answer.finish_reason = "length"
+            if not self._warned:
+                log.warning(
+                    "%s: an answer ended while the model was still reasoning, so it is unclear; "
+                    "raise reasoning_tokens: --set generator.reasoning_tokens=%d",
+                    self.name,
+                    2 * (self.reasoning_tokens or REASONING // 2),
+                )
+            self._warned = True
+        return answer
+
+    def _ends(self, ids: torch.Tensor) -> bool:
+        """Whether the model ended its reply itself."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends, self.tokenizer.eos_token_id]
+        return not set(ids.tolist()).isdisjoint(ends)
+
+    def _before(self, request: Request, ids: torch.Tensor, answer: Answer) -> tuple[int, ...]:
+        """The generated tokens in front of the answer's first."""
+        if answer.raw is None:
+            return ()
+        opened = self.inputs.opened(request)
+        start = answer_span(opened + self.inputs.decode(ids))[0] - len(opened)
+        steps = range(len(ids))
+        at = bisect_right(steps, start, key=lambda k: len(self.inputs.decode(ids[: k + 1])))
+        return tuple(ids[:at].tolist())
 
     def _key(self, request: Request) -> str:
         """Names a draw: the same on another machine and in another batch."""
@@ -317,16 +361,21 @@ class HFGenerator:
             (*self.tokenizer(text, add_special_tokens=False)["input_ids"], *([end] if end else []))
             for text in texts
         ]
-        inputs = self.inputs(requests, tails)
-        if "inputs_embeds" in inputs:
-            mask = inputs["attention_mask"]
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         # logits at the answers alone: the prompts need none
-        keep = max(len(tail) for tail in tails) + 1
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits
+        logits = self._logits(requests, tails, max(len(tail) for tail in tails) + 1)
         sums = []
         for row, tail in zip(logits, tails, strict=True):
             logp = torch.log_softmax(row[-len(tail) - 1 : -1].float(), dim=-1)
             wanted = torch.tensor(tail, device=logp.device)
             sums.append(float(logp.gather(-1, wanted[:, None]).double().sum()))
         return sums
+
+    def _logits(
+        self, requests: Sequence[Request], tails: Sequence[tuple[int, ...]], keep: int
+    ) -> torch.Tensor:
+        """Logits [rows, keep, vocabulary] at the last positions of prompts with their tails."""
+        inputs = self.inputs(requests, tails)
+        if "inputs_embeds" in inputs:
+            mask = inputs["attention_mask"]
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        return self.model(**inputs, use_cache=False, logits_to_keep=keep).logits

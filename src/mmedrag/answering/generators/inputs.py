@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmedrag.answering.generators import prefix, vision
 from mmedrag.images import load_image
-from mmedrag.records import Prompt, Request, UserError, answer_span, left_open
+from mmedrag.records import Prompt, Request, UserError, answer_span, left_open, opens_reasoning
 
 Ids = tuple[int, ...]
 
@@ -80,6 +80,15 @@ class Inputs:
         if self._opened is None:  # the chat template's end, the same for every question
             self._opened = left_open(self.text(request.prompt, len(self.views(request))))
         return self._opened
+
+    @property
+    def reasons(self) -> bool:
+        """Whether chat template or tokenizer know how reasoning begins."""
+        templates = [
+            getattr(part, "chat_template", None) for part in (self.processor, self.tokenizer)
+        ]
+        known = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
+        return opens_reasoning(" ".join([*map(str, templates), *known]))
 
     def decode(self, ids: torch.Tensor) -> str:
         """Text of generated tokens without special ones, but for the marks of reasoning."""

@@ -50,6 +50,8 @@ class OpenAIGenerator:
             client's exponential back-off; timeout: seconds per call.
         image_size: side at which noise is drawn; max_side: larger pictures are scaled down.
         context, image_tokens: what the served model takes; used to budget references.
+        reasoning_tokens: what is granted besides the answer's own tokens where a reply was cut off
+            while the model reasoned: it is asked again then.
         extra: further fields of the request body, as the server documents them.
     """
 
@@ -68,6 +70,7 @@ class OpenAIGenerator:
         max_images: int = 8,
         context: int = 8192,
         image_tokens: int = 1024,
+        reasoning_tokens: int = 4096,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
@@ -89,6 +92,7 @@ class OpenAIGenerator:
 
         self.name, self.image_size, self.context = str(model), image_size, context
         self.max_side, self.max_images, self.image_tokens = max_side, max_images, image_tokens
+        self.reasoning_room = reasoning_tokens
         self.concurrency, self.extra = max(1, concurrency), dict(extra or {})
         self.decoding = Decoding(temperature, top_p, 1, seed)
         self.top_logprobs = 20  # until the server says otherwise, as are the refused settings:
@@ -148,24 +152,33 @@ class OpenAIGenerator:
         if key in self._kept:
             return self._kept[key].model_copy()
         try:
-            reply = self._call(request)
+            answer = self._read(self._call(request), request)
+            if _cut_off(answer) and self.reasoning_room:
+                answer = self._read(self._call(request, self.reasoning_room), request)
         except openai.APIStatusError as error:
             reason = " ".join(str(error.message).split())[:200]
             raise UserError(f"{self.name}: the server says {error.status_code}: {reason}") from None
         except openai.APIError as error:
             raise UserError(f"{self.name}: the server cannot be reached: {error}") from None
-        answer = self._read(reply, request)
+        if _cut_off(answer) and not self._warned:
+            log.warning(
+                "%s: cut off while reasoning, so an answer is unclear; raise reasoning_tokens: "
+                "--set generator.reasoning_tokens=%d",
+                self.name,
+                2 * (self.reasoning_room or 2048),
+            )
+            self._warned = True
         self._kept[key] = answer
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return answer.model_copy()
 
-    def _call(self, request: Request) -> Any:
+    def _call(self, request: Request, more: int = 0) -> Any:
         """The reply; a setting that the server refuses is replaced or left out from then on."""
         import openai
 
         while True:
-            body = self._body(request)
+            body = self._body(request, more)
             try:
                 return self._client.chat.completions.create(**body)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -194,7 +207,7 @@ class OpenAIGenerator:
                 log.warning("%s: the server refuses %s: %s", self.name, refused, done)
         return True
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def _body(self, request: Request, more: int = 0) -> dict[str, Any]:
         if request.prompt.style != "chat":
             raise UserError(
                 f"{self.name}: {request.prompt.template} writes the whole conversation, which a "
@@ -208,7 +221,7 @@ class OpenAIGenerator:
         body = {
             "model": self.name,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": request.max_new_tokens,
+            "max_tokens": request.max_new_tokens + more,
             "temperature": self.decoding.temperature,
             "top_p": self.decoding.top_p,
             "seed": self.decoding.seed,
@@ -250,9 +263,6 @@ class OpenAIGenerator:
         ):
             if value:
                 setattr(answer, name, _plain(value))
-        if finish == "length" and not answer.text and not self._warned:
-            log.warning("%s: cut off before the answer; raise max_tokens in extra", self.name)
-            self._warned = True
         tokens = choice.logprobs.content if request.closed and choice.logprobs else None
         if tokens:
             at: int | None = 0
@@ -261,6 +271,11 @@ class OpenAIGenerator:
             if at is not None:
                 answer.p_yes, answer.other_mass = first_token(tokens[at])
         return answer
+
+
+def _cut_off(answer: Answer) -> bool:
+    """Whether the tokens ran out before the answer began."""
+    return answer.finish_reason == "length" and not answer.text
 
 
 def _plain(content: Any) -> str:

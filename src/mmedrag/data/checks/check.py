@@ -23,6 +23,7 @@ from mmedrag.data.checks.rows import Item, read
 from mmedrag.data.common import clean_question
 from mmedrag.data.formats.released import Roots
 from mmedrag.records import UserError, parse_released
+from mmedrag.runtime import check_own
 
 
 def check(
@@ -47,6 +48,8 @@ def check(
     """
     if not paths:
         raise UserError("data check: nothing given, expected data folders or released files")
+    if html:
+        check_own(html)
     report = CheckReport([str(p) for p in paths], most)
     with tempfile.TemporaryDirectory(prefix="mmedrag-check-") as scratch:
         index = CrossRowIndex(Path(scratch) / "rows.sqlite")

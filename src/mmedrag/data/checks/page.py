@@ -115,7 +115,7 @@ def write_page(report: CheckReport, path: Path) -> None:
             warnings=report.total("warning"),
         )
     )
-    write_bytes(path, page.encode("utf-8", "replace"))
+    write_bytes(path, page.encode("utf-8", "replace"), own=True)
 
 
 def _percent(value: float | None) -> str:

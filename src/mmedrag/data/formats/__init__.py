@@ -1,8 +1,9 @@
 """One module a format; each yields rows for the writer.
 
 ``manifest``, ``released`` (with ``released_pairs``), ``llava``, ``vqa``, ``table``, ``dicom``,
-``data`` (``folders``); ``trainer_pairs`` reads preference pairs. A format of your own is a function
-``load(source, writer, **options)``, named ``package.module:function``.
+``data`` (``folders``); ``table_files`` reads the files of tables, ``trainer_pairs`` preference
+pairs. A format of your own is a function ``load(source, writer, **options)``, named
+``package.module:function``.
 """
 
 import lazy_loader

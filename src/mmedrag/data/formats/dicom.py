@@ -137,8 +137,8 @@ def _file(
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}") from None
     content = hashlib.sha256(data).hexdigest()
-    # 2: pictures of before that may have been read wrongly are made anew
-    key = f"dicom:2:{names.name('file', content)}:{look}:{max_frames}"
+    # 3: pictures of before that may have been read wrongly are made anew
+    key = f"dicom:3:{names.name('file', content)}:{look}:{max_frames}"
     fields = writer.recall(key)
     if fields is None:
         fields = _content(data, content, row.file, writer, names, look, max_frames)

@@ -23,6 +23,8 @@ from mmedrag.data.common import (
     image_roots,
     images_of,
     import_rows,
+    is_placeholder,
+    named_images,
     pick,
     row_id,
     rows_of,
@@ -94,9 +96,10 @@ def conversation(
     said = [value[key] for key in talk]
     spoken = [turn for part in said for turn in part] if len(said) > 1 else said[0]
     exchanges, inside = exchanges_of(spoken, talk[0])
-    named = pick(value, IMAGE_KEYS)
-    pictures = value[named] if named else inside
-    writer.doubt(row, expect_image("\n".join(question for question, _ in exchanges), pictures))
+    asked = "\n".join(question for question, _ in exchanges)
+    pictures, named = named_images(value, asked, IMAGE_KEYS)
+    pictures = pictures or inside
+    writer.doubt(row, expect_image(asked, pictures))
     if isinstance(pictures, list) and len(pictures) == 1:
         pictures = pictures[0]
     base = row_id(row, value.get("id", value.get("question_id")))
@@ -106,18 +109,22 @@ def conversation(
         "patient": text_of(value, "patient", numbers=True),
         "split": split_named(text_of(value, "split")) or split_from(row.file),
     }
-    meta: dict[str, Any] = {"study": base} | extra_fields(value, [*_KNOWN, *talk, named or "image"])
+    meta: dict[str, Any] = {"study": base} | extra_fields(
+        value, [*_KNOWN, *talk, *(named or IMAGE_KEYS[:2])]
+    )
     if missing:
         meta["missing_images"] = missing
     in_corpus = False
-    for number, (question, answer) in enumerate(exchanges):
+    for number, (question, said_so) in enumerate(exchanges):
         asks = clean_question(question)
+        answer = None if is_placeholder(said_so) else said_so
+        writer.placeholders += answer is None
         writes = turns == "report" or (
             turns == "auto" and "?" not in asks and bool(_WRITE.search(asks))
         )
         wanted = f"{base}/turn-{number}" if len(exchanges) > 1 else base
         wanted = writer.unique("examples", wanted, row.number)
-        if writes:
+        if writes and answer is not None:
             writer.example(
                 row, id=wanted, task="report", answer=answer, meta=meta | {"prompt": asks}, **shared
             )
@@ -129,7 +136,7 @@ def conversation(
                     meta=meta,
                     **shared,
                 )
-        else:
+        elif not writes:
             choice = choice_of(value if len(exchanges) == 1 else {}, asks, answer)
             kept, original = choice.answer_type(None)
             writer.doubt(row, choice.doubt)
@@ -191,9 +198,9 @@ def text_in(content: Any, pictures: list[Any]) -> str | None:
     found = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
+        if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
             found.append(part["text"])
-        elif kind in ("image", "image_url"):
+        elif kind in ("image", "image_url", "input_image"):
             found.append("<image>")
             named = pick(part, ("image", "image_url", "path", "url"))
             pictures += [part[named]] if named else []

@@ -18,7 +18,8 @@ from mmedrag.data.common import (
     image_roots,
     images_of,
     import_rows,
-    pick,
+    is_placeholder,
+    named_images,
     rows_of,
     split_named,
     text_of,
@@ -72,11 +73,12 @@ def _row(row: SourceRow, writer: Writer, roots: list[Path], train_only: Sequence
     if kind not in TEXT_KINDS:
         raise UserError(f"text_kind: got {kind!r:.60}, expected one of {', '.join(TEXT_KINDS)}")
     text = text_of(value, "text") or ""
+    writer.placeholders += is_placeholder(value.get("text"))
     pairs = value.get("qa") or []
     if not isinstance(pairs, list):
         raise UserError("qa: expected a list of {question, answer, answer_type}")
-    named = pick(value, IMAGE_KEYS)
-    meta = {"study": row_id} | extra_fields(value, [*_OWN, named or "image"])
+    pictures, named = named_images(value, "", IMAGE_KEYS)
+    meta = {"study": row_id} | extra_fields(value, [*_OWN, *named])
     shared: dict[str, Any] = {
         key: text_of(value, key)
         for key in ("domain", "patient", "source", "licence", "attribution")
@@ -84,7 +86,7 @@ def _row(row: SourceRow, writer: Writer, roots: list[Path], train_only: Sequence
     shared["split"] = split_named(text_of(value, "split"))
     if shared["split"] is None and shared["source"] in train_only:
         shared["split"] = "train"
-    image, missing = images_of(value[named] if named else None, roots, writer, value.get("sha256"))
+    image, missing = images_of(pictures, roots, writer, value.get("sha256"))
     if missing:
         meta["missing_images"] = missing
     shared["image"] = image

@@ -38,7 +38,7 @@ from mmedrag.data.formats.released_pairs import import_released
 from mmedrag.data.rows import SourceRow, holds_lines, parse, read_rows
 from mmedrag.data.writer import Writer
 from mmedrag.records import Example, Pair, Reference, Split, UserError
-from mmedrag.runtime import DataFolder, write_json, write_text
+from mmedrag.runtime import DataFolder, check_own, write_json, write_text
 
 TEXT_KEYS = ("gpt4_summary", "report", "caption")  # Harvard has two; the summary is the target
 IMAGE_KEYS = ("image_path", "image")
@@ -171,7 +171,7 @@ def load(src: Path, writer: Writer, *, image_root: Roots | None = None) -> None:
         styles[name] = {"rows": len(rows), "style": style}
         if style is None:
             writer.result.notes.append(f"{name}: unusual layout, an export will not be byte-equal")
-    write_json(writer.out / STYLES, styles, indent=2)
+    write_json(writer.out / STYLES, styles, indent=2, own=True)
 
 
 def roots_for(image_root: Roots | None, study: Study) -> list[Path]:
@@ -246,6 +246,9 @@ def _row(
     if task == "vqa":
         kept, original = answer_type("closed", target)
         closed = {"answer_type": kept, "question": clean_question(question)}
+        options = value.get("options")  # as an export writes them; the released rows have none
+        if isinstance(options, list) and target in options:
+            closed["options"] = options
         meta |= original
     writer.example(
         row,
@@ -270,9 +273,10 @@ def _images(
     other = value.get("filename")  # Harvard: the array from which the .jpg was made
     if image is None and isinstance(other, str) and roots:
         array, _ = images_of(other, roots, writer, prefix=prefix)
-        writer.missing.discard(prefix + other)
+        writer.missing.pop(prefix + other, None)
         if array is not None:
-            writer.missing.difference_update(prefix + name for name in missing)
+            for name in missing:
+                writer.missing.pop(prefix + name, None)
             return array, []
     return image, missing
 
@@ -391,19 +395,21 @@ def export_released(data: str | Path, out: str | Path) -> dict[str, int]:
             )
     styles_file = data / STYLES
     styles = parse(styles_file.read_text(encoding="utf-8")) if styles_file.is_file() else {}
-    written = {}
     for name, numbered in sorted(files.items()):
         own[name] = [numbered[number] for number in sorted(numbered)]
-    for name, rows in sorted(own.items()):
+    for name in own:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{data}: meta.released.file {name!r} leaves the folder")
+        check_own(out / name)
+    written = {}
+    for name, rows in sorted(own.items()):
         style = (styles.get(name) or {}).get("style") or {
             "lines": name.endswith("jsonl"),
             "ascii": True,
             "indent": 4,
             "end": "\n" if name.endswith("jsonl") else "",
         }
-        write_text(out / name, render(rows, style))
+        write_text(out / name, render(rows, style), own=True)
         written[name] = len(rows)
     return written
 

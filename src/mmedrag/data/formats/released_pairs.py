@@ -9,13 +9,13 @@ stays. Known faults of the released files: one image under many ids (136 of 137 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmedrag.data.rows import read_rows
 from mmedrag.records import KINDS, Noise, Pair, PairKind, PairSet, Prompt, Side, UserError, answers
 
 # Files store D_cm, then resist, then copy without saying where the latter start. Sizes known
@@ -80,24 +80,11 @@ def import_released(
 
 
 def load_rows(path: Path) -> list[Any]:
-    """Rows of a JSON array or of JSON Lines; a line that is no JSON becomes a text saying so."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if text.lstrip().startswith("["):
-        try:
-            return list(json.loads(text))
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON: {error}; expected an array of rows") from None
-    rows: list[Any] = []
-    for line in text.splitlines():
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:  # becomes a schema fault of this row; the others go on
-                rows.append(f"not JSON: {error}")
-    return rows
+    """Rows of a JSON array or of JSON Lines; a row that is no JSON becomes a text saying so."""
+    rows = list(read_rows(path, nulls=True))
+    if len(rows) == 1 and rows[0].error:
+        raise UserError(f"{path}: {rows[0].error}")
+    return [row.error or row.value for row in rows]
 
 
 def _shape(row: Any) -> tuple[str | None, str]:

@@ -7,12 +7,10 @@ that holds a conversation (``messages``) is read as in ``llava``.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -28,15 +26,16 @@ from mmedrag.data.common import (
     image_roots,
     images_of,
     is_placeholder,
+    named_images,
     rows_of,
-    source_files,
     split_named,
     text_of,
 )
 from mmedrag.data.formats.llava import conversation, talk_of
+from mmedrag.data.formats.table_files import JSON, read_table, tables
 from mmedrag.data.formats.vqa import split_from
 from mmedrag.data.options import choice_of
-from mmedrag.data.rows import SourceRow, parse, read_rows
+from mmedrag.data.rows import SourceRow, literal
 from mmedrag.data.writer import Writer
 from mmedrag.records import UserError
 
@@ -47,7 +46,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         *dict.fromkeys(key.lower() for key in IMAGE_KEYS),
         *("path", "file_name", "filename", "file"),
     ),
-    "text": ("text", "report", "caption", "impression", "findings", "note", "description"),
+    "text": ("text", "report", "caption", "note", "description"),
     "question": ("question", "prompt"),
     "answer": ("answer", "label_text"),
     "answer_type": ("answer_type", "question_type"),
@@ -59,9 +58,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "attribution": ("attribution",),
 }
 SEVERAL = ("image", "text")  # may come from more than one column
-SECTIONS = ("findings", "impression")  # of one report, in its order
-_ENDS = (".csv", ".tsv", ".parquet", ".arrow")
-_JSON = (".json", ".jsonl", ".ndjson")
+# the sections of one report, in its order, as their columns are called
+_SECTION = r"(?:(?:report|section|text|clean)[ _.-])?{}(?:[ _.-](?:section|text|report|clean|en))?"
+SECTIONS = tuple(re.compile(_SECTION.format(name)) for name in ("findings", "impressions?"))
 
 
 def load(
@@ -87,6 +86,7 @@ def load(
     roots = image_roots(src, image_root)
     defaults = Defaults(domain, source, licence, attribution)
     chosen: dict[tuple[str, ...], dict[str, list[str]]] = {}  # rows of JSON may differ in fields
+    alone: dict[str, str] = {}  # tables of pictures alone → their columns
     bad: set[str] = set()  # one table of many does not stop the others
     for done, row in enumerate(rows_of(tables(src), writer, read_table), 1):
         writer.tick(done)
@@ -103,18 +103,20 @@ def load(
             key = (row.file, *map(str, row.value))
             if key not in chosen:
                 chosen[key] = _choose(row.value, mapped, row.file)
+                if not any(chosen[key][name] for name in ("text", "sections", "question")):
+                    alone[row.file] = ", ".join(map(str, row.value))
             _row(row, chosen[key], writer, roots, defaults)
         except _BadTable as error:
             if src.is_file() and not chosen:
                 raise UserError(str(error)) from None
             writer.reject(row, str(error))
-            bad |= set() if row.file.lower().endswith(_JSON) else {row.file}
+            bad |= set() if row.file.lower().endswith(JSON) else {row.file}
         except UserError as error:
             writer.reject(row, str(error))
-    if placeholders := writer.placeholders:
-        writer.result.notes.append(
-            f"{placeholders} texts that say nan, N/A or the like are no text"
-        )
+    writer.result.notes += [
+        f"{name}: pictures alone, no column for a text or question among {columns:.200}"
+        for name, columns in alone.items()
+    ]
 
 
 def _map(columns: Mapping[str, str | Sequence[str]]) -> dict[str, list[str]]:
@@ -133,126 +135,6 @@ class _BadTable(Exception):
     """The column map does not fit the table: no row can be read."""
 
 
-def tables(src: Path) -> list[tuple[Path, str]]:
-    """(file, name) of the tables at ``src``; of a saved dataset its data files."""
-    if src.is_file() and src.suffix.lower() not in (*_ENDS, *_JSON):
-        raise UserError(f"{src}: expected {', '.join((*_ENDS, *_JSON))} or a folder of these")
-    skip = ("cache-", ".")
-    try:  # the .json files of a saved dataset describe its tables
-        return source_files(src, *_ENDS, skip=skip)
-    except UserError:
-        return source_files(src, *_JSON, skip=skip)
-
-
-def read_table(path: Path, name: str) -> Iterator[SourceRow]:
-    """Rows of one table as dicts; for binary tables ``line`` counts rows from 1."""
-    with open(path, "rb") as handle:
-        magic = handle.read(8)
-    binary = magic.startswith((b"PAR1", b"ARROW1")) or path.suffix.lower() in (".parquet", ".arrow")
-    if not binary:
-        json_rows = path.suffix.lower() in _JSON
-        yield from read_rows(path, name) if json_rows else _read_csv(path, name)
-        return
-    import pyarrow as pa
-
-    number = 0
-    try:
-        for batch in _batches(path):
-            classes = _classes(batch.schema.metadata)
-            for value in batch.to_pylist():
-                for column in classes.keys() & value.keys():
-                    value[column] = classes[column].get(value[column], value[column])
-                yield SourceRow(name, number + 1, number, value=value)
-                number += 1
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
-        yield SourceRow(
-            name, number + 1, number, error=f"table cannot be read: {reason}; rows end here"
-        )
-
-
-def _classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[Any, str]]:
-    """Columns of class numbers → their names, as Hugging Face datasets describe them."""
-    try:
-        described = parse((metadata or {}).get(b"huggingface", b"{}").decode("utf-8"))
-        features = described.get("info", {}).get("features", {})
-        return {
-            column: dict(enumerate(map(str, feature["names"])))
-            for column, feature in features.items()
-            if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
-        }
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return {}  # a description is not needed to read the rows
-
-
-def _batches(path: Path) -> Iterator[Any]:
-    """Record batches, few rows at a time (they may hold images)."""
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(path) as table:
-            yield from table.iter_batches(batch_size=64)
-        return
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as handle:
-        try:
-            reader: Any = pa.ipc.open_stream(handle)  # Hugging Face save_to_disk
-        except pa.ArrowInvalid:
-            handle.seek(0)
-            opened = pa.ipc.open_file(handle)
-            reader = (opened.get_batch(i) for i in range(opened.num_record_batches))
-        for batch in reader:
-            for start in range(0, batch.num_rows, 64):
-                yield batch.slice(start, 64)
-
-
-def _read_csv(path: Path, name: str) -> Iterator[SourceRow]:
-    csv.field_size_limit(16 * 2**20)
-    data = path.read_bytes()
-    try:
-        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # "Unicode text" of spreadsheets
-        text = data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        yield SourceRow(name, line, 0, error="not UTF-8 text, expected UTF-8")
-        return
-    skipped = len(text) - len(text.lstrip("\r\n"))  # empty lines above the header
-    above, text = text.count("\n", 0, skipped), text[skipped:]
-    head, _, rest = text.partition("\n")
-    if named := re.fullmatch(r'"?sep=(.)"?[,;\s]*', head, re.IGNORECASE):  # as Excel writes it
-        above, text, delimiter = above + 1, rest, named[1]
-    else:
-        tab = "\t" in head and (path.suffix.lower() == ".tsv" or "," not in head)
-        delimiter = "\t" if tab else max(",;|", key=head.count)
-    stream = io.StringIO(text, newline="")
-    reader = csv.reader(stream, delimiter=delimiter, strict=True, skipinitialspace=True)
-    header: list[str] | None = None
-    number = 0
-    while True:
-        line = above + reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield SourceRow(name, line, number, error=f"not CSV: {error}")
-            number += 1
-            continue
-        if header is None:
-            header = [field.strip() for field in fields]
-            if len(set(header)) != len(header):
-                yield SourceRow(name, line, number, error="two columns have the same name")
-                return
-        elif fields and len(fields) != len(header):
-            reason = f"{len(fields)} fields, expected {len(header)}"
-            yield SourceRow(name, line, number, value=fields, error=reason)
-            number += 1
-        elif fields:
-            yield SourceRow(name, line, number, value=dict(zip(header, fields, strict=True)))
-            number += 1
-
-
 def _choose(
     row: Mapping[str, Any], given: Mapping[str, list[str]], table: str
 ) -> dict[str, list[str]]:
@@ -268,11 +150,18 @@ def _choose(
             chosen[key] = given[key]
         else:
             chosen[key] = [lower[n] for n in names if n in lower][:1]
-            if key == "text" and chosen[key] and chosen[key][0].lower() in SECTIONS:
-                chosen[key] = [lower[section] for section in SECTIONS if section in lower]
     if chosen["text"] and chosen["text"] == chosen["question"]:
         chosen["text"] = []
-    if not (chosen["text"] or chosen["question"] or chosen["image"]):
+    if "image" not in given and not chosen["image"]:
+        _, chosen["image"] = named_images(row, "", ())
+    # what a row says that has no whole report
+    chosen["sections"] = [
+        column
+        for section in SECTIONS
+        if "text" not in given
+        for column in [lower[low] for low in lower if section.fullmatch(low)][:1]
+    ]
+    if not (chosen["text"] or chosen["sections"] or chosen["question"] or chosen["image"]):
         have = ", ".join(map(str, row))
         raise _BadTable(
             f"{table}: no column for text, question or image among {have:.300}; name "
@@ -283,24 +172,31 @@ def _choose(
 
 def _ours(
     value: Mapping[str, Any], chosen: Mapping[str, list[str]], writer: Writer
-) -> dict[str, Any]:
-    """The row's fields under our names, without placeholders; the parts of a text joined."""
+) -> tuple[dict[str, Any], set[str]]:
+    """The row's fields under our names, without placeholders, and the columns they came from.
+
+    The parts of a text are joined; sections count where there is no whole text.
+    """
+    used = {column for key, columns in chosen.items() if key != "sections" for column in columns}
     ours = {
         key: plain(value.get(columns[0]))
         for key, columns in chosen.items()
-        if columns and key != "image"
+        if columns and key not in ("image", "sections")
     }
-    parts = [plain(value.get(column)) for column in chosen["text"]]
-    sound = [part for part in parts if not is_placeholder(part, NOTHING)]
-    writer.placeholders += len(parts) - len(sound)
-    if chosen["text"]:
+    for columns in (chosen["text"], chosen["sections"]):
+        parts = [plain(value.get(column)) for column in columns]
+        sound = [part for part in parts if not is_placeholder(part, NOTHING)]
+        writer.placeholders += len(parts) - len(sound)
         ours["text"] = "\n".join(str(part).strip() for part in sound if part not in (None, ""))
+        used |= set(columns)
+        if ours["text"]:
+            break
     for key, given in ours.items():
         if is_placeholder(given, PLACEHOLDERS if key in ("question", "answer") else NOTHING):
             ours[key] = None
         elif isinstance(given, str):
             ours[key] = given.strip()
-    return {key: v for key, v in ours.items() if v not in (None, "")}
+    return {key: v for key, v in ours.items() if v not in (None, "")}, used
 
 
 def _row(
@@ -311,18 +207,20 @@ def _row(
     defaults: Defaults,
 ) -> None:
     value = row.value
-    ours = _ours(value, chosen, writer)
-    used = {column for columns in chosen.values() for column in columns}
+    ours, used = _ours(value, chosen, writer)
     choice = None
+    pictures: list[Any] = [value.get(column) for column in chosen["image"]]
     if question := text_of(ours, "question", numbers=True):
-        expect_image(question, [v for c in chosen["image"] if (v := value.get(c))])
+        named = [picture for picture in pictures if picture]
+        pictures = named or named_images({}, question, ())[0]
+        writer.doubt(row, expect_image(question, pictures if len(pictures) > 1 else named))
         choice = choice_of(value, clean_question(question), text_of(ours, "answer", numbers=True))
         used |= choice.used
     meta = {str(k): plain(v) for k, v in value.items() if k not in used and v not in (None, "")}
     stem = row.file.rsplit(".", 1)[0]
     own = text_of(ours, "id", numbers=True)
     base = f"{stem}/{own if own is not None else row.number}"
-    image, missing = _images([value.get(c) for c in chosen["image"]], base, writer, roots)
+    image, missing = _images(pictures, base, writer, roots)
     text = text_of(ours, "text", numbers=True)
     if text is None and question is None and image is None:
         raise UserError("row has no text, no question and no image")
@@ -392,7 +290,8 @@ def _images(
     """Paths or embedded bytes of the image columns → stored images, the ones not there."""
     flat: list[Any] = []
     for value in values:
-        flat += value if isinstance(value, list) else [value]
+        views = literal(value.strip()) if isinstance(value, str) else value
+        flat += views if isinstance(views, list) else [value]
     stored: list[str] = []
     missing: list[str] = []
     flat = [value.strip() if isinstance(value, str) else value for value in flat]

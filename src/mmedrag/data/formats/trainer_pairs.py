@@ -15,11 +15,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mmedrag.data.common import below, pick, unmarked
+from mmedrag.data.common import below, is_placeholder, pick, unmarked
 from mmedrag.data.formats.llava import exchanges_of
 from mmedrag.data.formats.released_pairs import Fault, import_released, load_rows
 from mmedrag.records import KINDS, Pair, PairKind, PairSet, Prompt, Side, UserError
 
+_ASKED = ("prompt", "conversations", "question", "instruction")
+_SWIFT = ("rejected_response", "rejected_messages", "rejected_images")
 _REFERENCES = re.compile(r"\breference (?:report|caption)", re.IGNORECASE)
 
 
@@ -64,10 +66,10 @@ def _form(row: Any) -> str | None:
     """Whose row it is; None for the released form and for anything else."""
     if not isinstance(row, dict):
         return None
-    if "messages" in row and ("rejected_response" in row or "rejected_messages" in row):
+    if ("messages" in row or "query" in row) and any(row.get(key) for key in _SWIFT):
         return "ms-swift"
     if "chosen" in row and "rejected" in row:
-        return "llama-factory" if "conversations" in row else "trl"
+        return "llama-factory" if {"conversations", "instruction"} & set(row) else "trl"
     return None
 
 
@@ -83,11 +85,17 @@ def _turns(value: Any, speaker: str) -> list[Any]:
 def _conversations(row: dict[str, Any], form: str) -> tuple[list[Any], list[Any]]:
     """The two conversations that a row compares."""
     if form == "ms-swift":
-        chosen = _turns(row["messages"], "user")
+        chosen = _turns(row.get("messages") or row.get("query"), "user")
+        if not row.get("messages"):
+            chosen = [*chosen, *_turns(row.get("response"), "assistant")]
         if row.get("rejected_messages"):
             return chosen, _turns(row["rejected_messages"], "user")
+        if not row.get("rejected_response"):  # only the pictures differ
+            return chosen, chosen
         return chosen, [*chosen[:-1], *_turns(row["rejected_response"], "assistant")]
-    asked = _turns(row.get(pick(row, ("prompt", "conversations", "question")) or ""), "user")
+    asked = _turns(row.get(pick(row, _ASKED) or ""), "user")
+    if "instruction" in row and row.get("input"):  # Alpaca: what it is about
+        asked = _turns(f"{row['instruction']}\n{row['input']}", "user")
     return (
         [*asked, *_turns(row["chosen"], "assistant")],
         [*asked, *_turns(row["rejected"], "assistant")],
@@ -119,8 +127,8 @@ def _pair(number: int, row: Any, root: Path, beside: Path) -> tuple[Pair, list[t
         ]
         if not image:
             raise UserError(f"{name}: no image, expected a path in images")
-        if not answer.strip():
-            faults.append(("empty_text", f"the {name} answer is empty"))
+        if not answer.strip() or is_placeholder(answer):
+            faults.append(("empty_text", f"the {name} answer is empty: {answer!r}"))
         prompt = Prompt(template=f"{form}/imported", text=unmarked(question), style="chat")
         sides.append(Side(prompt=prompt, image=image[0] if len(image) == 1 else image, text=answer))
     chosen, rejected = sides

@@ -8,7 +8,7 @@ names in use. Every row gives a vqa example, every distinct image a corpus row w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mmedrag.data.common import (
     image_roots,
     images_of,
     import_rows,
-    is_placeholder,
+    named_images,
     pick,
     row_id,
     rows_of,
@@ -37,11 +37,11 @@ from mmedrag.data.rows import SourceRow
 from mmedrag.data.writer import Writer
 from mmedrag.records import Split, UserError
 
-NAMES = {  # ours: those in use, the first that has a value counts
-    "question": ("question", "Question", "text", "prompt", "query", "instruction"),
+NAMES = {  # ours: those in use, in any case; the first that has a value counts
+    "question": ("question", "text", "prompt", "query", "instruction"),
     "answer": (
-        *("answer", "Answer", "gt_answer", "gpt4_answer", "fig_caption", "label"),
-        *("response", "output"),
+        *("answer", "gt_answer", "gpt4_answer", "fig_caption", "label"),
+        *("response", "output", "completion"),
     ),
     "image": (*IMAGE_KEYS, "image_id", "img_id", "filename", "file_name", "file", "path"),
     "id": ("question_id", "qid", "id", "pair_id"),
@@ -111,22 +111,22 @@ def question_row(row: SourceRow, writer: Writer, roots: Sequence[Path], defaults
     text = text_of(value, names["question"], required=True) or ""
     if names["question"] == "instruction" and value.get("input"):  # Alpaca: what it is about
         text = f"{text}\n{text_of(value, 'input')}"
-    if is_placeholder(value.get(names["image"] or "")):
-        names["image"] = None
-    writer.doubt(row, expect_image(text, names["image"] and value[names["image"]]))
+    pictures, shown = named_images(value, text, NAMES["image"])
+    writer.doubt(row, expect_image(text, pictures))
+    writer.doubt(row, "its history, earlier turns, is left out" if value.get("history") else None)
     choice = choice_of(
         value, clean_question(text), text_of(value, names["answer"] or "answer", numbers=True)
     )
     answer = choice.answer
     wanted = row_id(row, value.get(names["id"] or "id"))
-    image, missing, key = _image(value, names["image"], writer, roots)
+    image, missing, key = _image(pictures, writer, roots)
     meta: dict[str, Any] = {}
     if key:
         meta["study"] = f"{defaults.source}/{key}" if defaults.source else key
     given = value.get("answer_type")
     kept, original = choice.answer_type(given)
     known = {"answer_type", "domain", "source", "licence", "attribution", "split", "meta"}
-    known |= {n for n in names.values() if n} | choice.used
+    known |= {n for n in names.values() if n} | choice.used | set(shown)
     shared = defaults.fields(value) | {
         "image": image,
         "patient": text_of(value, names["patient"] or "patient", numbers=True),
@@ -151,13 +151,10 @@ def question_row(row: SourceRow, writer: Writer, roots: Sequence[Path], defaults
     )
 
 
-def _image(
-    value: Mapping[str, Any], name: str | None, writer: Writer, roots: Sequence[Path]
-) -> tuple[Any, list[str], str | None]:
+def _image(given: Any, writer: Writer, roots: Sequence[Path]) -> tuple[Any, list[str], str | None]:
     """(stored, missing, study key); an image id may stand without its suffix (PathVQA)."""
-    if name is None:
+    if given in (None, "", []):
         return None, [], None
-    given: Any = value[name]
     if isinstance(given, list) and len(given) == 1:
         given = given[0]
     if not isinstance(given, (str, int)) or len(str(given)) > 1000:  # views, or a picture itself

@@ -112,7 +112,7 @@ def make_pairs(
         "held_out": [folder.name for folder in trained],
     }
     write_pairs(found, out, data.path, made_with)
-    lacking = missing(asked, [out / "traces" / name for name in conditions])
+    lacking = missing([out / "traces" / name for name in conditions], bool(asked.retrievers))
     if not found.pairs:
         log.error("error: no pair was built of %d examples: %s", len(rows), _why_none(found.counts))
         lacking["nothing"] = True

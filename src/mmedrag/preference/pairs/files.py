@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedrag.records import Noise, Pair, PairSet, Prompt, Side, UserError
-from mmedrag.runtime import check_own, read_jsonl, write_json, write_jsonl, write_text
+from mmedrag.runtime import DataFolder, check_own, read_jsonl, write_json, write_jsonl, write_text
 
 
 def write_pairs(found: PairSet, out: Path, data: Path, settings: dict[str, Any]) -> Path:
@@ -57,6 +57,24 @@ def read_pairs(path: str | Path, data: str | Path | None = None) -> list[Pair]:
         pair.root = root
         pair.model_fields_set.discard("root")
     return pairs
+
+
+def sources_of(pairs: Sequence[Pair]) -> set[str | None]:
+    """Where the pictures of pairs come from: the ``source`` of the DATA folder's rows that show
+    them; None where no row does."""
+    named: dict[Path, dict[str, str | None]] = {}
+    for root in {pair.root or Path() for pair in pairs}:
+        data = DataFolder(root) if root.is_dir() else None
+        rows = [*data.corpus(), *data.examples()] if data else []
+        named[root] = {
+            os.path.relpath(view, root): row.source for row in rows for view in row.images
+        }
+    return {
+        named[pair.root or Path()].get(os.path.normpath(name))
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+        for name in ([side.image] if isinstance(side.image, str) else side.image or ())
+    }
 
 
 # --- other trainers' formats ------------------------------------------------------------

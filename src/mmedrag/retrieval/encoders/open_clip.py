@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,28 @@ def load_parts(target: str) -> tuple[Any, Any, Any]:
 
     name, _, pretrained = target.partition("@")
     try:
-        model, _, transform = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained or None, weights_only=True
-        )
-        tokenizer = open_clip.get_tokenizer(name)
+        with _asking_nobody():
+            model, _, transform = open_clip.create_model_and_transforms(
+                name, pretrained=pretrained or None, weights_only=True
+            )
+            tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"encoder {target}: open_clip cannot load it: {reason}") from None
     return model, transform, tokenizer
+
+
+@contextmanager
+def _asking_nobody() -> Iterator[None]:
+    """open_clip takes text towers of transformers without saying ``trust_remote_code=False``, and
+    then transformers asks on the terminal whether to run a model's own code: it is refused."""
+    from transformers import dynamic_module_utils as remote
+
+    before, remote.TIME_OUT_REMOTE_CODE = remote.TIME_OUT_REMOTE_CODE, 0
+    try:
+        yield
+    finally:
+        remote.TIME_OUT_REMOTE_CODE = before
 
 
 def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:

@@ -53,7 +53,7 @@ class MiniLM:
         from transformers import BertModel
 
         self.model = BertModel.from_pretrained(
-            paths[0].parent, local_files_only=True, use_safetensors=True
+            paths[0].parent, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
         self.model.requires_grad_(False).eval()
         self.whole, self.cut = (Tokenizer.from_file(str(paths[2])) for _ in range(2))

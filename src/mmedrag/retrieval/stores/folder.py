@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmedrag.records import UserError
-from mmedrag.runtime import PART, lock_file, open_log, sha256, sync, write_json
+from mmedrag.runtime import PART, lock_file, open_log, part_of, sha256, sync, write_json
 
 MANIFEST, LOCK, FORMAT = "manifest.json", ".lock", 1
 REPAIR = "build it again with the same command (embeddings in its cache are reused)"
@@ -202,7 +202,7 @@ def _delete(folder: Path) -> None:
             path.unlink()
         else:
             log.warning("%s: left, it is not the file that this index wrote", path)
-    (folder / (MANIFEST + PART)).unlink(missing_ok=True)
+    part_of(folder / MANIFEST).unlink(missing_ok=True)
     _note(folder, None)
 
 
@@ -235,8 +235,11 @@ def is_ours(folder: Path, own: Callable[[Path], bool]) -> bool:
             return False
     except UserError:
         marks, rows = {LOCK}, set(pending(folder).get("written", []))
-    marks |= rows | {MANIFEST + PART}
+    marks |= rows
     return all(
-        path.name in marks or path.name.startswith(MANIFEST + ".damaged-") or own(path)
+        path.name in marks
+        or path.name.startswith(MANIFEST + ".damaged-")
+        or PART.fullmatch(path.name)
+        or own(path)
         for path in folder.iterdir()
     )

@@ -1,0 +1,1 @@
+"""The shipped domain model for real pictures: how it is fitted, judged and written."""
