@@ -25,6 +25,7 @@ from mmedrag.records import Trace, UserError, group_of, label_of, target_of
 
 RESAMPLES = 2000
 FOLDS = 5
+BASE = 4  # features of the simplest fuser: own odds, first reference, their mean, their silence
 EFFECTS = {
     "accuracy": "closed questions answered with and without references",
     "over_reliance_rate": "of those, the ones right without references",
@@ -228,21 +229,29 @@ def fit_fuser(fit_on: Sequence[Asked], seed: int = 0) -> Fuser:
 
 
 def _policies(seed: int) -> dict[str, Any]:
+    """Name -> unfitted model, the simplest first: it wins ties, and the fuser falls back on the
+    picture alone where nothing more can be learned. The first two treat yes and no alike."""
+    from sklearn.compose import make_column_transformer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    linear = {
-        f"logistic regression, C {c}": make_pipeline(
-            StandardScaler(), LogisticRegression(max_iter=3000, C=c)
-        )
-        for c in (0.003, 0.03, 0.3)
+    def even(first: int) -> Any:
+        chosen = make_column_transformer((StandardScaler(with_mean=False), slice(0, first)))
+        return make_pipeline(chosen, LogisticRegression(fit_intercept=False))
+
+    def linear(c: float) -> Any:
+        return make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000, C=c))
+
+    return {
+        "picture alone": even(1),
+        "picture and what references say": even(BASE),
+        **{f"logistic regression, C {c}": linear(c) for c in (0.003, 0.03, 0.3)},
+        "boosted trees": HistGradientBoostingClassifier(
+            max_depth=3, max_iter=80, learning_rate=0.07, random_state=seed
+        ),
     }
-    trees = HistGradientBoostingClassifier(
-        max_depth=3, max_iter=80, learning_rate=0.07, random_state=seed
-    )
-    return {**linear, "boosted trees": trees}
 
 
 def _odds(p: float) -> float:
