@@ -98,7 +98,13 @@ def eval_(
 @click.argument("index", type=FOLDER)
 @click.argument("data", type=FOLDER, nargs=-1, required=True)
 @click.option("--precision", type=float, required=True, help="Share of kept ones that must agree.")
-@click.option("--split", default="val", show_default=True, help="Pictures to fit on.")
+@click.option(
+    "--rule",
+    default="calibrated",
+    show_default=True,
+    help="log_ratio, top1_ratio, fixed_k, score_floor or calibrated: whose parameter is fitted.",
+)
+@click.option("--split", default="val", show_default=True, help="Pictures to fit and check on.")
 @click.option("--k", type=click.IntRange(1), default=8, show_default=True, help="Per picture.")
 @click.option(
     "--level",
@@ -115,6 +121,7 @@ def calibrate(
     index: Path,
     data: tuple[Path, ...],
     precision: float,
+    rule: str,
     split: str,
     k: int,
     level: float,
@@ -122,11 +129,12 @@ def calibrate(
     retriever: str | None,
     device: str | None,
 ) -> None:
-    """Fit the selection rule `calibrated` for INDEX on pictures of DATA whose findings are known.
+    """Fit the parameter of a selection rule for INDEX on pictures of DATA whose findings are known.
 
-    Use the result with --config RECIPE, or --rule calibrated --set selection.threshold=T.
+    Half of the patients are fitted, the others checked; their figure comes first. Use the result
+    with --config RECIPE, or --rule NAME --set selection.PARAMETER=VALUE.
     """
-    from mmedrag.evaluation import fit_selection, write_recipe
+    from mmedrag.evaluation import calibrate as calibration, fit_selection, write_recipe
     from mmedrag.retrieval import index_info, open_retriever
     from mmedrag.runtime import DataFolder
 
@@ -135,9 +143,10 @@ def calibrate(
     what = f"rows with picture and text of split {split}, domain {domain or 'any'}"
     count([row for row in asked if row.images and row.text.strip()], what, folders)
     result = fit_selection(
-        open_retriever(index, retriever, device), folders, precision, split, k, level
+        open_retriever(index, retriever, device), folders, precision, split, k, level, rule
     )
+    reached = result[calibration.PARAMETERS[rule]] is not None
     if out:
         write_recipe(out, result)
         result["out"] = out
-    call.finish(result, ok=result["threshold"] is not None)
+    call.finish(result, calibration.headline(result), ok=reached)

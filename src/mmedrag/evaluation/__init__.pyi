@@ -1,4 +1,4 @@
-from . import controls as controls
+from . import calibrate as calibrate, controls as controls
 from .agreement import (
     Agreement as Agreement,
     Case as Case,
@@ -50,4 +50,4 @@ from .runs import (
     one_per_image as one_per_image,
     task_of as task_of,
 )
-from .scoring import best_control as best_control
+from .scoring import best_control as best_control, generator_control as generator_control

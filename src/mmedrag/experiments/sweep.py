@@ -220,7 +220,8 @@ def _measure(
         return [list(read_jsonl(path, Trace)) for path in paths]
 
     base = runs("base", "none")
-    corpus = len(DataFolder(seeds[0] / "data").corpus("train", settings.domains[0]))
+    sizes = [len(DataFolder(s / "data").corpus("train", settings.domains[0])) for s in seeds]
+    corpus = sum(sizes) // len(sizes)
     hits = {
         name: [list(read_jsonl(seed / f"hits-{name}.jsonl", Trace)) for seed in seeds]
         for name in (NAIVE, SELECTION)
