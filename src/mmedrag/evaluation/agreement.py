@@ -181,7 +181,9 @@ def _own_reports(data: Sequence[DataFolder]) -> dict[tuple[str, ...], str]:
     """picture -> its own report: of the corpus, or the target of a report to write."""
     out: dict[tuple[str, ...], str] = {}
     for folder in data:
-        texts = [(row, row.text) for row in folder.corpus() if "twin" not in row.meta]
+        texts: list[tuple[Row, str]] = [
+            (row, row.text) for row in folder.corpus() if "twin" not in row.meta
+        ]
         texts += [(row, row.answer or "") for row in folder.examples(task="report")]
         out |= {_picture(row): text for row, text in texts if text.strip()}
     return out
