@@ -141,7 +141,7 @@ def _lacks(row: Row, parts: Parts) -> str:
         return "this generator has no beam search"
     if row.name.startswith("pt-") and not (row.adapter and parts.adapts):
         return "no adapter of this set is named" if parts.adapts else "it takes no adapter"
-    return next(filter(None, map(_absent, _folders(row.adapter))), "")
+    return next(filter(None, map(absent, _folders(row.adapter))), "")
 
 
 def _folders(adapter: Adapter | None) -> list[str]:
@@ -150,7 +150,8 @@ def _folders(adapter: Adapter | None) -> list[str]:
     return [adapter] if isinstance(adapter, str) else list(adapter.values())
 
 
-def _absent(adapter: str) -> str:
+def absent(adapter: str) -> str:
+    """Why an adapter cannot be used; "" when it can."""
     try:
         there = (located(adapter) / "adapter_config.json").is_file()
     except UserError:

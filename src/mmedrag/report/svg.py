@@ -9,9 +9,11 @@ who cannot see it, and its numbers stand in a table beside it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 
 WIDTH = 400
 SERIES = 6  # colour classes s0..s5
@@ -46,6 +48,16 @@ def figure(body: Sequence[str], height: float, title: str, description: str) -> 
         f'<svg viewBox="0 0 {WIDTH} {height:g}" class="chart" role="img" aria-label="{label}">'
         f"{''.join(body)}</svg>"
     )
+
+
+def standalone(chart: str) -> str:
+    """A chart as a file of its own: with the page's light colours and chart rules inside."""
+    css = files("mmedrag.report").joinpath("page.css").read_text("utf-8")
+    colours = css[: css.index("}") + 1]
+    rules = "\n".join(rule for rule in css.splitlines() if re.match(r"svg |\.s\d ", rule))
+    back = f'<style>{colours}\n{rules}</style><rect width="100%" height="100%" fill="#fff"/>'
+    whole = chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return whole.replace(">", f">{back}", 1) + "\n"
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", cls: str = "") -> str:
