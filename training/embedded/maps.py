@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -36,7 +37,7 @@ def trainable(spec: str, seed: int = 0) -> Towers:
         spec: the encoder, as ``load_encoder`` takes it. seed: of the maps.
     """
     whole = load_towers(spec)
-    model = whole.model.float().eval().requires_grad_(False)
+    model: Any = whole.model.float().eval().requires_grad_(False)
     maps = Maps(model.config.projection_dim, seed)
     known: dict[str, torch.Tensor] = {}
 

@@ -259,22 +259,27 @@ def _checked(knobs: Mapping[str, Any], studies: int, twins: str | None) -> Knobs
     if twins not in (None, "image", "report"):
         raise UserError(f"phantom: twins is {twins!r}, expected image or report")
     setting = Knobs(**knobs)
-    for name, looked_at in setting.appearance.items():
-        attributes = [a.name for a in load_domain(name).attributes]
-        if unknown := [key for key in looked_at if key not in attributes]:
+    _check_tables(setting)
+    return setting
+
+
+def _check_tables(knobs: Knobs) -> None:
+    """Do the tables of a knob name what there is, and shares?"""
+    for name, attributes in knobs.appearance.items():
+        there = [spec.name for spec in load_domain(name).attributes]
+        if unknown := [attribute for attribute in attributes if attribute not in there]:
             raise UserError(
                 f"phantom: appearance: {name}: no attribute {unknown[0]!r}, "
-                f"expected some of {', '.join(attributes)}"
+                f"expected some of {', '.join(there)}"
             )
-    for name, own in setting.similarity_of.items():
-        known = load_domain(name).by_name
-        for finding, value in own.items():
+    for name, shares in knobs.similarity_of.items():
+        findings = load_domain(name).by_name
+        for finding, share in shares.items():
             where = f"phantom: similarity_of: {name}.{finding}"
-            if finding not in known:
-                raise UserError(f"{where}: no such finding, expected one of {', '.join(known)}")
-            if not 0 <= value <= 1:
-                raise UserError(f"{where}: got {value!r}, expected 0 to 1")
-    return setting
+            if finding not in findings:
+                raise UserError(f"{where}: no such finding, expected one of {', '.join(findings)}")
+            if not 0 <= share <= 1:
+                raise UserError(f"{where}: got {share!r}, expected 0 to 1")
 
 
 def _results(jobs: Sequence[Job], workers: int) -> Iterator[list[Rows]]:
