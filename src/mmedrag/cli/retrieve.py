@@ -58,7 +58,7 @@ def noun(
     """
     from mmedrag.evaluation import load_keywords, reference_agreement
     from mmedrag.pipeline import choose, retrieve_examples, system
-    from mmedrag.retrieval import Exclusion, Filter
+    from mmedrag.retrieval import Exclusion, Filter, Retriever
     from mmedrag.runtime import DataFolder
 
     keywords, folder = load_keywords(findings), DataFolder(data)
@@ -75,7 +75,8 @@ def noun(
     )
     tops: list[str | None] = []
     result = retrieve_examples(pipeline, examples, out, format, call.progress("examples"), tops)
-    sizes = {name: len(searcher.index) for name, searcher in pipeline.retrievers.items()}
+    indexed = {n: r for n, r in pipeline.retrievers.items() if isinstance(r, Retriever)}
+    sizes = {name: len(retriever.index) for name, retriever in indexed.items()}
     corpus = lambda domain: sizes.get(domain, sum(sizes.values()))  # noqa: E731
     found = reference_agreement([folder], examples, tops, corpus, keywords, call.seed)
     if found:

@@ -1,16 +1,4 @@
 from . import calibrate as calibrate, controls as controls
-from .agreement import (
-    Agreement as Agreement,
-    Case as Case,
-    FindingAgreement as FindingAgreement,
-    agreement as agreement,
-    asked_cells as asked_cells,
-    case_of_reports as case_of_reports,
-    cases_of as cases_of,
-    reference_agreement as reference_agreement,
-    stated as stated,
-    true_of as true_of,
-)
 from .calibrate import fit_selection as fit_selection, write_recipe as write_recipe
 from .evaluate_runs import evaluate as evaluate
 from .fusion import (
@@ -29,6 +17,17 @@ from .of_domain import (
     blank as blank,
     evaluate_domain as evaluate_domain,
     everyday as everyday,
+)
+from .of_references import (
+    Agreement as Agreement,
+    Case as Case,
+    agreement as agreement,
+    asked_cells as asked_cells,
+    case_of_reports as case_of_reports,
+    cases_of as cases_of,
+    reference_agreement as reference_agreement,
+    stated as stated,
+    true_of as true_of,
 )
 from .of_retriever import evaluate_retriever as evaluate_retriever
 from .result import (

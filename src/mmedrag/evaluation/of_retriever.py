@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from mmedrag.evaluation.agreement import reference_agreement
 from mmedrag.evaluation.keywords import Keywords
 from mmedrag.evaluation.metrics.questions import average
 from mmedrag.evaluation.metrics.retrieval import chance, hubness
 from mmedrag.evaluation.metrics.statistics import AnyStat, cells
+from mmedrag.evaluation.of_references import reference_agreement
 from mmedrag.records import Encoder, Reference, Truth, UserError
 from mmedrag.retrieval import (
     NEAR,

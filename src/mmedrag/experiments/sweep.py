@@ -2,7 +2,7 @@
 
 Place in the picture: rows of :mod:`mmedrag.experiments.ablation`, on benchmarks whose similar cases
 share more and more (or on a regime's), several seeds each. Every point is placed at the agreement
-that was measured there (:mod:`mmedrag.evaluation.agreement`), not at the knob that was turned.
+that was measured there (:mod:`mmedrag.evaluation.of_references`), not at the knob that was turned.
 ``OUT/POINT/seed-N`` holds data, indexes and runs; all of them stand on a re-run, so that further
 points, seeds and adapters join by the same command. ``OUT/sweep.json``, ``.csv`` and ``.svg`` are
 made of what is there.

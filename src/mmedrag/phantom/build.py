@@ -266,11 +266,11 @@ def _checked(knobs: Mapping[str, Any], studies: int, twins: str | None) -> Knobs
 def _check_tables(knobs: Knobs) -> None:
     """Do the tables of a knob name what there is, and shares?"""
     for name, attributes in knobs.appearance.items():
-        there = [spec.name for spec in load_domain(name).attributes]
-        if unknown := [attribute for attribute in attributes if attribute not in there]:
+        known = [spec.name for spec in load_domain(name).attributes]
+        if unknown := [attribute for attribute in attributes if attribute not in known]:
             raise UserError(
                 f"phantom: appearance: {name}: no attribute {unknown[0]!r}, "
-                f"expected some of {', '.join(there)}"
+                f"expected some of {', '.join(known)}"
             )
     for name, shares in knobs.similarity_of.items():
         findings = load_domain(name).by_name

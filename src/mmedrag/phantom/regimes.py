@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmedrag.records import UserError
-from mmedrag.runtime import config, read_json, read_toml
 
 RegimeName = Literal["uniform", "released", "strong"]
 Table = Mapping[str, Mapping[str, float]]  # domain -> finding -> number
@@ -42,6 +41,8 @@ class Regime:
 @lru_cache(maxsize=8)
 def load_regime(name: str) -> Regime:
     """The regime of a name; UserError when there is none."""
+    from mmedrag.runtime import config, read_toml
+
     path = Path(str(files("mmedrag.phantom"))) / "regimes.toml"
     table = read_toml(path)
     if name not in table:
@@ -56,6 +57,8 @@ def regime_retriever(name: str, domain: str) -> str:
 
 def measured(name: str) -> dict[str, Any] | None:
     """What was measured of a regime, and on what (``bench/regimes.py`` wrote it); None: nothing."""
+    from mmedrag.runtime import read_json
+
     path = Path(str(files("mmedrag.phantom"))) / "regimes.json"
     found: dict[str, Any] | None = read_json(path)["regimes"].get(name) if path.exists() else None
     return found
