@@ -214,7 +214,7 @@ def reference_agreement(
         evaluation.case_of_reports(None, row["report"], row["reference_reports"][0], words)
         for row in read(file)
     ]
-    result = evaluation.of_references(cases, len(cases), "keywords", resamples=1)
+    result = evaluation.agreement(cases, len(cases), "keywords", resamples=1)
     cell = result.findings[finding] if finding else result.mean
     return float((cell.shuffled if shuffled else cell).value or 0)
 
