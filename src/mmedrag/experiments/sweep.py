@@ -325,24 +325,34 @@ def as_csv(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_svg(points: Sequence[Mapping[str, Any]], effect: str = "accuracy") -> str:
-    """Every row's accuracy against the agreement of its references, with intervals as bands."""
+    """Every row's accuracy against the agreement of its references: a line with its interval as a
+    band over the similarities, a diamond for each regime, which is another construction."""
     titles = {name: row["title"] for point in points for name, row in point["rows"].items()}
-    series, bands = [], []
-    for name, title in titles.items():
+    series: list[tuple[str, list[tuple[float, float]]]] = []
+    bands, marks = [], []
+    for number, (name, title) in enumerate(titles.items()):
         cells = [
-            (_place(point, name)["value"], point["rows"][name]["effects"][effect])
+            (_place(point, name)["value"], point["rows"][name]["effects"][effect], point)
             for point in points
             if name in point["rows"] and _place(point, name)["value"] is not None
         ]
         cells.sort(key=lambda cell: cell[0])
-        series.append((title, [(x, cell["value"]) for x, cell in cells]))
-        bands.append([(x, cell["low"], cell["high"]) for x, cell in cells if cell["low"]])
+        joined = [(x, cell) for x, cell, point in cells if point["point"] != point["regime"]]
+        series.append((title, [(x, cell["value"]) for x, cell in joined]))
+        bands.append([(x, c["low"], c["high"]) for x, c in joined if c["low"] is not None])
+        marks += [
+            (number, x, cell["value"], cell["low"], cell["high"])
+            for x, cell, point in cells
+            if point["point"] == point["regime"]
+        ]
     return svg.standalone(
         svg.lines(
             series,
             "Accuracy against the agreement of the references",
-            "agreement of the reference at rank 1 with the case",
+            "agreement of the reference at rank 1 with the case"
+            + (" (diamonds: regimes)" if marks else ""),
             "accuracy of closed questions",
             bands,
+            marks=marks,
         )
     )
