@@ -136,8 +136,9 @@ def test_rows_run_stand_and_differ_as_stated(data, tmp_path):
     assert all(t.condition.noise for t in traces("pt-all", "noise-references"))
     assert {t.condition.noise.kind for t in traces("base", "blank-none")} == {"blank"}
     # image twins are asked where image sensitivity is measured, and nowhere else
-    twins = [t for t in traces("pt-copy", "none") if t.meta.get("twin_of")]
-    assert twins and not any(t.meta.get("twin_of") for t in selected)
+    for condition in ("none", "references"):
+        assert any(t.meta.get("twin_of") for t in traces("pt-copy", condition))
+    assert not any(t.meta.get("twin_of") for t in traces("pt-copy", "shuffled"))
 
 
 def test_other_weights_do_not_stand_as_the_finished_row(data, tmp_path):
@@ -155,7 +156,8 @@ def test_all_controls_stand_beside_every_score(data, tmp_path):
     folders = run_rows(table, made, data, sample(data, 3), tmp_path)
     result = evaluate(folders, data, resamples=100)
     always = {"constant", "random_reference"}
-    images, hits = {"blank_image", "noise_image"}, {"copied_reference", "shuffled_references"}
+    images = {"generator_blank", "generator_noise", "system_blank"}
+    hits = {"copied_reference", "shuffled_references"}
     names = set(result.runs)
     assert {"base/none", "beam/none", "naive/references", "pt-all/none"} <= names
     for name, run in result.runs.items():
@@ -223,7 +225,7 @@ class Grid:
     def images(self, images):
         rows = [(i if hasattr(i, "resize") else load_image(i)).convert("RGB").resize((4, 4))
                 for i in images]
-        rows = np.array([np.asarray(r, np.float32).ravel() - 127 for r in rows])
+        rows = np.array([np.asarray(r, np.float32).ravel() - 126.5 for r in rows])
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def texts(self, texts):

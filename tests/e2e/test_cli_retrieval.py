@@ -102,7 +102,7 @@ def test_calibrate_writes_a_recipe(
         "--json",
     )
     result = call(capsys, *args, "--precision", 0.6)
-    assert result["reached"] >= 0.6 and result["measure"] == "label_jaccard"
+    assert result["held_out"]["reached"] >= 0.6 and result["measure"] == "label_jaccard"
     assert f"threshold = {result['threshold']}" in recipe.read_text()
     out = tmp_path / "o.jsonl"
     call(
@@ -125,6 +125,11 @@ def test_calibrate_writes_a_recipe(
     assert "for precision 0.6" in kept[0]["reason"]
     result = call(capsys, *args, "--precision", 0.999, code=1)
     assert result["threshold"] is None
+    result = call(capsys, *args, "--precision", 0.6, "--rule", "log_ratio")
+    assert next(iter(result)) == "held_out" and result["held_out"]["reached"] >= 0.6
+    assert f"gamma = {result['gamma']}" in recipe.read_text()
+    said = call(capsys, *args[:-1], "--precision", 0.6, "--rule", "best", code=2)
+    assert "expected one of log_ratio" in said
 
 
 def test_zero_shot_domain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

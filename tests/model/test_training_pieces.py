@@ -9,16 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training.embedded import check, fusion, preference, stages, vqa
+from PIL import Image
+from torch.nn import functional as F
+from training.embedded import check, fusion, maps, preference, stages, vqa
 from training.embedded.data import PROBE_SEED, TRAIN_SEEDS, StudySet, study_set
 from training.embedded.dialogue import QUOTES, Writer
 from training.embedded.loop import fit
+from training.embedded.reports import OtherReports, pattern
 from training.embedded.text import train_tokenizer
 from training.embedded.vlm import DialogueEncoder
 
 from mmedrag import embedded
-from mmedrag.phantom import Rng, has, label_report
+from mmedrag.phantom import Rng, build_benchmark, findings_in, has, label_report
 from mmedrag.records import Answer, Domain, Hit, Pair, Side, Trace
+from mmedrag.retrieval.encoders import load_encoder
+from mmedrag.runtime import DataFolder
 
 pytestmark = pytest.mark.model
 
@@ -44,6 +49,7 @@ def test_no_benchmark_serves_two_ends() -> None:
     used += [preference.VALIDATION_SEED, check.CHECK_SEED]
     assert max(Counter(used).values()) == 1
     assert set(sizes.retriever_seeds) <= set(sizes.seeds)
+    assert set(sizes.regime_seeds) <= set(sizes.retriever_seeds)
 
 
 def test_a_study_set_is_kept_and_read_back(writer: Writer, tmp_path: Path) -> None:
@@ -258,3 +264,40 @@ def test_the_card_says_what_the_scores_say() -> None:
     assert text.split("\n## ")[0] == shipped.split("\n## ")[0]
     assert sorted(text.rpartition("machine)")[2]) == sorted(shipped.rpartition("machine)")[2])
     assert "\n\n\n" not in text and text.endswith(".\n") and not text.endswith("\n\n")
+
+
+# --- retrievers of the regimes ----------------------------------------------------------------
+
+
+def test_other_reports_keep_the_chosen_findings_and_take_the_rest_from_others(tmp_path) -> None:
+    domains, count, seed = ["pathology"], 40, 5
+    build_benchmark(tmp_path, studies=count, domains=domains, seed=seed, size=64, workers=1)
+    kept = {"pathology": pattern("pathology")}
+    data, truth = OtherReports(tmp_path, seed, count, kept), DataFolder(tmp_path).truth()
+    agreed: dict[bool, list[bool]] = {True: [], False: []}
+    for row in data.corpus("train"):
+        said = findings_in("pathology", row.text)
+        for name, state in truth[str(row.meta["study"])].findings.items():
+            there = bool(said.get(name, {}).get("present"))
+            agreed[name in kept["pathology"]].append(there == state.present)
+    assert np.mean(agreed[True]) > 0.97  # an absent finding may be put in doubt
+    assert 0.5 < np.mean(agreed[False]) < 0.8
+    first = DataFolder(tmp_path).corpus()
+    assert {r.split for r in data.corpus("train")} == {"train", "test"}
+    assert len(data.corpus("train")) == 3 * sum(r.split != "val" for r in first)
+    assert len({r.id for r in data.corpus("train")}) == len(data.corpus("train"))
+
+
+def test_maps_train_over_frozen_towers_and_ship_as_an_ordinary_encoder(tmp_path) -> None:
+    towers, before = maps.trainable("embedded:encoder"), load_encoder("embedded:encoder", "cpu")
+    picture, text = Image.new("RGB", (64, 64), (90, 40, 10)), "PA view. No cardiomegaly."
+    towers.model.visual.weight.data *= 2
+    with torch.no_grad():
+        mine = towers.image_features(towers.prepare(picture)[None])
+        told = towers.text_features(towers.tokenize([text]))
+    towers.save(tmp_path)
+    after = load_encoder(str(tmp_path), "cpu")
+    assert np.allclose(after.images([picture]), F.normalize(mine, dim=-1), atol=1e-5)
+    assert np.allclose(after.texts([text]), F.normalize(told, dim=-1), atol=1e-5)
+    assert after.fingerprint != before.fingerprint
+    assert not np.allclose(after.images([picture]), before.images([picture]), atol=1e-2)

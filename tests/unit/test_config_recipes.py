@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mmedrag.answering.prompts import TemplateSet
-from mmedrag.experiments.ablation import AblationSettings
+from mmedrag.experiments.settings import AblationSettings, SweepSettings
 from mmedrag.pipeline.run import RunSettings
 from mmedrag.preference.dpo.settings import DpoTraining
 from mmedrag.preference.pairs.build import PairSettings
@@ -22,6 +22,7 @@ CLASSES: dict[str, Any] = {
     "run": RunSettings,
     "pairs": PairSettings,
     "ablation": AblationSettings,
+    "sweep": SweepSettings,
 }
 NAMES = ("default", "paper", "released")
 

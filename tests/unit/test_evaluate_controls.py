@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from mmedrag.evaluation import controls
+from mmedrag.phantom.grammar import fill, load_domain
+from mmedrag.phantom.questions import phrase
 from mmedrag.phantom.reading import present_in, read_reference
-from mmedrag.records.records import Example, Finding, Hit, Trace, Truth
+from mmedrag.records.records import Example, Finding, Hit, Selection, Trace, Truth
 
 
 def row(i, domain="radiology", question="Is it?", patient=None, target="yes", hit="", **meta):
@@ -67,19 +69,10 @@ def test_question_prior_learns_from_train_alone_and_backs_off():
 
 
 def test_copied_reference_is_read_for_the_asked_finding():
-    pytest.importorskip("mmedrag.phantom.chest")
-    from mmedrag.phantom.grammar import fill, load_domain
-
     domain = load_domain("radiology")
     spec = next(s for s in domain.findings if s.sided)
     side, other = domain.single_sides[:2]
-    state = Finding(
-        present=True,
-        side=side,
-        count=1 if spec.most else None,
-        severity=spec.grades[0] if spec.grades else None,
-    )
-    text = fill(domain, spec, next(t for t in spec.positive if "{at}" in t or "{side}" in t), state)
+    text = fill(domain, spec, _sided(spec), _state(spec, side))
 
     def says(text, **meta):
         return read_reference(row(0, finding=spec.name, **meta), text)
@@ -96,12 +89,75 @@ def test_copied_reference_is_read_for_the_asked_finding():
     assert says(domain.normal[0], form="where") == ""
 
 
+@pytest.mark.parametrize(("form", "words"), [("both", "Are both"), ("either", "Is")])
+def test_the_side_of_the_second_finding_is_read(form, words):
+    """A reference that has it on the other side only does not state it."""
+    domain = load_domain("radiology")
+    first = next(s for s in domain.findings if not s.sided)
+    second = next(s for s in domain.findings if s.sided)
+    left, right = domain.single_sides[:2]
+    asked = phrase(domain, second, left)
+    a = phrase(domain, first, None)
+    templates = {
+        "both": f"Are both {a} and {asked} present?",
+        "either": f"Is {a} or {asked} present?",
+    }
+    meta = {"finding": first.name, "side": None, "other": second.name, "form": form}
+
+    def said(side, *findings):
+        texts = [
+            fill(domain, s, s.positive[0] if not s.sided else _sided(s), _state(s, side))
+            for s in findings
+        ]
+        return read_reference(row(0, question=templates[form], **meta), " ".join(texts))
+
+    both = (first, second) if form == "both" else (second,)
+    assert (said(left, *both), said(right, *both)) == ("yes", "no")
+    assert templates[form].startswith(words)
+
+
+def _sided(spec):
+    return next(t for t in spec.positive if "{at}" in t or "{side}" in t)
+
+
+def _state(spec, side):
+    return Finding(
+        present=True,
+        side=side if spec.sided else None,
+        count=1 if spec.most else None,
+        severity=spec.grades[0] if spec.grades else None,
+    )
+
+
+def test_the_kept_references_vote_and_the_better_ranked_ones_break_a_tie():
+    domain = load_domain("radiology")
+    spec = domain.by_name["nodule"]
+    yes, no = fill(domain, spec, _sided(spec), _state(spec, domain.single_sides[0])), "No nodules."
+
+    def asked(kept, *texts):
+        trace = row(0, hit="x", finding="nodule", form="presence")
+        trace.hits = [Hit(id=str(i), text=t, score=1 - i / 10, rank=i) for i, t in enumerate(texts)]
+        trace.selection = Selection(rule="r", kept=kept)
+        return controls.vote(trace, read_reference)
+
+    assert asked(["0", "1", "2"], yes, no, no) == "no"
+    assert asked(["0", "1"], yes, no, no) == "yes"  # one each: the first
+    assert asked(["0"], yes, no, no) == "yes"
+    assert asked([], no, yes, yes) == "no"  # none kept: the top-1
+    assert asked([]) == ""
+
+
 def test_open_questions_have_the_controls_of_references_too():
     pytest.importorskip("mmedrag.phantom.chest")
     asked = {"finding": "nodule", "form": "count"}
     traces = [row(i, patient=f"p{i}", target="two", hit="No nodules.", **asked) for i in range(3)]
     found, missing = controls.open_controls(traces, None)
-    assert {"copied_reference", "shuffled_references", "constant_retrieved"} <= set(found)
+    assert {
+        "copied_reference",
+        "reference_vote",
+        "shuffled_references",
+        "constant_retrieved",
+    } <= set(found)
     assert set(missing) == {"constant", "question_prior", "random_reference"}
     found, missing = controls.open_controls([row(0, hit="The lungs are clear.")], None)
     assert missing["copied_reference"] == controls.NOT_READABLE
@@ -130,7 +186,6 @@ def test_word_f1_by_hand():
 def test_best_findings_constant_maximises_micro_f1_by_brute_force():
     pytest.importorskip("mmedrag.phantom.chest")
     from mmedrag.evaluation.metrics.questions import findings
-    from mmedrag.phantom.grammar import fill, load_domain
 
     domain = load_domain("radiology")
     rng = np.random.default_rng(0)

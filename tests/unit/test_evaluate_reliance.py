@@ -46,7 +46,7 @@ def test_rates_of_the_contract_by_hand():
     assert value["copy_reference_rate_still_right"] == 1.0
     assert set(found) <= set(DENOMINATORS)
     assert all(cell.denominator for cell in found.values())
-    assert set(missing(found)) == {"follow_rate", "image_sensitivity"}
+    assert set(missing(found)) == {"follow_rate", "image_sensitivity", "image_sensitivity_refs"}
 
 
 def test_gain_minus_harm_is_the_change_of_accuracy():
@@ -83,6 +83,19 @@ def test_image_sensitivity_separates_asked_and_other_findings():
     found = reliance(rows, 50)
     assert (found["image_sensitivity"].value, found["image_sensitivity"].n) == (0.5, 2)
     assert (found["image_false_flips"].value, found["image_false_flips"].n) == (1.0, 1)
+
+
+def test_image_sensitivity_with_references_stands_beside_the_one_without():
+    """A system that looks at the picture alone, and copies once it has references."""
+    looks = [trace(0, "yes"), trace(9, "no", truth="no", twin_of="e0")]
+    blind = [
+        trace(0, "yes", references="selected"),
+        trace(9, "yes", truth="no", references="selected", twin_of="e0"),
+    ]
+    both = reliance(looks + blind, 50)
+    assert both["image_sensitivity"].value == 1.0 and both["image_sensitivity_refs"].value == 0.0
+    assert "image_sensitivity" in missing(reliance(blind, 50))
+    assert "image_sensitivity_refs" in missing(reliance(looks, 50))
 
 
 def test_conditions_join_by_id_and_failed_rows_are_wrong():

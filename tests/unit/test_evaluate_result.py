@@ -37,8 +37,10 @@ def full() -> EvaluationResult:
         failed=1,
         metrics={"accuracy": HALF, "mcc": UNDEFINED},
         controls={"constant": {"accuracy": ControlScore(0.4, 0.3, 0.5, 9, gap)}},
-        not_computed={"noise_image": "needs a run"},
+        not_computed={"generator_noise": "needs a run"},
         marked={"accuracy": "constant"},
+        generator_marked={"accuracy": "generator_blank"},
+        without_p_yes=2,
     )
     control = NamedControl("constant", 0.4, 0.3, 0.5, 9)
     return EvaluationResult(
@@ -144,7 +146,8 @@ def test_a_file_of_an_earlier_version_opens(tmp_path):
     del base["retrieval"]["overall"]["rules"]
     base["system"] = "m {}"
     path = tmp_path / "metrics.json"
-    path.write_text(json.dumps(found))
+    old = json.dumps(found).replace("generator_blank", "blank_image")
+    path.write_text(old.replace("generator_noise", "noise_image"))
     result = EvaluationResult.read(path)
     assert result.runs["base"].confusion is None and result.not_computed == {}
     assert result.runs["base"].retrieval["overall"].rules is None

@@ -26,6 +26,7 @@ from mmedrag.records.records import (
     Truth,
     UserError,
 )
+from mmedrag.report.tables import metric_cell
 from mmedrag.runtime.data_folder import DataFolder
 from mmedrag.runtime.files import read_jsonl, write_jsonl
 
@@ -212,9 +213,64 @@ def test_a_noise_run_becomes_a_control_of_the_same_system(tmp_path, skilled):
     ]
     result = evaluate([skilled, write_run(tmp_path / "blank", rows)], resamples=50)
     overall = result.runs["skilled"].tasks["vqa_closed"]["overall"]
-    assert overall.controls["blank_image"]["accuracy"].value == 0.5
-    assert "blank_image" not in overall.not_computed
-    assert "noise_image" in overall.not_computed
+    assert overall.controls["generator_blank"]["accuracy"].value == 0.5
+    assert "generator_blank" not in overall.not_computed
+    assert "generator_noise" in overall.not_computed
+
+
+def test_the_whole_system_on_a_blank_picture_marks_and_the_generator_stands_apart(
+    tmp_path, skilled
+):
+    """The generator on a blank picture still has the clean one's references: it marks nothing."""
+
+    def blank(name, references, wrong):
+        rows = [t for t in read_jsonl(skilled / "traces.jsonl", Trace) if t.task == "vqa"]
+        for i, t in enumerate(rows):
+            t.condition = Condition(
+                image="noise", noise=Noise(kind="blank", seed=0), references=references
+            )
+            t.answer.text = "unsure" if i % 10 < wrong else t.answer.text
+        return write_run(tmp_path / name, rows)
+
+    runs = [skilled, blank("generator", "selected", 0), blank("system", "shown", 8)]
+    overall = evaluate(runs, resamples=200).runs["skilled"].scores("vqa_closed")
+    found = {name: own["accuracy"].value for name, own in overall.controls.items()}
+    assert found["generator_blank"] == 0.9 and found["system_blank"] < 0.3
+    assert "accuracy" not in overall.marked
+    assert overall.generator_marked["accuracy"] == "generator_blank"
+    assert (
+        "accuracy"
+        in evaluate([skilled, blank("s", "shown", 0)], resamples=200)
+        .runs["skilled"]
+        .scores("vqa_closed")
+        .marked
+    )
+
+
+def test_a_system_without_retrieval_is_its_generator(tmp_path):
+    noise = Noise(kind="blank", seed=0)
+    rows = [closed_trace(i, "yes", "yes" if i % 3 else "no", references="none") for i in range(60)]
+    blank = [t.model_copy(deep=True) for t in rows]
+    for t in blank:
+        t.condition = Condition(image="noise", noise=noise, references="none")
+    runs = [write_run(tmp_path / "a", rows), write_run(tmp_path / "b", blank)]
+    overall = evaluate(runs, resamples=100).runs["a"].scores("vqa_closed")
+    assert {"generator_blank", "system_blank"} <= set(overall.controls)
+    assert overall.marked["accuracy"] and overall.generator_marked["accuracy"]
+
+
+def test_rows_without_p_yes_are_counted(skilled, tmp_path):
+    rows = [t for t in read_jsonl(skilled / "traces.jsonl", Trace) if t.task == "vqa"]
+    for t in rows[:7]:
+        t.answer.p_yes = None
+    overall = evaluate([write_run(tmp_path / "some", rows)], resamples=50).runs["some"]
+    scores = overall.scores("vqa_closed")
+    assert scores.without_p_yes == 7 and scores.metrics["auroc"].n == 73
+    assert metric_cell(scores, "ece").note.startswith("7 rows without p(yes)")
+    for t in rows:
+        t.answer.p_yes = None
+    scores = evaluate([write_run(tmp_path / "no", rows)], resamples=50).runs["no"]
+    assert scores.scores("vqa_closed").not_computed["auroc"] == "no answer has a p(yes)"
 
 
 def test_comparisons_are_paired_and_corrected(tmp_path, skilled):
@@ -284,7 +340,7 @@ def test_a_degraded_run_has_controls_and_marks_as_well(tmp_path, skilled):
     assert not run.plain and result.runs["skilled"].plain
     assert overall.controls["always_no"]["accuracy"].difference.value == 0.0
     assert overall.marked["accuracy"] in ("always_no", "always_yes")
-    assert not {"noise_image", "run_shuffled"} & set(overall.not_computed)  # it is one itself
+    assert not {"generator_noise", "run_shuffled"} & set(overall.not_computed)  # it is one itself
 
 
 def test_controls_that_runs_have_in_common_are_what_they_are_alone(tmp_path, skilled):

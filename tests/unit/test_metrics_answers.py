@@ -59,16 +59,23 @@ def test_auroc_and_ece_by_hand():
     assert found["ece"] == pytest.approx((0.1 + 0.8 + 0.3) / 3)
 
 
-def test_the_interval_of_ece_is_around_its_value():
-    """A calibrated model's resamples all look worse calibrated than it is."""
-    from mmedrag.evaluation.metrics.statistics import intervals
+def test_ece_of_a_calibrated_model_is_not_told_from_0():
+    """The binned value is well above it; the printed one is corrected, its interval begins at 0."""
+    from mmedrag.evaluation.metrics.statistics import difference, intervals, resample
 
     rng = np.random.default_rng(0)
     p = rng.random(300)
     truth = ["yes" if rng.random() < x else "no" for x in p]
     stat = questions.closed(truth, truth, list(p))["ece"]
     found = intervals({"ece": stat}, [None] * 300, 2000)["ece"]
-    assert 0 <= found.low < found.value < found.high < 0.15
+    assert found.low == 0.0 and found.value < stat.point() and found.high < 0.15
+    wrong = questions.closed(truth, truth, list(1 - p))["ece"]
+    bad = intervals({"ece": wrong}, [None] * 300, 2000)["ece"]
+    assert 0.4 < bad.low < bad.value < bad.high < 0.6
+    assert bad.value == pytest.approx(wrong.point(), abs=0.01)
+    drawn = resample([wrong, stat], np.arange(300), 200)
+    gap = difference(bad.value - found.value, *drawn, 300)
+    assert gap.value and (gap.low, gap.high, gap.p) == (None, None, None)
 
 
 def test_without_probabilities_there_is_no_auroc():

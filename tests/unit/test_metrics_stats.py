@@ -7,19 +7,19 @@ import pytest
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
+from mmedrag.evaluation.compare import holm, sign_flip
+from mmedrag.evaluation.metrics.bounds import bca, bca_p, inverted, quantiles
 from mmedrag.evaluation.metrics.questions import average, closed, proportion
 from mmedrag.evaluation.metrics.statistics import (
     RankStat,
+    Replicates,
     clean,
     clusters,
     difference,
     draws,
-    holm,
     interval,
     intervals,
-    percentile,
     resample,
-    sign_flip,
 )
 
 
@@ -45,12 +45,57 @@ def test_interval_of_a_mean_agrees_with_theory(rng):
     assert result.high == pytest.approx(right.mean() + half, abs=0.004)
 
 
-def test_percentile_is_numpy_s(rng):
+def test_quantiles_are_numpy_s(rng):
     for size in (2, 7, 1000):
         samples = rng.normal(size=size)
-        assert percentile(samples) == pytest.approx(tuple(np.percentile(samples, [2.5, 97.5])))
-    assert percentile(np.array([np.nan, 1.0])) == (1.0, 1.0)
-    assert percentile(np.array([np.nan])) == (None, None)
+        levels = np.array([0.0, 0.025, 0.975, 1.0])
+        assert quantiles(samples, levels) == pytest.approx(np.quantile(samples, levels))
+    assert bca(1.0, np.array([np.nan, 1.0]), np.array([]), 9) == (1.0, 1.0)
+    assert bca(1.0, np.array([np.nan]), np.array([]), 9) == (None, None)
+
+
+def test_bca_of_many_clusters_is_scipy_s(rng):
+    """Of a skewed mean, where bias and acceleration count; with enough clusters that the widening
+    for few of them does not."""
+    values = rng.exponential(size=180) ** 2
+    found = intervals({"mean": average(values, unit=False)}, [None] * 180, 20_000)["mean"]
+    theirs = scipy_stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert found.low == pytest.approx(theirs.low, rel=0.02)
+    assert found.high == pytest.approx(theirs.high, rel=0.02)
+
+
+def test_few_patients_widen_the_interval_as_student_s_t_does(rng):
+    values = rng.normal(0.5, 0.1, 8)
+    found = intervals({"mean": average(values)}, [None] * 8, 20_000)["mean"]
+    exact = scipy_stats.t.interval(0.95, 7, values.mean(), values.std(ddof=1) / np.sqrt(8))
+    assert found.high - found.low == pytest.approx(exact[1] - exact[0], rel=0.15)
+
+
+def test_p_is_where_the_interval_ends(rng):
+    """The p of a difference is 0.05 where its interval just reaches 0, whatever its shape."""
+    values = rng.exponential(size=40)
+    one, nothing = resample([average(values), average(0 * values)], clusters([None] * 40), 4000)
+    low, high = bca(values.mean(), one.bootstrap, one.jackknife, 40)
+    for end in (low, high):
+        moved = (values.mean() - end, one.bootstrap - end, one.jackknife - end, 40)
+        assert bca_p(*moved) == pytest.approx(0.05, abs=0.003)
+    assert difference(values.mean(), one, nothing, 40).p == pytest.approx(2 / 4001, abs=1e-6)
+
+
+def test_a_norm_is_corrected_for_what_sampling_adds(rng):
+    def length(v):
+        return np.sqrt((v**2).sum(-1))
+
+    noise = rng.normal(0, 0.1, (4000, 10))
+    value, low, high = inverted(length, rng.normal(0, 0.1, 10), noise, 1000)
+    assert (low, 0 <= value < 0.2 < high) == (0.0, True) or value == 0.0
+    far = np.full(10, 1.0)
+    value, low, high = inverted(length, far, far + noise, 1000)
+    assert value == pytest.approx(length(far), abs=0.03)  # far from 0 there is little to correct
+    assert high - low == pytest.approx(2 * 1.96 * 0.1, rel=0.1)
+    assert inverted(length, np.zeros(10), np.zeros((5, 10)), 9) == (0.0, 0.0, 0.0)
 
 
 def test_rows_of_one_patient_widen_the_interval(rng):
@@ -81,8 +126,8 @@ def test_same_seed_same_numbers_and_shared_weights(rng):
     values = rng.random(50)
     a = resample([average(values), average(values + 1)], clusters([None] * 50), 300, seed=3)
     b = resample([average(values)], clusters([None] * 50), 300, seed=3)
-    assert np.array_equal(a[0], b[0])
-    assert np.allclose(a[1] - a[0], 1.0)  # paired: the same rows in each draw
+    assert np.array_equal(a[0].bootstrap, b[0].bootstrap)
+    assert np.allclose(a[1].bootstrap - a[0].bootstrap, 1.0)  # paired: the same rows in each draw
 
 
 def test_perfect_score_of_five_rows_is_not_certainty():
@@ -130,13 +175,13 @@ def test_paired_difference_is_tighter_than_unpaired(rng):
     one, two = resample([proportion(better), proportion(base)], groups, 2000)
     gap = difference(better.mean() - base.mean(), one, two, 400)
     assert gap.low > 0 and gap.p < 0.01
-    width = np.subtract(*percentile(one)[::-1])
-    assert gap.high - gap.low < width
+    own = interval(proportion(better), one)
+    assert gap.high - gap.low < own.high - own.low
 
 
 def test_difference_of_equals_is_nothing(rng):
-    row = rng.random((1, 500))
-    gap = difference(0.0, row[0], row[0], 10)
+    row = Replicates(rng.random(500), rng.random(10), 10)
+    gap = difference(0.0, row, row, 10)
     assert (gap.low, gap.high, gap.p) == (0.0, 0.0, 1.0)
 
 
@@ -162,6 +207,7 @@ def test_holm_by_hand():
 
 
 def test_undefined_is_null_not_zero():
-    found = interval(proportion([True], [False]), np.full(10, np.nan), np.array([0]))
+    nothing = Replicates(np.full(10, np.nan), np.array([np.nan]), 0)
+    found = interval(proportion([True], [False]), nothing)
     assert clean(found.value) is None and found.low is None
     assert clean(-0.0) == 0.0

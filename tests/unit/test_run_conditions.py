@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmedrag.pipeline.conditions import Pool, is_own
+from mmedrag.pipeline.pipeline import Pipeline
 from mmedrag.records import ConditionSpec
 from mmedrag.records.records import Domain, Example, Hit, Trace, UserError
 from mmedrag.runtime.data_folder import DataFolder
@@ -142,3 +144,31 @@ def test_plan_other_patient_names_a_file(pool: Pool) -> None:
 def test_plan_refuses_unknown_names(wrong: dict) -> None:
     with pytest.raises(UserError, match="expected one of"):
         ConditionSpec(**wrong)
+
+
+def test_shown_references_are_those_of_the_degraded_picture(pool: Pool, tmp_path: Path) -> None:
+    """Every blank picture is one file, whose references all rows of a domain then share."""
+    searched: list[tuple[str, Path]] = []
+
+    class Spy:
+        def search(self, examples: list[Example], k: int) -> tuple[list[list[Hit]], list[int]]:
+            for example in examples:
+                picture = Image.open(example.images[0])
+                assert picture.getextrema() == ((127, 127),) * 3
+                searched.append((example.id, example.images[0]))
+            return [[Hit(id=e.id, text="x", score=0.5, rank=0)] for e in examples], [0] * len(
+                examples
+            )
+
+    rows = [e for e in pool.examples if e.domain == "radiology"][:4]
+    system = Pipeline(retrievers={"radiology": Spy()}, pool=pool)  # type: ignore[dict-item]
+    shown = []
+    for row in rows:
+        trace = live(row)
+        trace.condition = pool.condition(row, ConditionSpec("shown", "blank"))
+        shown.append(trace)
+    system.references(shown)
+    assert [name for name, _ in searched] == [row.id for row in rows]
+    assert len({path for _, path in searched}) == 1
+    assert [trace.hits[0].id for trace in shown] == [row.id for row in rows]
+    assert not searched[0][1].exists()  # nothing is left behind

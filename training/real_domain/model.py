@@ -54,8 +54,9 @@ class Blocks:
 def fit(rows: Sequence[Row], use: np.ndarray, blocks: Blocks) -> DomainModel:
     """A model of the rows where ``use`` [n] is true."""
     at = np.flatnonzero(use)
-    domains = np.array([str(rows[i].domain) for i in at], dtype=object)
-    sources = np.array([rows[i].source for i in at], dtype=object)
+    fitted = [row for row, used in zip(rows, use, strict=True) if used]
+    domains: np.ndarray = np.array([str(row.domain) for row in fitted], dtype=object)
+    sources: np.ndarray = np.array([row.source for row in fitted], dtype=object)
     labels = sorted(set(domains))
     own = blocks.own[at]
     arrays: Arrays = {"mean": own.mean(axis=0), "scale": own.std(axis=0) + 1e-3}

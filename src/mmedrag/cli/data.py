@@ -25,7 +25,7 @@ def noun() -> None:
 @click.argument("out", type=FOLDER)
 @click.option("--studies", type=click.IntRange(1), default=200, help="Studies per domain.")
 @click.option("--domain", "domains", multiple=True, help="Repeatable; default: every domain.")
-@options_of(Knobs, "size")
+@options_of(Knobs, "size", "regime")
 @click.option("--twins", type=click.Choice(["image", "report"]), help="Add twins of test studies.")
 def phantom(
     call: Call, out: Path, studies: int, domains: tuple[str, ...], twins: str | None
@@ -33,10 +33,9 @@ def phantom(
     """Draw the benchmark: images, reports, questions and exact truth in OUT.
 
     Twins are the same studies with one finding flipped in the image, or in the report, only.
-    Other knobs are settings, such as --set similarity=0.9 --set prior=natural.
+    Other knobs are settings, such as --set similarity=0.9 --set prior=natural. OUT/benchmark.json
+    says how far the references of a similar case shall agree with the case, and do.
     """
-    from dataclasses import asdict
-
     from mmedrag.phantom import build_benchmark
 
     rows = build_benchmark(
@@ -46,7 +45,7 @@ def phantom(
         seed=call.seed,
         twins=twins,
         progress=call.progress("studies"),
-        **asdict(call.settings(Knobs)),
+        **call.settings(Knobs).turned(),
     )
     call.finish({"out": out, **rows})
 

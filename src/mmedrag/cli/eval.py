@@ -68,7 +68,7 @@ def headline(result: EvaluationResult, out: Path) -> str:
 
 def score(found: Scores, metric: str) -> str:
     """A value and its best control, each with its interval, and n; "" without a value."""
-    from mmedrag.evaluation import best_control
+    from mmedrag.evaluation import best_control, generator_control
     from mmedrag.report import beside
 
     estimate = found.known(metric)
@@ -79,4 +79,7 @@ def score(found: Scores, metric: str) -> str:
     control = beside(best_control(found.controls, metric))
     against = f"  control {control}" if control else ""
     mark = ", not clearly below" if control and metric in found.marked else ""
+    generator = beside(generator_control(found.controls, metric))
+    if generator and metric in found.generator_marked:
+        mark += f"  not clearly above {generator}"
     return f"{estimate.value:.3f} {bounds} n={estimate.n}{against}{mark}"

@@ -18,6 +18,7 @@ import click
 NOUNS = {
     "demo": "the main job on the embedded system, with an HTML report",
     "ablation": "the same on your own system and data",
+    "sweep": "accuracy against how good the references are",
     "data": "make, import, check and count data folders",
     "train": "domain model, retriever, adapter (RAG-PT)",
     "launch": "a training on several processes",

@@ -23,6 +23,8 @@ NAMES = (
     "retriever-radiology",
     "retriever-ophthalmology",
     "retriever-pathology",
+    "retriever-released",
+    "retriever-strong",
     "vlm",
     "adapter",
     "adapter-cross_modal",

@@ -5,7 +5,8 @@ conditions), ``controls`` (what chance and simple rules answer), ``scoring`` and
 value a row, intervals by patient, differences to the controls, marks), ``plain_runs`` (worth of
 references, confusion, routing, calibration), ``reliance`` (copying, over-reliance, following),
 ``compare`` (tests between runs), ``subgroups``. ``result`` holds what comes out, as types: the
-content of ``metrics.json``. Of single parts: ``of_retriever``, ``of_domain``, ``calibrate``.
+content of ``metrics.json``. Of single parts: ``of_retriever``, ``of_domain``, ``calibrate``. How
+good references are: ``agreement`` (with ``keywords``); what could be made of them: ``fusion``.
 """
 
 import lazy_loader

@@ -12,14 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
-from mmedrag.evaluation.metrics.statistics import (
-    clean,
-    clusters,
-    difference,
-    holm,
-    resample,
-    sign_flip,
-)
+from mmedrag.evaluation.metrics.statistics import RESAMPLES, clean, clusters, difference, resample
 from mmedrag.evaluation.result import Comparison
 from mmedrag.evaluation.runs import SystemRun
 from mmedrag.evaluation.scoring import Common, Scored
@@ -86,9 +79,47 @@ def _pair(a: str, b: str, left: Scored, right: Scored, common: Common) -> list[C
             continue
         mine, theirs = left.model[metric].take(ia), right.model[metric].take(ib)
         one, two = resample([mine, theirs], groups, common.resamples, common.seed)
-        gap = difference(theirs.point() - mine.point(), two, one, len(ia), int(groups.max()) + 1)
+        gap = difference(theirs.point() - mine.point(), two, one, len(ia))
         if metric in MEANS and gap.p is not None:
             p = sign_flip(theirs.values - mine.values, groups, common.resamples, common.seed)
             gap = replace(gap, p=clean(p), test="sign-flip permutation by patient")
         rows.append(Comparison(left.task, metric, a, b, **asdict(gap), p_holm=None))
     return rows
+
+
+def sign_flip(
+    differences: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> float:
+    """Two-sided p of a paired permutation test of mean difference 0, flipping whole patients.
+
+    Under the null hypothesis the two systems can be exchanged within a patient (Fisher's
+    randomisation test). Exact where there are no more than ``resamples`` sign patterns, otherwise
+    sampled with the seed.
+    """
+    from scipy.stats import permutation_test
+
+    sums = np.bincount(groups, weights=differences)
+    sums = sums[sums != 0]
+    if len(sums) < 2:  # one patient's sign says nothing: the test is two-sided
+        return 1.0
+    found = permutation_test(
+        (sums,),
+        np.sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=1000,  # patterns at a time: memory does not grow with the resamples
+        rng=seed,
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjusted p-values (Holm 1979); None stays None and is not counted."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    running = 0.0
+    for rank, (p, i) in enumerate(known):
+        running = max(running, min(1.0, p * (len(known) - rank)))
+        adjusted[i] = running
+    return adjusted

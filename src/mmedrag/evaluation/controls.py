@@ -10,12 +10,18 @@ rows, so that the same metrics and the same resamples apply and differences are 
 | constant_findings | the train report with the best finding F1 on train | --data, benchmark |
 | constant_retrieved | the reference that was most often retrieved first | hits |
 | copied_reference | the top-1 reference (questions: what it says of the finding) | hits |
+| reference_vote | what most of the kept references say (none kept: the top-1) | questions, hits |
 | shuffled_references | the top-1 reference of another patient's row, same domain | hits |
 | random_reference | any train reference of the domain | --data |
 | question_prior | the train majority answer to the same question text | --data |
 | question_prior_loo | the other test rows' majority answer to it (leave-one-out) | nothing |
-| noise_image, blank_image | the model itself on an image without content | such a run |
-| run_shuffled, run_random | the model itself with others' references | such a run |
+| system_blank | the whole system on a blank picture, its retrieval too | such a run |
+| run_shuffled, run_random | the system with others' references | such a run |
+| generator_blank, generator_noise | the model on a picture without content, with the references \
+of the clean one | such a run |
+
+Those of the generator (:data:`GENERATOR`) say whether it looks at its picture, and stand apart: a
+system whose retrieval saw the clean picture is not one that sees nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +38,7 @@ from mmedrag.evaluation.metrics import text as metrics_text
 from mmedrag.evaluation.runs import SystemRun
 from mmedrag.phantom import present_in, read_reference
 from mmedrag.records import (
+    WITH_REFERENCES,
     Example,
     Label,
     Reference,
@@ -45,6 +52,7 @@ from mmedrag.records import (
 )
 from mmedrag.runtime import DataFolder, numpy_rng
 
+GENERATOR = ("generator_blank", "generator_noise")
 NEEDS_DATA = "needs training data: give --data"
 NEEDS_HITS = "no references were retrieved in this run"
 NOT_READABLE = "reading a reference for a question needs the benchmark (meta.finding)"
@@ -203,8 +211,9 @@ def _with_references(
 ) -> Controls:
     """Add the controls that answer with somebody's reference."""
     names = ("copied_reference", "shuffled_references", "constant_retrieved")
+    voted = ("reference_vote",) if all(t.task == "vqa" for t in traces) else ()
     if not readable:
-        return out, missing | dict.fromkeys((*names, "random_reference"), NOT_READABLE)
+        return out, missing | dict.fromkeys((*names, *voted, "random_reference"), NOT_READABLE)
     if any(t.hits for t in traces):
         top = [t.hits[0].text if t.hits else "" for t in traces]
         most = {
@@ -214,8 +223,10 @@ def _with_references(
         constant = [most[g][0][0] if most[g := group_of(t)] else "" for t in traces]
         for name, texts in zip(names, (top, shuffled(traces, top, seed), constant), strict=True):
             out[name] = Prediction([say(t, text) for t, text in zip(traces, texts, strict=True)])
+        if voted:
+            out["reference_vote"] = Prediction([vote(t, say) for t in traces])
     else:
-        missing |= dict.fromkeys(names, NEEDS_HITS)
+        missing |= dict.fromkeys((*names, *voted), NEEDS_HITS)
     texts_of: dict[str, list[str]] = {}
     for reference in train.corpus if train else []:
         if reference.text:
@@ -231,6 +242,15 @@ def _with_references(
             [say(t, text) for t, text in zip(traces, drawn, strict=True)]
         )
     return out, missing
+
+
+def vote(trace: Trace, say: Callable[[Trace, str], str]) -> str:
+    """What most of the kept references say, the best-ranked ones where as many say another thing;
+    the first hit where none was kept."""
+    ids = set(trace.selection.kept) if trace.selection else set()
+    kept = [hit for hit in trace.hits if hit.id in ids] or trace.hits[:1]
+    said = Counter(filter(None, (say(trace, hit.text) for hit in kept)))
+    return said.most_common(1)[0][0] if said else ""
 
 
 def shuffled(traces: Sequence[Trace], texts: Sequence[str], seed: int = 0) -> list[str]:
@@ -367,33 +387,41 @@ def control_predictions(
     if not run.plain:  # itself a control, or a probe, of the plain runs
         return found, missing
     missing |= {
-        "noise_image": "needs a run of this system with --noise",
-        "blank_image": "needs a run of this system with --noise blank",
+        "generator_noise": "needs a run of this system with --noise",
+        "generator_blank": "needs a run of this system with --noise blank",
     }
-    if run.references in ("selected", "all"):
+    if run.references in WITH_REFERENCES:
         missing["run_shuffled"] = "needs a run of this system with --references shuffled"
         missing["run_random"] = "needs a run of this system with --references random"
+        missing["system_blank"] = "needs a run of this system with --noise blank --references shown"
+    else:
+        missing["system_blank"] = missing["generator_blank"]
     for other in runs:
-        name = _control_name(run, other)
-        if not name or name in found:
+        names = [name for name in _control_names(run, other) if name not in found]
+        if not names:
             continue
         rows = {t.example_id: t for t in other.of_task(task)}
         covered = sum(t.example_id in rows for t in traces)
         if covered == len(traces):
-            found[name] = Prediction.of_model([rows[t.example_id] for t in traces])
-            missing.pop(name, None)
+            found |= dict.fromkeys(names, Prediction.of_model([rows[t.example_id] for t in traces]))
+            missing = {name: why for name, why in missing.items() if name not in names}
         elif covered:
-            missing[name] = f"{other.name} covers {covered} of {len(traces)} rows"
+            missing |= dict.fromkeys(names, f"{other.name} covers {covered} of {len(traces)} rows")
     return found, missing
 
 
-def _control_name(run: SystemRun, other: SystemRun) -> str | None:
-    """Which control of a run another one is; None where it is none."""
+def _control_names(run: SystemRun, other: SystemRun) -> tuple[str, ...]:
+    """Which controls of a run another one is."""
     if other is run or not run.belongs(other):
-        return None
-    if other.image != "clean" and other.references == run.references:
-        return "blank_image" if other.image == "noise:blank" else "noise_image"
-    theirs = other.references
-    if other.image == "clean" and theirs in ("shuffled", "random"):
-        return f"run_{theirs}" if run.references in ("selected", "all") else None
-    return None
+        return ()
+    theirs, retrieves = other.references, run.references in WITH_REFERENCES
+    if other.image != "clean" and theirs == run.references:
+        if other.image != "noise:blank":
+            return ("generator_noise",)
+        # a system without retrieval is its generator
+        return ("generator_blank",) if retrieves else ("generator_blank", "system_blank")
+    if retrieves and (other.image, theirs) == ("noise:blank", "shown"):
+        return ("system_blank",)
+    if retrieves and other.image == "clean" and theirs in ("shuffled", "random"):
+        return (f"run_{theirs}",)
+    return ()

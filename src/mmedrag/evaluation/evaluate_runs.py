@@ -4,8 +4,8 @@ Place in the picture: Trace -> metrics -> Score -> summary + interval + controls
 model is needed. A :class:`SystemRun` is one system under one condition, the unit of a table row;
 a run folder whose traces have several conditions gives several.
 
-A score is *marked* when it cannot be told apart from its best control: the 95 % interval of
-the paired difference to that control reaches 0 or below.
+A score is *marked* when it cannot be told apart from the best control that is a system: the 95 %
+interval of the paired difference to that control reaches 0 or below.
 """
 
 from __future__ import annotations
@@ -130,6 +130,8 @@ def _score(
     found = score_all(task, run.of_task(task), controls, why, common, clinical)
     if task == "report" and "finding_f1" not in found.model:
         found.not_computed["finding_f1"] = "needs the benchmark's truth: give --data"
+    if task == "vqa_closed" and "auroc" not in found.model:
+        found.not_computed |= dict.fromkeys(("auroc", "ece"), "no answer has a p(yes)")
     return found
 
 

@@ -20,8 +20,8 @@ from mmedrag.domain import (
     outliers as domain_outliers,
     standardise,
 )
-from mmedrag.evaluation.metrics.questions import calibration_rows, ece_of, proportion
-from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, Stat, cells
+from mmedrag.evaluation.metrics.questions import calibration_error, proportion
+from mmedrag.evaluation.metrics.statistics import AnyStat, RankStat, cells
 from mmedrag.images import apply_noise, load_image
 from mmedrag.records import UNKNOWN, Noise, Row, UserError
 from mmedrag.runtime import DataFolder, numpy_rng
@@ -75,12 +75,7 @@ def evaluate_domain(
         "accuracy": proportion(answer == labels),
         "accuracy_forced": proportion(right),
         "lost": proportion(lost),
-        "ece": Stat(
-            calibration_rows(confidence, right, CONFIDENCE_BINS),
-            ece_of,
-            np.abs(confidence - right),
-            biased=True,
-        ),
+        "ece": calibration_error(confidence, right, CONFIDENCE_BINS),
     }
     answers = sorted({*answer, *labels})
     confusion = {}

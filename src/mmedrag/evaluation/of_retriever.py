@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from mmedrag.evaluation.keywords import Keywords
 from mmedrag.evaluation.metrics.questions import average
 from mmedrag.evaluation.metrics.retrieval import chance, hubness
 from mmedrag.evaluation.metrics.statistics import AnyStat, cells
+from mmedrag.evaluation.of_references import reference_agreement
 from mmedrag.records import Encoder, Reference, Truth, UserError
 from mmedrag.retrieval import (
     NEAR,
@@ -55,17 +57,20 @@ def evaluate_retriever(
     seed: int = 0,
     resamples: int = 2000,
     key: str = "text",
+    keywords: Keywords | None = None,
 ) -> dict[str, Any]:
     """Every metric with its controls, each as {value, low, high, n}.
 
     Args:
         split: whose pictures ask; several splits ask together.
         key: what of the references they are compared with, "text" or "image".
+        keywords: what the labeller of reports without ground truth looks for.
 
     Returns:
         ``paired``: metric -> {value, low, high, n, chance {…}, shuffled {…}, untrained {…}} ·
         ``agreement``: of the best reference -> {value, low, high, n, random {…},
         difference {…}}; with key "image" also {top5 {…}, shuffled {…}, untrained {…}} ·
+        ``finding_agreement``: domain -> :class:`.agreement.Agreement` ·
         ``hubness``: metric of :func:`metrics.retrieval.hubness` -> {value, low, high, n} ·
         ``n``, ``gallery``, ``skipped`` · ``encoder``.
 
@@ -134,6 +139,10 @@ def evaluate_retriever(
             name: _agreement(matrix, tops, allowed, patients, resamples, seed)
             for name, matrix in known.items()
         }
+        best = [gallery[n].text if n >= 0 else None for n in top[:, 0]]
+        result["finding_agreement"] = reference_agreement(
+            data, rows, best, lambda _: len(gallery), keywords, seed
+        )
     return result
 
 

@@ -14,7 +14,8 @@ Notation: R(c) is "the answer under condition c is right" (strict parser).
 | reference_gain | P(R(clean, refs) and not R(clean, none)) | answered under both |
 | reference_harm | P(R(clean, none) and not R(clean, refs)) | answered under both |
 | follow_rate | P(answer = reference's side) | its reference contradicts the truth |
-| image_sensitivity | P(answer flips) | image twins whose asked finding flips |
+| image_sensitivity | P(answer flips), without references | image twins whose asked finding flips |
+| image_sensitivity_refs | the same with references | the same |
 
 Accuracy with minus accuracy without references = reference_gain - reference_harm, and
 over_reliance_rate = reference_harm / P(R(clean, none)).
@@ -54,8 +55,12 @@ DENOMINATORS = {
     "oracle_accuracy": "the same: right with or without, as if an oracle chose per question",
     "follow_rate": "closed questions with a reference in the prompt that contradicts the truth",
     "follow_floor": "the same rows without references: how often the wrong side is taken anyway",
-    "image_sensitivity": "image twins in which the truth of the asked question flips",
-    "image_false_flips": "image twins in which another finding flips and the truth stays",
+    "image_sensitivity": "image twins in which the truth of the asked question flips, without "
+    "references",
+    "image_sensitivity_refs": "the same with references",
+    "image_false_flips": "image twins in which another finding flips and the truth stays, without "
+    "references",
+    "image_false_flips_refs": "the same with references",
 }
 
 _TWO = "clean runs with references and with --references none"
@@ -67,7 +72,8 @@ NEEDS = {
     "reference_gain": _TWO,
     "reference_harm": _TWO,
     "follow_rate": "a run with --references contradicting",
-    "image_sensitivity": "a run over image twins (meta.twin_of)",
+    "image_sensitivity": "a run over image twins (meta.twin_of) with --references none",
+    "image_sensitivity_refs": "a run over image twins (meta.twin_of) with references",
 }
 
 
@@ -92,6 +98,12 @@ def by_role(traces: Sequence[Trace]) -> dict[str, dict[str, Trace]]:
         if known is None or known.condition.references == "all":
             rows[trace.example_id] = trace
     return table
+
+
+def excess(above: Sequence[bool] | np.ndarray, floor: Sequence[bool] | np.ndarray) -> Stat:
+    """P(above) - P(floor) over the same rows, as a resamplable metric."""
+    table = np.stack([np.asarray(above, float), np.asarray(floor, float), np.ones(len(above))], 1)
+    return Stat(table, _excess, table[:, 0] - table[:, 1], unit=False)
 
 
 def _excess(sums: np.ndarray) -> np.ndarray:
@@ -122,8 +134,7 @@ def reliance_stats(traces: Sequence[Trace]) -> dict[str, tuple[Stat, list[Trace]
         own = [row[0] for row in rows]
         out["copy_reference_rate"] = proportion(with_), own
         out["noise_floor"] = proportion(none), own
-        table = np.stack([np.array(with_, float), np.array(none, float), np.ones(len(rows))], 1)
-        out["excess_copying"] = Stat(table, _excess, table[:, 0] - table[:, 1], unit=False), own
+        out["excess_copying"] = excess(with_, none), own
     rows = joined(NOISE_REFERENCES, CLEAN_REFERENCES)
     if rows:
         out["copy_reference_rate_still_right"] = (
@@ -161,7 +172,7 @@ def _other_side(trace: Trace) -> bool:
 def _twins(roles: Mapping[str, Mapping[str, Trace]]) -> dict[str, tuple[Stat, list[Trace]]]:
     """Image twins: ``meta.twin_of`` names the example whose image differs in one finding."""
     out: dict[str, tuple[Stat, list[Trace]]] = {}
-    for condition in (CLEAN, CLEAN_REFERENCES):
+    for suffix, condition in (("", CLEAN), ("_refs", CLEAN_REFERENCES)):
         originals = roles.get(condition.slug, {})
         twins = sorted(roles.get(f"twin-{condition.slug}", {}).items())
         pairs = [
@@ -169,15 +180,13 @@ def _twins(roles: Mapping[str, Mapping[str, Trace]]) -> dict[str, tuple[Stat, li
             for _, t in twins
             if str(t.meta["twin_of"]) in originals
         ]
-        if not pairs or "image_sensitivity" in out:
-            continue
         turned = [target_of(a) != target_of(b) for a, b in pairs]
         flips = [{label_of(a), label_of(b)} == {"yes", "no"} for a, b in pairs]
         own = [a for a, _ in pairs]
         if any(turned):
-            out["image_sensitivity"] = proportion(flips, turned), own
+            out[f"image_sensitivity{suffix}"] = proportion(flips, turned), own
         if not all(turned):
-            out["image_false_flips"] = proportion(flips, [not t for t in turned]), own
+            out[f"image_false_flips{suffix}"] = proportion(flips, [not t for t in turned]), own
     return out
 
 

@@ -23,6 +23,8 @@ from mmedrag.records import UserError
 from mmedrag.runtime import explain, write_json
 
 SCHEMA = 1
+# controls as earlier versions called them
+RENAMED = {"noise_image": "generator_noise", "blank_image": "generator_blank"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ class Scores:
     not_computed: dict[str, str]  # control or metric -> why
     marked: dict[str, str]  # metric that is not clearly above its best control -> that control
     rules: list[str] | None = None  # of retrieval: the selection rules of the rows
+    # metric that is not clearly above the generator without a picture -> that control
+    generator_marked: dict[str, str] = field(default_factory=dict)
+    without_p_yes: int = 0  # rows that auroc and ece leave out
 
     def known(self, metric: str) -> Estimate | None:
         """The metric, where it was computed and is defined."""
@@ -204,7 +209,10 @@ class EvaluationResult:
             UserError: it cannot be read, or is something else.
         """
         try:
-            return _adapter().validate_json(Path(path).read_bytes())
+            content = Path(path).read_bytes()
+            for old, new in RENAMED.items():
+                content = content.replace(f'"{old}"'.encode(), f'"{new}"'.encode())
+            return _adapter().validate_json(content)
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         except ValidationError as error:

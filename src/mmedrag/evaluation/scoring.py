@@ -7,13 +7,13 @@ control are paired.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mmedrag.evaluation.controls import Prediction
+from mmedrag.evaluation.controls import GENERATOR, Prediction
 from mmedrag.evaluation.metrics import questions, text as metrics_text
 from mmedrag.evaluation.metrics.clinical import clinical as clinical_metrics
 from mmedrag.evaluation.metrics.statistics import (
@@ -21,6 +21,7 @@ from mmedrag.evaluation.metrics.statistics import (
     AnyStat,
     Estimate,
     Interval,
+    Replicates,
     clusters,
     difference,
     interval,
@@ -133,7 +134,7 @@ class Common:
     seed: int = 0
     numbers: dict[Hashable, int] = field(default_factory=dict)
     stats: dict[int, dict[str, AnyStat]] = field(default_factory=dict)
-    drawn: dict[Hashable, tuple[np.ndarray, Interval]] = field(default_factory=dict)
+    drawn: dict[Hashable, tuple[Replicates, Interval]] = field(default_factory=dict)
 
 
 SAME = frozenset(
@@ -183,20 +184,18 @@ def table(scored: Scored, rows: np.ndarray, common: Common, group: str = "") -> 
     for (who, name), (samples, cell) in drawn.items():
         if who == "model" or ("model", name) not in drawn:
             continue
-        sign = -1 if name in questions.LOWER_IS_BETTER else 1
         own, mine = drawn["model", name]
-        gap = difference(
-            sign * (mine.value - cell.value),
-            sign * own,
-            sign * samples,
-            len(rows),
-            int(groups.max()) + 1,
-        )
+        if name in questions.LOWER_IS_BETTER:
+            gap = difference(cell.value - mine.value, samples, own, len(rows))
+        else:
+            gap = difference(mine.value - cell.value, own, samples, len(rows))
         controls.setdefault(who, {})[name] = ControlScore.of(cell, difference=gap)
     model = {name: cell for (who, name), (_, cell) in drawn.items() if who == "model"}
     failed = sum(
         scored.traces[i].error is not None or scored.traces[i].answer is None for i in rows
     )
+    lows = {name: cell.low for name, cell in model.items()}
+    auroc = model.get("auroc")
     return Scores(
         n=len(rows),
         patients=int(groups.max()) + 1,
@@ -204,14 +203,27 @@ def table(scored: Scored, rows: np.ndarray, common: Common, group: str = "") -> 
         metrics={name: Estimate.of(cell) for name, cell in model.items()},
         controls=controls,
         not_computed=scored.not_computed,
-        marked=marked({name: cell.low for name, cell in model.items()}, controls),
+        marked=marked(lows, controls),
+        generator_marked=not_above(lows, controls, generator_control),
+        without_p_yes=len(rows) - auroc.n if auroc else 0,
     )
 
 
-def best_control(
-    controls: Mapping[str, Mapping[str, ControlScore]], metric: str
-) -> NamedControl | None:
-    """The control that a metric is held against: the one with the best value."""
+Held = Mapping[str, Mapping[str, ControlScore]]  # control -> metric
+
+
+def best_control(controls: Held, metric: str) -> NamedControl | None:
+    """The control that a metric is held against and marked by: the one with the best value of
+    those that are a system, which the generator without a picture is not."""
+    return _best({k: v for k, v in controls.items() if k not in GENERATOR}, metric)
+
+
+def generator_control(controls: Held, metric: str) -> NamedControl | None:
+    """The generator on a picture without content, where it has the better value."""
+    return _best({k: v for k, v in controls.items() if k in GENERATOR}, metric)
+
+
+def _best(controls: Held, metric: str) -> NamedControl | None:
     sign = -1 if metric in questions.LOWER_IS_BETTER else 1
     found = [
         (sign * cell.value, name)
@@ -225,31 +237,38 @@ def best_control(
     return NamedControl(name, sign * value, best.low, best.high, best.n)
 
 
-def marked(
-    lows: Mapping[str, float | None], controls: Mapping[str, Mapping[str, ControlScore]]
-) -> dict[str, str]:
+def marked(lows: Mapping[str, float | None], controls: Held) -> dict[str, str]:
     """metric -> best control, for every score that is not clearly above its best control.
 
     AUROC is held against chance as well.
     """
+    out = not_above(lows, controls, best_control)
+    low = lows.get("auroc")
+    if "auroc" in lows and (low is None or low <= 0.5):
+        out["auroc"] = "chance"
+    return out
+
+
+def not_above(
+    lows: Mapping[str, float | None], controls: Held, of: Callable[[Held, str], NamedControl | None]
+) -> dict[str, str]:
+    """metric -> the control ``of`` it, where the interval of the difference reaches 0 or below."""
     out: dict[str, str] = {}
-    for metric, low in lows.items():
+    for metric in lows:
         base = metric.removesuffix("_released")
         if base in UNMARKED or base.startswith(("recall@", "mrr", "label_agreement_")):
             continue
-        best = best_control(controls, metric)
+        best = of(controls, metric)
         if best:
             bound = controls[best.name][metric].difference.low
             if bound is None or bound <= 0:
                 out[metric] = best.name
-        if metric == "auroc" and (low is None or low <= 0.5):
-            out[metric] = "chance"
     return out
 
 
 def _drawn(
     scored: Scored, rows: np.ndarray, groups: np.ndarray, common: Common, group: str
-) -> dict[tuple[str, str], tuple[np.ndarray, Interval]]:
+) -> dict[tuple[str, str], tuple[Replicates, Interval]]:
     """(model or control, metric) -> bootstrap values and interval, from one set of weights."""
     names = [(who, name) for who, own in scored.stats.items() for name in own]
     known = {
@@ -262,7 +281,7 @@ def _drawn(
     stats = [scored.stats[who][name].take(rows, shared) for who, name in fresh]
     values = resample(stats, groups, common.resamples, common.seed)
     made = {
-        pair: (samples, interval(stat, samples, groups))
+        pair: (samples, interval(stat, samples))
         for pair, stat, samples in zip(fresh, stats, values, strict=True)
     }
     common.drawn |= {known[pair]: found for pair, found in made.items() if pair in known}

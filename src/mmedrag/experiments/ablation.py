@@ -40,8 +40,8 @@ Progress = Callable[[str, int, int], None]
 Adapter = str | Mapping[str, str]  # one folder, or one for each domain
 
 CLEAN = {"none": ConditionSpec("none")}
-# the model's own controls stand beside every score: an image without content, and references
-# that are somebody else's
+# controls that are runs stand beside every score: a picture without content, shown to the
+# generator or to the whole system, and references that are somebody else's
 ALONE = CLEAN | {
     "noise-none": ConditionSpec("none", "gaussian_clip"),
     "blank-none": ConditionSpec("none", "blank"),
@@ -50,6 +50,7 @@ WITH = {
     "references": ConditionSpec("selected"),
     "noise-references": ConditionSpec("selected", "gaussian_clip"),
     "blank-references": ConditionSpec("selected", "blank"),
+    "system-blank": ConditionSpec("shown", "blank"),
     "shuffled": ConditionSpec("shuffled"),
     "random": ConditionSpec("random"),
 }
@@ -140,7 +141,7 @@ def _lacks(row: Row, parts: Parts) -> str:
         return "this generator has no beam search"
     if row.name.startswith("pt-") and not (row.adapter and parts.adapts):
         return "no adapter of this set is named" if parts.adapts else "it takes no adapter"
-    return next(filter(None, map(_absent, _folders(row.adapter))), "")
+    return next(filter(None, map(absent, _folders(row.adapter))), "")
 
 
 def _folders(adapter: Adapter | None) -> list[str]:
@@ -149,7 +150,8 @@ def _folders(adapter: Adapter | None) -> list[str]:
     return [adapter] if isinstance(adapter, str) else list(adapter.values())
 
 
-def _absent(adapter: str) -> str:
+def absent(adapter: str) -> str:
+    """Why an adapter cannot be used; "" when it can."""
     try:
         there = (located(adapter) / "adapter_config.json").is_file()
     except UserError:
@@ -225,9 +227,10 @@ def assemble(row: Row, parts: Parts) -> Pipeline:
 def _asked(
     row: Row, examples: Sequence[Example]
 ) -> Iterator[tuple[dict[str, ConditionSpec], list[Example]]]:
-    """Conditions with their examples: image twins are asked on the clean image without
-    references alone, where image sensitivity is measured."""
-    twins = {name for name, plan in row.plans.items() if plan == CLEAN["none"]}
+    """Conditions with their examples: image twins are asked on the clean image alone, with the
+    row's own references and without, where image sensitivity is measured."""
+    asked = (CLEAN["none"], WITH["references"])
+    twins = {name for name, plan in row.plans.items() if plan in asked}
     originals = [e for e in examples if not e.meta.get("twin_of")]
     if len(originals) == len(examples) or not twins or twins == set(row.plans):
         yield dict(row.plans), list(examples if twins else originals)

@@ -14,6 +14,7 @@ from typing import Any
 from mmedrag.evaluation import EvaluationResult, Scores, evaluate
 from mmedrag.experiments import ablation
 from mmedrag.experiments.ablation import AblationSettings, Progress
+from mmedrag.experiments.effects import effect_lines, read_fusion, with_effects
 from mmedrag.pipeline import Flags, System, data_folder, generic_index, resolve_system
 from mmedrag.runtime import DataFolder, check_own, write_text
 
@@ -106,6 +107,7 @@ def ablate(
 
     check_own(*(out / name for name in ("metrics.json", "report.html", "sample.json")))
     settings = settings or AblationSettings()
+    fusion = read_fusion(settings.attainable) if settings.attainable else None
     examples = ablation.sample(data, settings.studies, settings.split)
     parts = ablation.parts_of(system, settings, seed)
     table = ablation.rows(
@@ -114,6 +116,8 @@ def ablate(
     folders = ablation.run_rows(table, parts, data, examples, out, seed, progress)
     lacking = {row.title: row.lacks for row in table if row.lacks}
     result = evaluate(folders, data, out=out / "metrics.json", seed=seed, not_run=lacking)
+    result = with_effects(result, table, out / "runs", fusion)
+    result.write(out / "metrics.json")
     sample = ablation.describe_sample(settings.studies, examples, settings.split)
     note = f"{note} Sample: {sample}".strip()
     if lacking:
@@ -138,6 +142,7 @@ def headline(made: Ablation) -> str:
             reports = _cell(report, "finding_f1") or _cell(report, "rouge_l")
             lines.append(f"{run.title:<48} {closed or '-':<30} {reports or '-'}")
     lines += [f"{title:<48} not run: {why}" for title, why in made.not_run.items()]
+    lines += effect_lines(made.evaluation)
     lines.append("* not above its best control (see the report)")
     lines.append(f"report: {made.report}")
     return "\n".join(lines)

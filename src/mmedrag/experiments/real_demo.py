@@ -131,7 +131,7 @@ def run_real_demo(
     skipped: dict[str, str] = {}
     cases: dict[str, list[SimilarCase]] = {}
     for domain in sorted({r.domain or UNKNOWN for f in routed for r in f.corpus() if r.images}):
-        counts = Counter(r.split for f in routed for r in f.corpus(None, domain) if r.images)
+        counts = Counter(str(r.split) for f in routed for r in f.corpus(None, domain) if r.images)
         asked = sum(counts[split] for split in QUERIES)
         if domain == UNKNOWN or not counts[GALLERY] or asked < 2:
             skipped[domain] = (

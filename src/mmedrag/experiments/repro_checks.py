@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mmedrag import evaluation
 from mmedrag.evaluation import controls
 from mmedrag.evaluation.metrics import questions, text as metrics_text
 from mmedrag.records import Example, Hit, Reference, Trace, Truth, UserError, answers
@@ -199,6 +200,23 @@ def from_pool(read: Read, file: str, pool: str, other: str) -> float:
     inside, outside = ({r["report"] for r in read(name)} for name in (pool, other))
     first = [row["reference_reports"][0] for row in read(file)]
     return sum(t in inside and t not in outside for t in first)
+
+
+def reference_agreement(
+    read: Read, file: str, finding: str = "", shuffled: bool = False, domain: str = "radiology"
+) -> float:
+    """How far the first references of a retrieval file agree with the cases' own reports.
+
+    In one finding, or ("") the mean over all; of another case's reference where ``shuffled``.
+    """
+    words = evaluation.findings_of(evaluation.load_keywords(), domain)
+    cases = [
+        evaluation.case_of_reports(None, row["report"], row["reference_reports"][0], words)
+        for row in read(file)
+    ]
+    result = evaluation.agreement(cases, len(cases), "keywords", resamples=1)
+    cell = result.findings[finding] if finding else result.mean
+    return float((cell.shuffled if shuffled else cell).value or 0)
 
 
 def of_evaluation(read: Read, file: str, path: Sequence[str], studies: int | None = None) -> float:

@@ -24,5 +24,10 @@ from .reading import (
     present_in as present_in,
     read_reference as read_reference,
 )
-from .sample import Study as Study, picture as picture, studies as studies
+from .regimes import (
+    Regime as Regime,
+    load_regime as load_regime,
+    regime_retriever as regime_retriever,
+)
+from .sample import Study as Study, picture as picture, report as report, studies as studies
 from .settings import Knobs as Knobs

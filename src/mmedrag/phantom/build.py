@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -16,11 +16,13 @@ from PIL import Image
 from mmedrag.phantom.canvas import Canvas, Rng
 from mmedrag.phantom.grammar import DOMAINS, DomainSpec, load_domain
 from mmedrag.phantom.questions import Balance, Question, ask_closed, ask_open, balance
+from mmedrag.phantom.regimes import load_regime, measured, regime_retriever
 from mmedrag.phantom.sample import Knobs, Study, flip, picture, report, studies
 from mmedrag.records import Example, Reference, Truth, UserError
 from mmedrag.runtime import check_own, read_json, sync, write_json, write_jsonl, write_unsynced
 
 LICENCE = "CC0-1.0"
+FREE = ("size", "prior", "closed", "open")  # knobs that leave what a reference says as it is
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -226,9 +228,9 @@ def build_benchmark(
         domains=names,
         seed=seed,
         twins=twins,
-        knobs=asdict(setting),
+        knobs=setting.turned(),
     )
-    _claim(out, plan)
+    _claim(out, plan, expected(names, setting))
     jobs = list(_jobs(names, studies, seed, setting, out, twins))
     total, made = studies * len(names), list[Rows]()
     for batch in _results(jobs, workers or os.cpu_count() or 1):
@@ -257,7 +259,27 @@ def _checked(knobs: Mapping[str, Any], studies: int, twins: str | None) -> Knobs
     if twins not in (None, "image", "report"):
         raise UserError(f"phantom: twins is {twins!r}, expected image or report")
     setting = Knobs(**knobs)
+    _check_tables(setting)
     return setting
+
+
+def _check_tables(knobs: Knobs) -> None:
+    """Do the tables of a knob name what there is, and shares?"""
+    for name, attributes in knobs.appearance.items():
+        known = [spec.name for spec in load_domain(name).attributes]
+        if unknown := [attribute for attribute in attributes if attribute not in known]:
+            raise UserError(
+                f"phantom: appearance: {name}: no attribute {unknown[0]!r}, "
+                f"expected some of {', '.join(known)}"
+            )
+    for name, shares in knobs.similarity_of.items():
+        findings = load_domain(name).by_name
+        for finding, share in shares.items():
+            where = f"phantom: similarity_of: {name}.{finding}"
+            if finding not in findings:
+                raise UserError(f"{where}: no such finding, expected one of {', '.join(findings)}")
+            if not 0 <= share <= 1:
+                raise UserError(f"{where}: got {share!r}, expected 0 to 1")
 
 
 def _results(jobs: Sequence[Job], workers: int) -> Iterator[list[Rows]]:
@@ -272,7 +294,29 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[list[Rows]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _claim(out: Path, plan: dict[str, Any]) -> None:
+def expected(domains: Sequence[str], knobs: Knobs) -> dict[str, Any]:
+    """What ``benchmark.json`` says of a build: its regime, what that aims at, what was measured.
+
+    Both are of the regime as it stands: empty where another knob was turned that decides how far
+    references agree.
+    """
+    regime, found = load_regime(knobs.regime), measured(knobs.regime) or {}
+    standard = replace(Knobs(regime=knobs.regime), **{k: getattr(knobs, k) for k in FREE})
+    if knobs != standard:
+        regime, found = replace(regime, agreement={}), {}
+    return {
+        "regime": knobs.regime,
+        "about": regime.about,
+        "retriever": {name: regime_retriever(knobs.regime, name) for name in domains},
+        "agreement": {n: dict(regime.agreement[n]) for n in domains if n in regime.agreement},
+        "measured": {
+            key: {n: value[n] for n in domains} if key == "agreement" else value
+            for key, value in found.items()
+        },
+    }
+
+
+def _claim(out: Path, plan: dict[str, Any], benchmark: dict[str, Any]) -> None:
     """Mark the folder as this build's; refuse to mix two builds."""
     path = out / "phantom.json"
     check_own(*(out / f"{name}.jsonl" for name in ("truth", "corpus", "examples")))
@@ -285,3 +329,4 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"{out}: images/ is not empty and is no phantom build; choose a new folder")
     pictures.mkdir(parents=True, exist_ok=True)
     write_json(path, plan, sort_keys=True)
+    write_json(out / "benchmark.json", benchmark)

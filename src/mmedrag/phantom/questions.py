@@ -39,7 +39,8 @@ def yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _phrase(domain: DomainSpec, spec: FindingSpec, side: str | None) -> str:
+def phrase(domain: DomainSpec, spec: FindingSpec, side: str | None) -> str:
+    """How a question about two findings calls one of them."""
     return fill(domain, spec, "{side} {noun}", Finding(present=True, side=side)).lower()
 
 
@@ -109,7 +110,7 @@ def ask_closed(
     second = rng.choice(others)
     other_side = rng.choice(domain.single_sides) if second.sided else None
     other_truth = has(domain, findings[second.name], other_side)
-    a, b = _phrase(domain, spec, side), _phrase(domain, second, other_side)
+    a, b = phrase(domain, spec, side), phrase(domain, second, other_side)
     text = rng.choice(BOTH if form == "both" else EITHER).format(a=a, b=b)
     value = (truth and other_truth) if form == "both" else (truth or other_truth)
     return Question(text, yes(value), True, form, spec.name, side, second.name)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from mmedrag.phantom.grammar import DOMAINS, NUMBERS, label_report, load_domain
+from mmedrag.phantom.questions import BOTH, EITHER, phrase
 from mmedrag.records import Trace, group_of
 
 
@@ -36,9 +37,23 @@ def read_reference(trace: Trace, text: str) -> str:
     if form == "negated":
         return "no" if first else "yes"
     if form in ("both", "either") and meta.get("other"):
-        second = _has(domain, findings, meta["other"], None)
+        second = _has(domain, findings, meta["other"], second_side(trace, domain))
         return "yes" if (first and second if form == "both" else first or second) else "no"
     return ""
+
+
+def second_side(trace: Trace, domain: str) -> str | None:
+    """The side of the second finding that a compositional question asks about, which only its
+    words tell; None where that finding has no sides, or the words are none of the benchmark's."""
+    spec, meta = load_domain(domain), trace.meta
+    first, second = spec.by_name[meta["finding"]], spec.by_name[meta["other"]]
+    templates = BOTH if meta["form"] == "both" else EITHER
+    a = phrase(spec, first, meta.get("side"))
+    for side in spec.single_sides if second.sided else ():
+        b = phrase(spec, second, side)
+        if trace.question in [template.format(a=a, b=b) for template in templates]:
+            return side
+    return None
 
 
 def _has(domain: str, findings: Mapping[str, Any], finding: str, side: str | None) -> bool:

@@ -3,18 +3,29 @@
 A phenotype is one combination of a domain's visible attributes (view, habitus, ...). Each has
 a typical set of findings. ``similarity`` is the probability that a finding of a patient is the
 phenotype's own rather than drawn from the prevalence: at 0 a similar-looking case says nothing
-about the findings, at 1 it says all. That is what makes retrieval useful by degrees.
+about the finding, at 1 it says all. That is what makes retrieval useful by degrees, for all
+findings alike or for each by its own (``similarity_of``, ``regimes``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
 from mmedrag.phantom.canvas import Canvas, Rng, grain, to_uint8
-from mmedrag.phantom.grammar import DomainSpec, Findings, FindingSpec, has, states, write_report
+from mmedrag.phantom.grammar import (
+    DomainSpec,
+    Findings,
+    FindingSpec,
+    has,
+    load_domain,
+    states,
+    write_report,
+)
 from mmedrag.phantom.settings import Knobs
 from mmedrag.records import Finding, Split
 
@@ -30,26 +41,54 @@ class Study:
     findings: Findings
 
 
+def _prevalence(spec: FindingSpec, knobs: Knobs) -> float:
+    return min(spec.prevalence * knobs.prevalence, 1.0)
+
+
 def _draw(domain: DomainSpec, spec: FindingSpec, rng: Rng, knobs: Knobs) -> Finding:
-    if rng.chance(min(spec.prevalence * knobs.prevalence, 1.0)):
+    if rng.chance(_prevalence(spec, knobs)):
         return rng.choice(states(domain, spec))
     return Finding(present=False)
 
 
 def typical(domain: DomainSpec, seed: int, attributes: Mapping[str, str], knobs: Knobs) -> Findings:
     """The findings that belong to a phenotype (a combination of attributes) of this seed."""
-    name = "/".join(f"{key}={attributes[key]}" for key in sorted(attributes))
+    looked_at = knobs.appearance.get(domain.name, list(attributes))
+    name = _phenotype({key: attributes[key] for key in looked_at})
+    rngs = {s.name: Rng(seed, domain.name, "typical", name, s.name) for s in domain.findings}
+    if not knobs.even:
+        return {spec.name: _draw(domain, spec, rngs[spec.name], knobs) for spec in domain.findings}
     return {
-        spec.name: _draw(domain, spec, Rng(seed, domain.name, "typical", name, spec.name), knobs)
+        spec.name: rngs[spec.name].choice(states(domain, spec))
+        if name in _owners(domain.name, tuple(looked_at), seed, spec.name, _prevalence(spec, knobs))
+        else Finding(present=False)
         for spec in domain.findings
     }
+
+
+def _phenotype(attributes: Mapping[str, str]) -> str:
+    return "/".join(f"{key}={attributes[key]}" for key in sorted(attributes))
+
+
+@lru_cache(maxsize=1024)
+def _owners(
+    name: str, looked_at: tuple[str, ...], seed: int, finding: str, share: float
+) -> frozenset[str]:
+    """The phenotypes that a finding is typical of: the same share of all in every seed."""
+    attributes = [a for a in load_domain(name).attributes if a.name in looked_at]
+    every = [
+        _phenotype(dict(zip((a.name for a in attributes), values, strict=True)))
+        for values in product(*(a.values for a in attributes))
+    ]
+    order = Rng(seed, name, "owners", finding).shuffled(every)
+    return frozenset(order[: round(share * len(order))])
 
 
 def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator[Study]:
     """``count`` studies of patients with one to three studies each; splits go by patient.
 
     60 % of patients are train, 15 % val, 25 % test. Later studies of a patient keep most
-    findings of the one before (each is redrawn with probability 0.2).
+    findings of the one before (each is redrawn with probability ``redraw``).
     """
     made = number = 0
     while made < count:
@@ -61,7 +100,7 @@ def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator
         own = typical(domain, seed, attributes, knobs)
         findings = {
             spec.name: own[spec.name]
-            if rng.chance(knobs.similarity)
+            if rng.chance(knobs.similar(domain.name, spec.name))
             else _draw(domain, spec, rng, knobs)
             for spec in domain.findings
         }
@@ -71,7 +110,7 @@ def studies(domain: DomainSpec, count: int, seed: int, knobs: Knobs) -> Iterator
             if visit:
                 findings = {
                     spec.name: _draw(domain, spec, rng, knobs)
-                    if rng.chance(0.2)
+                    if rng.chance(knobs.redraw)
                     else findings[spec.name]
                     for spec in domain.findings
                 }

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from mmedrag.images import apply_noise, load_image, pixel_hash
 from mmedrag.records import (
     Condition,
     ConditionSpec,
@@ -27,6 +29,7 @@ from mmedrag.records import (
 )
 from mmedrag.runtime import DataFolder, seeded_int
 
+SHOWN = 224  # pixels of a degraded picture that is searched with: what most encoders take
 TRIES = 64  # draws of a partner before all are looked at in turn
 
 
@@ -182,6 +185,24 @@ class Pool:
             if not is_own(example, row):
                 return row
         return next((row for row in rows if not is_own(example, row)), None)
+
+
+def degraded(trace: Trace, folder: Path) -> Trace:
+    """A trace of the same example whose pictures are the degraded ones, as files in ``folder``;
+    equal pictures share a file, so that each is encoded once."""
+    assert trace.condition.noise
+    names = []
+    for path in trace.live.images:
+        try:
+            made = apply_noise(load_image(path), trace.condition.noise, SHOWN)
+        except (OSError, ValueError, UserError) as error:
+            return Trace.of(trace.live).model_copy(update={"error": str(error)})
+        name = f"{pixel_hash(made)}.png"
+        if not (folder / name).exists():
+            made.save(folder / name)
+        names.append(name)
+    example = trace.live.model_copy(update={"image": names, "root": folder})
+    return Trace.of(example).model_copy(update={"domain": trace.domain})
 
 
 def _hit(row: Reference) -> Hit:

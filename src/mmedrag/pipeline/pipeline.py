@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mmedrag.answering import TemplateSet
-from mmedrag.pipeline.conditions import Pool
+from mmedrag.pipeline.conditions import Pool, degraded
 from mmedrag.records import (
     UNKNOWN,
     ConditionSpec,
@@ -216,6 +218,9 @@ class Pipeline:
         shuffled = [t for t in traces if t.condition.references == "shuffled"]
         if shuffled:
             self._shuffle(shuffled)
+        shown = [t for t in traces if t.condition.references == "shown" and t.condition.noise]
+        if shown:
+            self._retrieve_for_shown(shown)
 
     def _shuffle(self, traces: Sequence[Trace]) -> None:
         """The hits of the partner example; none of them may be the example's own."""
@@ -227,6 +232,15 @@ class Pipeline:
         self.retrieve([probe for probe in probes if probe])
         for trace, probe in zip(traces, probes, strict=True):
             trace.hits = list(probe.hits) if probe else []
+
+    def _retrieve_for_shown(self, traces: Sequence[Trace]) -> None:
+        """The hits of the degraded pictures: the whole system sees what the model is shown."""
+        with TemporaryDirectory(prefix="mmedrag-shown-") as folder:
+            probes = [degraded(trace, Path(folder)) for trace in traces]
+            self.retrieve(probes)
+        for trace, probe in zip(traces, probes, strict=True):
+            trace.hits, trace.excluded = probe.hits, probe.excluded
+            trace.error = trace.error or probe.error
 
     def select(self, traces: list[Trace]) -> None:
         """Adaptive retrieved-context selection (paper §3.2): how many hits to keep.

@@ -27,8 +27,12 @@ def retrieve_examples(
     out: Path,
     format: str = "native",
     progress: Callable[[int, int], None] | None = None,
+    tops: list[str | None] | None = None,
 ) -> dict[str, Any]:
     """Write one row per example, in order.
+
+    Args:
+        tops: gains the text of each example's reference at rank 1; None: none was found.
 
     Returns:
         ``rows``, ``failed``, ``kept`` (mean number of references kept), ``excluded``; ``without``
@@ -43,6 +47,8 @@ def retrieve_examples(
         if progress:
             progress(len(found), len(examples))
     traces = [found[example.id] for example in examples]
+    if tops is not None:
+        tops += [trace.hits[0].text if trace.hits else None for trace in traces]
     write_jsonl(out, _rows(examples, traces, format), own=True)
     missing = Found(index=bool(pipeline.retrievers)).add(
         json.loads(trace.to_json()) for trace in traces

@@ -26,7 +26,9 @@ class RunSettings(Settings):
     table = "run"
 
     references: ReferenceMode = setting(
-        "selected", "none, all, selected, shuffled, random, contradicting or own.", metavar="MODE"
+        "selected",
+        "none, all, selected, shuffled, random, contradicting, own or shown.",
+        metavar="MODE",
     )
     noise: NoiseKind | None = setting(
         None, "gaussian_clip, additive, blank, other_patient or shuffle_patches.", metavar="KIND"

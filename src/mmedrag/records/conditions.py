@@ -9,7 +9,9 @@ named conditions that runs, pairs, reliance and controls share. ``references`` i
   that a rule keeps as many of them;
 - ``own``: the report of the very study (corpus row with the same ``meta.study``);
 - ``contradicting``: a report that states the opposite of the truth about the asked finding
-  (benchmark only: ``truth.jsonl`` and ``meta.finding``).
+  (benchmark only: ``truth.jsonl`` and ``meta.finding``);
+- ``shown``: what is retrieved for the picture as it is shown, degraded or not; the other modes
+  retrieve for the clean one.
 """
 
 from __future__ import annotations

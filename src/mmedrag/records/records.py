@@ -215,7 +215,7 @@ class Condition(Record):
 
     image: Literal["clean", "noise"] = "clean"
     noise: Noise | None = None
-    references: str = "selected"  # none|all|selected|shuffled|random|contradicting|own
+    references: str = "selected"  # none|all|selected|shuffled|random|contradicting|own|shown
 
 
 class Trace(Record):

@@ -14,7 +14,9 @@ Split = Literal["train", "val", "test"]
 AnswerType = Literal["closed", "open"]
 Label = Literal["yes", "no", "unclear"]
 NoiseKind = Literal["gaussian_clip", "additive", "blank", "other_patient", "shuffle_patches"]
-ReferenceMode = Literal["none", "all", "selected", "shuffled", "random", "contradicting", "own"]
+ReferenceMode = Literal[
+    "none", "all", "selected", "shuffled", "random", "contradicting", "own", "shown"
+]
 PairKind = Literal["cross_modal", "copy", "resist", "stage1", "unaided"]
 PAPER_KINDS: tuple[PairKind, ...] = ("cross_modal", "resist", "copy")  # order as released: a, b, c
 

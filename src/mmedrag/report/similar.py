@@ -15,8 +15,12 @@ from mmedrag.records import Reference
 from mmedrag.report.gallery import thumbnail
 from mmedrag.runtime import write_text
 
-COLUMNS = (("value", "best"), ("top5", "mean of five"), ("random", "chance"))
-COLUMNS += (("shuffled", "shuffled pictures"),)
+COLUMNS = {
+    "value": "best",
+    "top5": "mean of five",
+    "random": "chance",
+    "shuffled": "shuffled pictures",
+}
 LONGEST = 240  # characters of a text that a card shows
 
 

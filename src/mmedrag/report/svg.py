@@ -9,9 +9,11 @@ who cannot see it, and its numbers stand in a table beside it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 
 WIDTH = 400
 SERIES = 6  # colour classes s0..s5
@@ -46,6 +48,16 @@ def figure(body: Sequence[str], height: float, title: str, description: str) -> 
         f'<svg viewBox="0 0 {WIDTH} {height:g}" class="chart" role="img" aria-label="{label}">'
         f"{''.join(body)}</svg>"
     )
+
+
+def standalone(chart: str) -> str:
+    """A chart as a file of its own: with the page's light colours and chart rules inside."""
+    css = files("mmedrag.report").joinpath("page.css").read_text("utf-8")
+    colours = css[: css.index("}") + 1]
+    rules = "\n".join(rule for rule in css.splitlines() if re.match(r"svg |\.s\d ", rule))
+    back = f'<style>{colours}\n{rules}</style><rect width="100%" height="100%" fill="#fff"/>'
+    whole = chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return whole.replace(">", f">{back}", 1) + "\n"
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", cls: str = "") -> str:
@@ -199,17 +211,20 @@ def lines(
     diagonal: bool = False,
     x_ticks: Sequence[float] | None = None,
     unit: bool = False,
+    marks: Sequence[tuple[int, float, float, float | None, float | None]] = (),
 ) -> str:
     """Line chart.
 
     Args:
         bands: per series (x, low, high) drawn behind it.
+        marks: (series, x, y, low, high): diamonds with whiskers that no line joins.
         cuts: (series, x): dashed vertical lines.
         diagonal: draw y = x, the line of perfect calibration.
         unit: both axes from 0 to 1.
     """
-    points = [p for _, row in series for p in row]
+    points = [p for _, row in series for p in row] + [(x, y) for _, x, y, *_ in marks]
     edges = [v for band in bands for _, *pair in band for v in pair]
+    edges += [v for *_, low, high in marks for v in (low, high) if v is not None]
     xs, ys = [x for x, _ in points] or [0.0], [y for _, y in points] + edges or [0.0]
     if unit:
         frame = Frame(44, 34, WIDTH - 60, 230)
@@ -241,6 +256,12 @@ def lines(
                 f'<circle cx="{x:g}" cy="{y:g}" r="3" class="fill s{i % SERIES}"/>'
                 for x, y in drawn
             ]
+    for i, x, y, low, high in marks:
+        at = frame.x(x)
+        if low is not None and high is not None:
+            parts += [line(at, frame.y(low), at, frame.y(high), f"line s{i % SERIES}")]
+        diamond = f"M{at:g} {frame.y(y) - 6:g}l6 6l-6 6l-6 -6z"
+        parts += [f'<path d="{diamond}" class="fill s{i % SERIES}"/>']
     for i, x in cuts:
         at = frame.x(x)
         parts += [line(at, frame.top, at, frame.top + frame.height, f"cut s{i % SERIES}")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -22,8 +22,9 @@ from mmedrag.evaluation import (
     RunResult,
     Scores,
     best_control,
+    generator_control,
 )
-from mmedrag.evaluation.metrics import LABELS, Difference, Estimate
+from mmedrag.evaluation.metrics import FEWEST, LABELS, Difference, Estimate
 
 MARK = "†"
 TASK_NAMES = {"vqa_closed": "Closed questions", "vqa_open": "Open questions", "report": "Reports"}
@@ -176,9 +177,29 @@ def beside(control: NamedControl | None) -> str:
 
 
 def metric_cell(group: Scores, metric: str) -> Cell:
-    """A metric beside its best control."""
+    """A metric beside its best control; AUROC and ECE also with how many rows they leave out."""
     note = beside(best_control(group.controls, metric))
+    if metric in ("auroc", "ece") and group.without_p_yes:
+        note = f"{group.without_p_yes} rows without p(yes); {note}".removesuffix("; ")
     return number(group.metrics.get(metric), metric in group.marked, note, group.n)
+
+
+def generator_cell(group: Scores, metric: str) -> Cell:
+    """The generator without a picture, with the references of the clean one."""
+    found = generator_control(group.controls, metric)
+    if found is None:
+        return Cell("–")
+    note = _words(found.name)
+    if metric in group.generator_marked:
+        note += ": row not clearly above it"
+    return Cell(
+        f"{found.value:.3f}{_bounds(found.low, found.high)}",
+        found.value,
+        found.low,
+        found.high,
+        found.n,
+        note,
+    )
 
 
 def shown_metrics(result: EvaluationResult, task: str, wanted: Sequence[str]) -> list[str]:
@@ -194,18 +215,37 @@ def _leading(result: EvaluationResult, task: str) -> list[str]:
 def headline(result: EvaluationResult, task: str, runs: Sequence[str], suffix: str = "") -> Table:
     """All rows overall: every headline metric with interval, best control and mark."""
     metrics = shown_metrics(result, task, HEADLINE[task])
+    shown = {n: groups[OVERALL] for n, groups in result.of_task(task).items() if n in runs}
+    leading = next(iter(_leading(result, task)), None)
+    blind = [leading] if leading and _any_generator(shown.values(), leading) else []
     table = Table(
         f"headline-{task}{suffix}",
         f"{TASK_NAMES[task]}: value [95 % interval], best control below it. {MARK}: not clearly "
         "above that control.",
-        ["row", "n", *metrics],
+        ["row", "n", *metrics, *(f"{m}: generator without a picture" for m in blind)],
     )
-    for name, groups in result.of_task(task).items():
-        if name in runs:
-            whole = groups[OVERALL]
-            cells = [metric_cell(whole, m) for m in metrics]
-            table.rows.append([Cell(result.runs[name].title), count(whole.n), *cells])
+    for name, whole in shown.items():
+        cells = [metric_cell(whole, m) for m in metrics]
+        cells += [generator_cell(whole, m) for m in blind]
+        table.rows.append([Cell(result.runs[name].title), count(whole.n), *cells])
+    for metric in blind:
+        below = [result.runs[n].title for n, own in shown.items() if metric in own.generator_marked]
+        if below:
+            table.caption += (
+                f" Not clearly above their generator without a picture ({metric}; it has the "
+                f"references of the clean one): {'; '.join(below)}."
+            )
+    small = sorted({own.patients for own in shown.values() if own.patients < FEWEST})
+    if small:
+        table.caption += (
+            f" From fewer than {FEWEST} patients intervals are too narrow, and no difference is "
+            "claimed."
+        )
     return table
+
+
+def _any_generator(groups: Iterable[Scores], metric: str) -> bool:
+    return any(generator_control(group.controls, metric) for group in groups)
 
 
 def by_domain(result: EvaluationResult, task: str, runs: Sequence[str]) -> Table:
@@ -283,7 +323,8 @@ PER_IMAGE = {
     "retrieval": "Retrieved references: agreement of their study's findings with the image's, "
     "shuffled references below it; recall of the image's own report",
     "selection": "Selection: how many references are kept, and what was left out",
-    "hubness": "Hubness: do a few references come up for everyone?",
+    "hubness": "Hubness: do a few references come up for everyone? (Of these images: more of them "
+    "show other references, so that there is no interval.)",
     "similarity": "Similarity of retrieved references by rank: mean over images",
 }
 

@@ -40,6 +40,7 @@ RELIANCE_BARS = (
     "reference_gain",
     "reference_harm",
     "image_sensitivity",
+    "image_sensitivity_refs",
 )
 MOST_LINES = 6  # series a chart can hold apart
 
@@ -162,7 +163,7 @@ def _similarity_chart(run: SystemRun) -> list[Figure]:
 def reliance_bars(result: EvaluationResult) -> list[Figure]:
     """Reliance metrics of every system side by side: before and after tuning."""
     every = list(result.reliance.values())
-    found = [system for system in every if set(system.metrics) & set(RELIANCE_BARS[:-1])] or every
+    found = [system for system in every if set(system.metrics) & set(RELIANCE_BARS[:-2])] or every
     systems = _before_and_after(found)
     shown = [m for m in RELIANCE_BARS if any(m in system.metrics for system in systems)]
     if not shown:

@@ -66,12 +66,14 @@ def train_retriever(
     device: str | None = None,
     tracker: Tracker | None = None,
     progress: Callable[[int, int], None] | None = None,
+    towers: Towers | None = None,
 ) -> dict[str, Any]:
     """Train on the corpus rows (split ``train``) of a domain that have an image and a text.
 
     Validation on split ``val``: each picture's own report among all of them (MRR). ``out``
     becomes an encoder folder with model card and ``train_ids.jsonl``; an interrupted run goes
-    on with the same command.
+    on with the same command. ``towers``: what is trained, where it is more than the name
+    ``settings.encoder`` says.
 
     Returns:
         ``metrics`` on validation, ``steps``, ``best_step``, ``loss``, counts.
@@ -96,7 +98,7 @@ def train_retriever(
         len(val),
         _named(domain),
     )
-    towers = load_towers(settings.encoder)
+    towers = towers or load_towers(settings.encoder)
     pairs = pairs_of(train, towers)
     validate = None
     if len(val) >= 2:

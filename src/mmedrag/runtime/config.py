@@ -43,6 +43,7 @@ TABLES = (
     "report",
     "demo",
     "ablation",
+    "sweep",
     "serve",
     "ask",
     "retrieve",

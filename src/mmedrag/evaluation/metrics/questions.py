@@ -29,7 +29,7 @@ CONTRACT_NAMES = tuple(
     """accuracy balanced_accuracy f1_yes macro_f1 mcc auroc ece parse_rate exact_match token_f1
     bleu_1 bleu_2 bleu_3 bleu_4 rouge_1 rouge_2 rouge_l meteor finding_f1 recall@k mrr
     copy_reference_rate excess_copying over_reliance_rate follow_rate image_sensitivity
-    reference_gain reference_harm""".split()
+    image_sensitivity_refs reference_gain reference_harm""".split()
 )
 LOWER_IS_BETTER = frozenset({"ece", "unreadable_rate"})
 LABELS = ("yes", "no", "unclear")
@@ -78,12 +78,6 @@ def mcc(c: np.ndarray) -> np.ndarray:
     return np.where(spread > 0, top / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
 
 
-def ece_of(sums: np.ndarray) -> np.ndarray:
-    """Expected calibration error from per-bin (count, p, yes) sums (Naeini et al. 2015)."""
-    count, p, yes = (sums[..., i::3] for i in range(3))
-    return ratio(np.abs(p - yes).sum(-1), count.sum(-1))
-
-
 def calibration_rows(p_yes: np.ndarray, positive: np.ndarray, bins: int = BINS) -> np.ndarray:
     """[n, 3 * bins]: (1, p, is yes) in the equal-width bin of p; zeros where p is unknown."""
     rows = np.zeros((len(p_yes), 3 * bins))
@@ -93,6 +87,24 @@ def calibration_rows(p_yes: np.ndarray, positive: np.ndarray, bins: int = BINS) 
     rows[known, 3 * which + 1] = p_yes[known]
     rows[known, 3 * which + 2] = positive[known]
     return rows
+
+
+def calibration_error(p: np.ndarray, positive: np.ndarray, bins: int = BINS) -> Stat:
+    """Expected calibration error over equal-width bins (Naeini et al. 2015) of the rows whose p is
+    known: the sum over bins of |mean p - share of positives|, weighted by their rows."""
+    known = ~np.isnan(p)
+    gap = np.where(known, np.abs(p - positive), np.nan)
+    return Stat(calibration_rows(p, positive, bins), _bin_gaps, gap, known, norm=_sum_of_absolutes)
+
+
+def _bin_gaps(sums: np.ndarray) -> np.ndarray:
+    """Per bin (p - positives) / all rows, from per-bin (count, p, positives) sums."""
+    count, p, yes = (sums[..., i::3] for i in range(3))
+    return ratio(p - yes, count.sum(-1, keepdims=True))
+
+
+def _sum_of_absolutes(gaps: np.ndarray) -> np.ndarray:
+    return np.abs(gaps).sum(-1)
 
 
 def closed(
@@ -134,10 +146,8 @@ def closed(
     p = np.array([np.nan if v is None else v for v in p_yes or [None] * len(texts)], dtype=float)
     if not np.isnan(p).all():
         positive = np.array([t == "yes" for t in truth])
-        known = ~np.isnan(p)
-        gap = np.where(known, np.abs(p - positive), np.nan)
         out["auroc"] = RankStat(p, positive, p)
-        out["ece"] = Stat(calibration_rows(p, positive), ece_of, gap, known, biased=True)
+        out["ece"] = calibration_error(p, positive)
     return out
 
 

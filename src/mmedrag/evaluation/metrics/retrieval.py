@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from scipy.stats import skew
 
 from mmedrag.evaluation.metrics.questions import average, proportion
-from mmedrag.evaluation.metrics.statistics import AnyStat, UseStat, ratio
+from mmedrag.evaluation.metrics.statistics import AnyStat, UseStat
 from mmedrag.records import Trace
 from mmedrag.retrieval import DEEPEST, KS
 
@@ -38,28 +39,21 @@ def chance(right: np.ndarray, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:
     return out
 
 
-def _distinct(uses: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    return ratio((uses > 0).sum(axis=0), queries)
+def _distinct(uses: np.ndarray, queries: int) -> float:
+    return float(np.count_nonzero(uses) / queries)
 
 
-def _coverage(uses: np.ndarray, queries: np.ndarray, references: int) -> np.ndarray:
-    return (uses > 0).sum(axis=0) / references
+def _coverage(uses: np.ndarray, queries: int, references: int) -> float:
+    return float(np.count_nonzero(uses) / references)
 
 
-def _top(uses: np.ndarray, queries: np.ndarray, most: int) -> np.ndarray:
-    kept = np.partition(uses, -most, axis=0)[-most:] if len(uses) > most else uses
-    return ratio(kept.sum(axis=0), queries)
+def _top(uses: np.ndarray, queries: int, most: int) -> float:
+    return float(np.sort(uses)[-most:].sum() / queries)
 
 
-def _skewness(uses: np.ndarray, queries: np.ndarray, references: int) -> np.ndarray:
+def _skewness(uses: np.ndarray, queries: int, references: int) -> float:
     """Third standardised moment of the uses of all references, those never used included."""
-    mean = uses.sum(axis=0) / references
-    never = references - len(uses)
-    second, third = (
-        (((uses - mean) ** power).sum(axis=0) + never * (-mean) ** power) / references
-        for power in (2, 3)
-    )
-    return ratio(third, second**1.5)
+    return float(skew(np.pad(uses, (0, references - len(uses)))))
 
 
 def hubs(first: Sequence[int] | np.ndarray) -> dict[str, AnyStat]:
@@ -70,7 +64,7 @@ def hubs(first: Sequence[int] | np.ndarray) -> dict[str, AnyStat]:
     """
     used = np.asarray(first, dtype=int).reshape(-1, 1)
     return {
-        "distinct_share": UseStat(used, _distinct, jackknife=True),
+        "distinct_share": UseStat(used, _distinct),
         "top_share": UseStat(used, partial(_top, most=1)),
         "top_ten_share": UseStat(used, partial(_top, most=10)),
     }
@@ -83,12 +77,8 @@ def hubness(rows: np.ndarray, references: int) -> dict[str, AnyStat]:
     k-occurrence counts (Radovanović et al. 2010).
     """
     return hubs(rows[:, 0]) | {
-        f"coverage@{rows.shape[1]}": UseStat(
-            rows, partial(_coverage, references=references), jackknife=True
-        ),
-        "skewness": UseStat(
-            rows, partial(_skewness, references=references), unit=False, jackknife=True
-        ),
+        f"coverage@{rows.shape[1]}": UseStat(rows, partial(_coverage, references=references)),
+        "skewness": UseStat(rows, partial(_skewness, references=references), unit=False),
     }
 
 

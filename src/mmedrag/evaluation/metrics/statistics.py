@@ -1,10 +1,10 @@
-"""Uncertainty of a score: bootstrap intervals clustered by patient, and paired tests.
+"""Uncertainty of a score: values under resampling by patient, intervals, paired differences.
 
 Place in the picture: between per-row scores and every table. A :class:`Stat` is a metric in
 the one form that makes resampling cheap: rows of additive statistics and a function that
 finishes their sum (accuracy, F1, MCC, ECE and corpus BLEU are all of that form), so that
-10,000 resamples are one matrix product. Ranks (AUROC) and counts of references (hubness) are
-the exceptions and have their own.
+10,000 resamples are one matrix product. Ranks (AUROC) are the exception and have their own.
+What is made of the resampled values stands in ``bounds``.
 
 Rows of one patient are not independent, hence whole patients are drawn (cluster bootstrap:
 Davison & Hinkley 1997, §3.8). A resample is a multinomial weight per patient; all statistics
@@ -15,17 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
-from scipy.sparse import csr_array
 
+from mmedrag.evaluation.metrics import bounds
 from mmedrag.runtime import numpy_rng
 
 RESAMPLES = 10_000
-LEVEL = 0.95
-NORMAL = np.array([NormalDist().inv_cdf(q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)])
+BLOCKS = 200  # of clusters that the jackknife leaves out one by one, at most
 FEWEST = 6  # patients below which a difference is not claimed
 BOOTSTRAP = "paired bootstrap"
 Finish = Callable[[np.ndarray], np.ndarray]
@@ -50,12 +48,14 @@ class Stat:
 
     Args:
         rows: float [n, k], statistics that add up over rows.
-        finish: [..., k] -> [...], from summed statistics to the metric.
+        finish: [..., k] -> [...], from summed statistics to the metric; with ``norm`` to the
+            [..., m] that it is a norm of.
         values: float [n], the value shown per example (NaN where the row has none).
         counted: bool [n], rows in the metric's denominator (all by default).
         unit: the metric lies in [0, 1], so that a score of exactly 0 or 1 has exact bounds.
-        biased: resampling pushes the metric to one side (a sum of absolute gaps, such as ECE,
-            away from 0): its interval is shifted back by the bootstrap's estimate of that bias.
+        norm: [..., m] -> [...] of a metric that is a norm, such as ECE, the sum of absolute gaps:
+            sampling alone pushes it away from 0, so that its interval is found by test inversion
+            (:func:`mmedrag.evaluation.metrics.bounds.inverted`) and its value corrected by it.
     """
 
     rows: np.ndarray
@@ -63,14 +63,20 @@ class Stat:
     values: np.ndarray
     counted: np.ndarray | None = None
     unit: bool = True
-    biased: bool = False
+    norm: Finish | None = None
 
     @property
     def n(self) -> int:
         return len(self.rows) if self.counted is None else int(self.counted.sum())
 
+    @property
+    def vector(self) -> np.ndarray:
+        """What the rows come to: [1], or with ``norm`` [1, m]."""
+        return self.finish(self.rows.sum(axis=0)[None])
+
     def point(self) -> float:
-        return float(self.finish(self.rows.sum(axis=0)[None])[0])
+        found = self.vector if self.norm is None else self.norm(self.vector)
+        return float(found[0])
 
     def take(self, rows: np.ndarray, table: dict[int, np.ndarray] | None = None) -> Stat:
         """The same metric over some of the rows. Pass one dict as ``table`` for many metrics:
@@ -127,19 +133,18 @@ class RankStat:
 class UseStat:
     """A metric of how often each reference comes up, such as the share of the most used one.
 
+    It describes the queries that were asked and has no interval: with more queries the most used
+    reference serves a smaller share and the distinct ones are fewer per query, so that there is no
+    value of the population which a resampling of these queries would be around.
+
     Args:
         used: int [n, k], references of each query, -1 for none.
-        finish: (uses [references, b], queries [b]) -> [b].
-        biased: always, because in a resample the same queries come up twice: larger hubs.
-        jackknife: the metric counts references, of which repeated queries show no new ones, so
-            that a bootstrap interval is too narrow: its interval is the jackknife's.
+        finish: (uses [references], queries) -> the metric.
     """
 
     used: np.ndarray
-    finish: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    finish: Callable[[np.ndarray, int], float]
     unit: bool = True
-    biased: bool = True
-    jackknife: bool = False
 
     @property
     def n(self) -> int:
@@ -153,30 +158,8 @@ class UseStat:
         return replace(self, used=self.used[rows])
 
     def point(self) -> float:
-        return float(self.weighted(np.ones((1, len(self.used))))[0])
-
-    def weighted(self, weights: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """The metric under weights [b, n], or under weights [b, clusters] of ``groups``."""
-        query, place = np.nonzero(self.used >= 0)
-        if not len(query):
-            return np.full(len(weights), np.nan)
-        own = np.arange(len(self.used)) if groups is None else groups
-        asked = np.bincount(own[np.unique(query)], minlength=weights.shape[1])
-        ones = np.ones(len(query))
-        table = csr_array(
-            (ones, (self.used[query, place], own[query])),
-            shape=(int(self.used.max()) + 1, weights.shape[1]),
-        )
-        return self.finish(table @ weights.T, weights @ asked)
-
-    def normal(self, groups: np.ndarray) -> tuple[float, float]:
-        """Normal interval around the value, with the standard error of the delete-one-cluster
-        jackknife (Efron & Stein 1981)."""
-        count = int(groups.max()) + 1
-        without = self.weighted(1.0 - np.eye(count), groups)
-        bounds = np.round(self.point() + NORMAL * np.sqrt((count - 1) * without.var()), 12)
-        low, high = np.clip(bounds, 0.0, 1.0) if self.unit else bounds
-        return float(low), float(high)
+        used = self.used[self.used >= 0]
+        return float(self.finish(np.bincount(used), self.n)) if len(used) else float("nan")
 
 
 AnyStat = Stat | RankStat | UseStat
@@ -245,90 +228,94 @@ def draws(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(picked.ravel(), minlength=size * count).reshape(size, count)
 
 
+@dataclass(frozen=True)
+class Replicates:
+    """A metric under resampling, from ``clusters`` of rows that it counts.
+
+    bootstrap: [b], of a metric that is a norm [b, m]; undefined values left in as NaN, empty where
+    a metric is not resampled. jackknife: [j], the metric without one of j blocks of clusters.
+    """
+
+    bootstrap: np.ndarray
+    jackknife: np.ndarray
+    clusters: int
+
+
 def resample(
     stats: Sequence[AnyStat], groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> np.ndarray:
-    """Bootstrap values [len(stats), resamples] of metrics over the same rows, paired by draw.
+) -> list[Replicates]:
+    """Replicates of metrics over the same rows, paired by draw.
 
     Args:
         stats: metrics over the same n rows.
         groups: int [n], cluster number of each row (see :func:`clusters`).
     """
     count = int(groups.max()) + 1 if len(groups) else 0
-    out = np.full((len(stats), resamples), np.nan)
-    if not count or not stats:
-        return out
+    if not count:
+        return [Replicates(np.empty(0), np.empty(0), 0) for _ in stats]
     member = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[member], np.arange(count))
     sums: list[np.ndarray] = []
-    spans: dict[int, tuple[int, int]] = {}
+    spans: dict[int, slice] = {}
     at = 0
     for stat in stats:
         if isinstance(stat, Stat) and id(stat.rows) not in spans:
             sums.append(np.add.reduceat(stat.rows[member].astype(float), starts, axis=0))
-            spans[id(stat.rows)] = (at, at + stat.rows.shape[1])
-            at += stat.rows.shape[1]
+            spans[id(stat.rows)] = slice(at, at := at + stat.rows.shape[1])
     table = np.concatenate(sums, axis=1) if sums else np.empty((count, 0))
-    done = 0
+    blocks = min(count, BLOCKS)
+    left_out = np.arange(count) % blocks == np.arange(blocks)[:, None]
+    found: list[list[np.ndarray]] = [[] for _ in stats]
     with np.errstate(all="ignore"):
-        for weights in draws(count, resamples, seed):
-            here = slice(done, done + len(weights))
-            done = here.stop
+        for weights in (*draws(count, resamples, seed), ~left_out):
             real = weights.astype(float)
             totals = (table.T @ real.T).T  # column by column, as the metrics read it
-            for i, stat in enumerate(stats):
+            for values, stat in zip(found, stats, strict=True):
                 if isinstance(stat, Stat):
-                    a, b = spans[id(stat.rows)]
-                    out[i, here] = stat.finish(totals[:, a:b])
-                else:
-                    out[i, here] = stat.weighted(real, groups)
-    return out
+                    values.append(stat.finish(totals[:, spans[id(stat.rows)]]))
+                elif isinstance(stat, RankStat):
+                    values.append(stat.weighted(real, groups))
+    nothing = np.empty(0)
+    return [
+        Replicates(
+            np.concatenate(values[:-1]) if values else nothing,
+            values[-1] if values else nothing,
+            _counted(stat, groups),
+        )
+        for values, stat in zip(found, stats, strict=True)
+    ]
 
 
-def interval(stat: AnyStat, samples: np.ndarray, groups: np.ndarray) -> Interval:
-    """Percentile interval of one metric from its bootstrap values.
+def _counted(stat: AnyStat, groups: np.ndarray) -> int:
+    """Clusters of the rows that a metric counts."""
+    counted = stat.counted if isinstance(stat, Stat) else None
+    return len(np.unique(groups if counted is None else groups[counted]))
 
-    With fewer than two clusters there is no interval. A score of exactly 0 or 1 has no spread
-    to resample: its bound is the exact binomial one for that many clusters (Clopper-Pearson),
-    so that 5 right answers of 5 do not print as certainty. The same bound holds what queries
-    could show of references that none has shown yet, where each has come up more than once.
+
+def interval(stat: AnyStat, found: Replicates) -> Interval:
+    """Value and 95 % interval of one metric from its replicates.
+
+    BCa bootstrap, widened for few clusters (``bounds.bca``); by test inversion for a norm
+    (``bounds.inverted``), whose value is then the median-unbiased one. With fewer than two
+    clusters there is no interval. A score of exactly 0 or 1 has no spread to resample: its bound
+    is the exact binomial one for that many clusters (Clopper-Pearson), so that 5 right answers of
+    5 do not print as certainty.
     """
     value, n = stat.point(), stat.n
-    kept = np.unique(groups if getattr(stat, "counted", None) is None else groups[stat.counted])  # type: ignore[union-attr]
-    count = len(kept)
-    if count < 2 or not np.isfinite(value):
+    low: float | None
+    high: float | None
+    if not np.isfinite(value) or found.clusters < 2 or not len(found.bootstrap):
         return Interval(value, None, None, n)
-    if getattr(stat, "biased", False):
-        samples = unbias(samples, value, stat.unit)
-    own = isinstance(stat, UseStat) and stat.jackknife
-    low_, high_ = stat.normal(groups) if own else percentile(samples)  # type: ignore[union-attr]
-    if stat.unit and (own or value in (0.0, 1.0)) and low_ == high_:
-        bound = ((1 - LEVEL) / 2) ** (1 / count)
-        low, high = (bound, 1.0) if value == 1.0 else (value, min(value + 1.0 - bound, 1.0))
-        return Interval(value, low, high, n)
-    return Interval(value, low_, high_, n)
-
-
-def unbias(samples: np.ndarray, value: float, unit: bool = True) -> np.ndarray:
-    """Bootstrap values shifted so that their mean is the value, those of a ``unit`` metric cut
-    off at 0 and 1 (additive bias correction: Davison & Hinkley 1997, §2.1)."""
-    defined = samples[np.isfinite(samples)]
-    shifted = defined + (value - defined.mean() if len(defined) else 0.0)
-    return np.clip(shifted, 0.0, 1.0) if unit else shifted
-
-
-def percentile(samples: np.ndarray, level: float = LEVEL) -> tuple[float | None, float | None]:
-    """The central ``level`` of the defined samples; (None, None) when none is defined."""
-    defined = samples[np.isfinite(samples)]
-    if not len(defined):
-        return None, None
-    # np.percentile's linear interpolation, without its generality: it is called for every cell
-    at = (len(defined) - 1) * np.array([(1 - level) / 2, (1 + level) / 2])
-    below = at.astype(int)
-    above = np.minimum(below + 1, len(defined) - 1)
-    ordered = np.partition(defined, np.concatenate([below, above]))
-    low, high = ordered[below] + (at - below) * (ordered[above] - ordered[below])
-    return float(low), float(high)
+    if isinstance(stat, Stat) and stat.norm is not None:
+        value, low, high = bounds.inverted(
+            stat.norm, stat.vector[0], found.bootstrap, found.clusters
+        )
+    else:
+        low, high = bounds.bca(value, found.bootstrap, found.jackknife, found.clusters)
+    if stat.unit and low == high and value in (0.0, 1.0):
+        bound = bounds.ALPHA ** (1 / found.clusters)
+        low, high = (bound, 1.0) if value == 1.0 else (0.0, 1.0 - bound)
+    return Interval(value, low, high, n)
 
 
 def intervals(
@@ -338,11 +325,9 @@ def intervals(
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Value and 95 % interval of every metric over the same rows."""
-    groups = clusters(patients)
-    samples = resample(list(stats.values()), groups, resamples, seed)
+    found = resample(list(stats.values()), clusters(patients), resamples, seed)
     return {
-        name: interval(stat, row, groups)
-        for (name, stat), row in zip(stats.items(), samples, strict=True)
+        name: interval(stat, own) for (name, stat), own in zip(stats.items(), found, strict=True)
     }
 
 
@@ -368,59 +353,18 @@ def cells(
     return {name: asdict(cell) for name, cell in found.items()}
 
 
-def difference(
-    value: float, a: np.ndarray, b: np.ndarray, n: int, count: int | None = None
-) -> Difference:
-    """Paired bootstrap difference of two metrics resampled with the same weights.
+def difference(value: float, a: Replicates, b: Replicates, n: int) -> Difference:
+    """Paired difference a - b of two metrics resampled with the same weights: its BCa interval,
+    and the p at which that interval would just reach 0.
 
-    p = 2 min(P(d* <= 0), P(d* >= 0)), each with the +1 correction (Davison & Hinkley 1997,
-    §4.2), so that it is never 0. ``count`` is the number of clusters (None: enough): from fewer
-    than 6 there is no interval and no p, because even a sign test of 5 that all agree cannot
-    reach p < 0.05.
+    From fewer than 6 clusters there is neither, because even a sign test of 5 that all agree
+    cannot reach p < 0.05; nor for metrics that are norms, whose differences no bootstrap holds.
     """
-    samples = a - b
-    samples = samples[np.isfinite(samples)]
-    if not len(samples) or (count is not None and count < FEWEST):
+    count = min(a.clusters, b.clusters)
+    if count < FEWEST or a.bootstrap.ndim > 1 or not len(a.bootstrap):
         return Difference(clean(value), None, None, None, n, BOOTSTRAP)
-    low, high = percentile(samples)
-    tails = [(np.sum(samples <= 0) + 1), (np.sum(samples >= 0) + 1)]
-    p = min(1.0, 2 * min(tails) / (len(samples) + 1))
-    return Difference(clean(value), clean(low), clean(high), clean(p), n, BOOTSTRAP)
-
-
-def sign_flip(
-    differences: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> float:
-    """Two-sided p of a paired permutation test of mean difference 0, flipping whole patients.
-
-    Under the null hypothesis the two systems can be exchanged within a patient (Fisher's
-    randomisation test). Exact where there are no more than ``resamples`` sign patterns, otherwise
-    sampled with the seed.
-    """
-    from scipy.stats import permutation_test
-
-    sums = np.bincount(groups, weights=differences)
-    sums = sums[sums != 0]
-    if len(sums) < 2:  # one patient's sign says nothing: the test is two-sided
-        return 1.0
-    found = permutation_test(
-        (sums,),
-        np.sum,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=1000,  # patterns at a time: memory does not grow with the resamples
-        rng=seed,
+    drawn = (value, a.bootstrap - b.bootstrap, a.jackknife - b.jackknife, count)
+    low, high = bounds.bca(*drawn)
+    return Difference(
+        clean(value), clean(low), clean(high), clean(bounds.bca_p(*drawn)), n, BOOTSTRAP
     )
-    return float(found.pvalue)
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjusted p-values (Holm 1979); None stays None and is not counted."""
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    running = 0.0
-    for rank, (p, i) in enumerate(known):
-        running = max(running, min(1.0, p * (len(known) - rank)))
-        adjusted[i] = running
-    return adjusted

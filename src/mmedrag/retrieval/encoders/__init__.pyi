@@ -1,5 +1,5 @@
 from . import lite as lite
-from .base import ahead as ahead
+from .base import Towers as Towers, ahead as ahead
 from .load import (
     encoder_of_folder as encoder_of_folder,
     is_installed as is_installed,

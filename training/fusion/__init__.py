@@ -1,0 +1,1 @@
+"""What references could give at most: a fuser fitted on other seeds (`training.fusion`)."""
