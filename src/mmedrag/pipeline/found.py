@@ -95,7 +95,8 @@ def _why_no_hit(trace: Mapping[str, Any]) -> str:
     if not trace.get("image"):
         return "there is no picture to search with"
     if domain.get("label") == "unknown" and domain.get("reason"):
-        return f"the domain is unknown: {_kind(domain['reason'])}"
+        hint = "; --domain or --domain-model names another" if domain.get("by") == "shipped" else ""
+        return f"the domain is unknown: {_kind(domain['reason'])}{hint}"
     if domain.get("reason"):
         return str(domain["reason"])
     if trace.get("excluded"):
