@@ -64,7 +64,6 @@ NOT_RUN = {  # "…": and so on
     "make meteor": "a package archive of the system",
     "python -m training.embedded": HOURS,
     "python -m training.embedded STAGE ...": HOURS,
-    "python -m training.embedded.fusion": HOURS,
     "python bench/gpu.py": "a GPU",
     "python bench/tuning.py": MEASURES,
     "python bench/reliability.py --docs docs/reliability.md": MEASURES,

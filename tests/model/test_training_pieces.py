@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from training.embedded import check, fusion, maps, preference, stages, vqa
+from training.embedded import check, maps, preference, stages, vqa
 from training.embedded.data import PROBE_SEED, TRAIN_SEEDS, StudySet, study_set
 from training.embedded.dialogue import QUOTES, Writer
 from training.embedded.loop import fit
@@ -21,7 +21,7 @@ from training.embedded.vlm import DialogueEncoder
 
 from mmedrag import embedded
 from mmedrag.phantom import Rng, build_benchmark, findings_in, has, label_report
-from mmedrag.records import Answer, Domain, Hit, Pair, Side, Trace
+from mmedrag.records import Pair, Side
 from mmedrag.retrieval.encoders import load_encoder
 from mmedrag.runtime import DataFolder
 
@@ -192,7 +192,7 @@ def test_the_loop_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert (whole - 1).abs().max() < 0.5
 
 
-# --- pairs, fusion, card --------------------------------------------------------------------
+# --- pairs, card --------------------------------------------------------------------
 
 
 def pair(number: int, kind: str, answer: str) -> Pair:
@@ -218,33 +218,6 @@ def test_chosen_pairs_are_capped_and_their_answers_even() -> None:
         assert answers == {"yes": 60, "no": 60}
     assert preference.choose(pairs, ("cross_modal", "copy", "resist")) == chosen
     assert {p.kind for p in preference.choose(pairs, ("resist",))} == {"resist"}
-
-
-def trace(finding: str, references: list[str], p_yes: float = 0.8, form: str = "presence") -> Trace:
-    return Trace(
-        example_id="1",
-        task="vqa",
-        question="Is there cardiomegaly?",
-        answer_type="closed",
-        domain=Domain(label="radiology"),
-        target_domain="radiology",
-        hits=[Hit(id=str(i), text=t, score=1.0, rank=i) for i, t in enumerate(references)],
-        answer=Answer(text="yes", label="yes", p_yes=p_yes),
-        meta={"finding": finding, "form": form},
-    )
-
-
-def test_fusion_features_are_what_references_say() -> None:
-    texts = ["The heart is enlarged.", "No cardiomegaly.", "Questionable cardiomegaly.", "PA view."]
-    asked = trace("cardiomegaly", texts)
-    assert fusion.statements(asked) == [1.0, -1.0, 0.5, 0.0]
-    rows, odds = fusion.features([(asked, asked)])
-    assert odds[0] == pytest.approx(np.log(4))
-    # its own odds and their square; references that say yes, no and nothing
-    assert rows[0, :5] == pytest.approx([odds[0], odds[0] ** 2, 2, 1, 1])
-    negated = trace("cardiomegaly", texts, form="negated")
-    assert fusion.statements(negated)[:2] == [-1.0, 1.0]
-    assert fusion.features([(negated, negated)])[0][0, 4] == -1
 
 
 def test_the_card_says_what_the_scores_say() -> None:

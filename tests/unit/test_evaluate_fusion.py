@@ -10,6 +10,7 @@ import pytest
 from training.fusion.__main__ import main
 
 from mmedrag.evaluation import EvaluationResult, asked_twice, attainable, measured
+from mmedrag.evaluation.fusion import statements
 from mmedrag.evaluation.result import Environment
 from mmedrag.experiments.ablation import ALONE, WITH, Row
 from mmedrag.experiments.effects import IGNORED, effect_lines, read_fusion, with_effects
@@ -58,6 +59,15 @@ def runs(seed: int, right: float, sees: float = 0.75, n: int = 240) -> tuple[lis
         hit = Hit(id=f"r{number}", text=SAYS[said], score=0.9, rank=0)
         with_.append(Trace(answer=Answer(text=said, p_yes=0.5), hits=[hit], **shared))
     return without, with_
+
+
+def test_statements_are_what_references_say_to_the_question() -> None:
+    texts = ["The heart is enlarged.", "No cardiomegaly.", "Questionable cardiomegaly.", "PA view."]
+    asked = runs(1, 1.0, n=1)[1][0]
+    asked.hits = [Hit(id=f"r{n}", text=t, score=0.9, rank=n) for n, t in enumerate(texts)]
+    assert [says for says, _ in statements(asked)] == [1.0, -1.0, 0.5, 0.0]
+    asked.meta["form"] = "negated"
+    assert [says for says, _ in statements(asked)] == [-1.0, 1.0, -0.5, 0.0]
 
 
 def value(found: object, who: str, effect: str) -> float:
