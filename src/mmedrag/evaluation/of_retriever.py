@@ -70,7 +70,7 @@ def evaluate_retriever(
         ``paired``: metric -> {value, low, high, n, chance {…}, shuffled {…}, untrained {…}} ·
         ``agreement``: of the best reference -> {value, low, high, n, random {…},
         difference {…}}; with key "image" also {top5 {…}, shuffled {…}, untrained {…}} ·
-        ``finding_agreement``: domain -> :class:`.agreement.Agreement` ·
+        ``finding_agreement``: domain -> :class:`.of_references.Agreement` ·
         ``hubness``: metric of :func:`metrics.retrieval.hubness` -> {value, low, high, n} ·
         ``n``, ``gallery``, ``skipped`` · ``encoder``.
 

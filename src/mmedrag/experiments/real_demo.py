@@ -17,7 +17,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -258,9 +258,12 @@ def _measure(
             if not (cache / file.name).exists():
                 shutil.copy(file, cache / file.name)
         encoder = state["of"]["encoder"]
-        done[domain] = evaluate_retriever(
+        found = evaluate_retriever(
             routed, encoder, domain, QUERIES, untrained=False, cache=cache, seed=seed, key="image"
         )
+        said = found.get("finding_agreement", {})
+        found["finding_agreement"] = {name: asdict(agreement) for name, agreement in said.items()}
+        done[domain] = found
         write_json(out / "demo.json", state, own=True)
     return done[domain]
 
