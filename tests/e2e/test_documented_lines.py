@@ -37,6 +37,9 @@ RELEASED = (
 REAL_TEXT = "the extra real-text; tests/model/test_retrieval_projected.py, where it is installed"
 SERVER = "a service that does not end; tests/e2e/test_serve_process.py starts and stops it"
 
+FUSER = "runs over several seeds; tests/unit/test_evaluate_fusion.py types it"
+MINUTES = "tens of minutes; tests/e2e/test_cli_sweep.py at a small size"
+
 NOT_RUN = {  # "…": and so on
     "RUN python -m venv /opt/mmedrag": DOCKER,
     "RUN /opt/mmedrag/bin/pip install -c constraints.txt ${TORCH_INDEX…": DOCKER,
@@ -66,6 +69,13 @@ NOT_RUN = {  # "…": and so on
     "python -m training.embedded STAGE ...": HOURS,
     "python bench/gpu.py": "a GPU",
     "python bench/tuning.py": MEASURES,
+    "python bench/regimes.py": MEASURES,
+    "python bench/intervals.py --docs docs/evaluation.md": MEASURES,
+    "python -m training.fusion …": FUSER,
+    "mmedrag ablation DATA --system S.toml --out OUT --set ablation.attainable=…": FUSER,
+    "python -m training.real_domain …": "the sample pictures; tests/model/test_domain_real.py",
+    "mmedrag sweep --out OUT": MINUTES,
+    "mmedrag sweep --out OUT --studies 200 …": MINUTES,
     "python bench/reliability.py --docs docs/reliability.md": MEASURES,
     "python bench/reliability.py --full --docs docs/reliability.md": MEASURES,
     "pip install -c constraints.txt '.[serve,dicom]'": INSTALLS,
