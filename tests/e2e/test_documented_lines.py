@@ -37,6 +37,7 @@ RELEASED = (
 REAL_TEXT = "the extra real-text; tests/model/test_retrieval_projected.py, where it is installed"
 SERVER = "a service that does not end; tests/e2e/test_serve_process.py starts and stops it"
 
+REAL = "real pictures; tests/model/test_domain_real.py judges what it made"
 FUSER = "runs over several seeds; tests/unit/test_evaluate_fusion.py types it"
 MINUTES = "tens of minutes; tests/e2e/test_cli_sweep.py at a small size"
 
@@ -73,7 +74,8 @@ NOT_RUN = {  # "…": and so on
     "python bench/intervals.py --docs docs/evaluation.md": MEASURES,
     "python -m training.fusion …": FUSER,
     "mmedrag ablation DATA --system S.toml --out OUT --set ablation.attainable=…": FUSER,
-    "python -m training.real_domain …": "the sample pictures; tests/model/test_domain_real.py",
+    "python -m training.real_domain": REAL,
+    "python -m training.real_domain --data DATA --out DIR": REAL,
     "mmedrag sweep --out OUT": MINUTES,
     "mmedrag sweep --out OUT --studies 200 …": MINUTES,
     "python bench/reliability.py --docs docs/reliability.md": MEASURES,
