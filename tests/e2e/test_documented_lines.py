@@ -76,6 +76,8 @@ NOT_RUN = {  # "…": and so on
     "mmedrag ablation DATA --system S.toml --out OUT --set ablation.attainable=…": FUSER,
     "python -m training.real_domain": REAL,
     "python -m training.real_domain --data DATA --out DIR": REAL,
+    "mmedrag ablation DATA --system S.toml --out OUT --config recipe.toml": "an index and adapters "
+    "of one's own; tests/e2e/test_ablation_rows.py runs a system and a recipe",
     "mmedrag sweep --out OUT": MINUTES,
     "mmedrag sweep --out OUT --studies 200 …": MINUTES,
     "python bench/reliability.py --docs docs/reliability.md": MEASURES,
@@ -140,7 +142,6 @@ SLOW = {
     "mmedrag demo --full",
     "mmedrag ablation DATA --system SYSTEM --out OUT",
     "mmedrag ablation DATA --system S.toml --out OUT",
-    "mmedrag ablation DATA --system S.toml --out OUT --config recipe.toml",
     "python bench/gpu.py --rehearse",
 }
 
