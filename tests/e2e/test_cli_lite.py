@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmedrag.cli.main import main
+from cli_tools import call
 from retrieval_tools import make_data
 
 pytestmark = pytest.mark.model
-
-
-def call(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> Any:
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in args])
-    out, err = capsys.readouterr()
-    assert (ended.value.code or 0) == code, err
-    return json.loads(out) if out else err
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mmedrag.cli.main import main
+from cli_tools import call
 from mmedrag.records.records import UserError
 from mmedrag.retrieval.index import Filter
 from mmedrag.retrieval.index_build import build_index
@@ -17,14 +16,6 @@ from retrieval_tools import ColourEncoder, make_data
 pytestmark = pytest.mark.model
 
 OWN = ("--retriever", "retrieval_tools:colour")  # an index names no code: the user does
-
-
-def call(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> Any:
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in args])
-    out, err = capsys.readouterr()
-    assert (ended.value.code or 0) == code, err
-    return json.loads(out) if out else err
 
 
 @pytest.fixture
